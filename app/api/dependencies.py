@@ -1,0 +1,98 @@
+"""What the routes are given."""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import Depends, Header, Query, Request, Response
+
+from app.config import Settings
+from app.errors import InvalidRequest
+from app.queue.notify import SettledBoard
+from app.services.catalog import Catalog
+from app.services.contexts import Contexts
+from app.services.health import Health
+from app.services.pages import Page, Window
+from app.services.results import Results
+from app.triton.fleet import Fleet
+
+LONGEST_WAIT_SECONDS = 60
+_WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Services:
+    """Everything a route may use; made once by the lifespan."""
+
+    settings: Settings
+    contexts: Contexts
+    results: Results
+    catalog: Catalog
+    health: Health
+    fleet: Fleet
+    board: SettledBoard
+
+
+def services(request: Request) -> Services:
+    found: Services = request.state.services
+    return found
+
+
+def window(
+    limit: Annotated[int, Query(ge=1, le=1000, description="entries in one page")] = 100,
+    after: Annotated[UUID | None, Query(description="the last id of the page before")] = None,
+    created_after: Annotated[datetime | None, Query(description="RFC 3339; exclusive")] = None,
+    created_before: Annotated[datetime | None, Query(description="RFC 3339; exclusive")] = None,
+) -> Window:
+    return Window(limit, after, _aware("created_after", created_after), _aware("created_before", created_before))
+
+
+def _aware(name: str, moment: datetime | None) -> datetime | None:
+    """A time without an offset is taken as UTC."""
+    if moment is None:
+        return None
+    try:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except OverflowError:
+        message = "is outside the range of times this service knows"
+        raise InvalidRequest(f"{name}: {message}", errors=[{"field": name, "message": message}]) from None
+
+
+def wait_seconds(
+    prefer: Annotated[
+        str | None,
+        Header(description="`wait=N` (RFC 7240) holds the answer up to N seconds, at most 60, for the result"),
+    ] = None,
+) -> int | None:
+    """N of `Prefer: wait=N`, capped; None where there is none (unknown preferences are ignored)."""
+    match = _WAIT.search(prefer or "")
+    return min(int(match.group(1)), LONGEST_WAIT_SECONDS) if match else None
+
+
+def link_next(request: Request, response: Response, page: Page) -> None:
+    """Adds the Link header of RFC 8288 where there is a next page."""
+    if page.next_after is not None:
+        target = request.url.include_query_params(after=str(page.next_after))
+        response.headers["Link"] = f'<{target}>; rel="next"'
+
+
+ServicesDep = Annotated[Services, Depends(services)]
+WindowDep = Annotated[Window, Depends(window)]
+WaitDep = Annotated[int | None, Depends(wait_seconds)]
+
+PROBLEM_CONTENT: dict[str, Any] = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+DESCRIPTIONS = {
+    400: "The body is not JSON",
+    404: "Not found",
+    413: "The body is too large",
+    415: "The body is not declared as JSON",
+    422: "Not valid; `errors` names the fields",
+    503: "Postgres cannot be reached; nothing was stored",
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The error answers of a route, for the OpenAPI document."""
+    return {status: {"description": DESCRIPTIONS[status], "content": PROBLEM_CONTENT} for status in (*statuses, 503)}

@@ -1,0 +1,46 @@
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.concurrency import run_in_threadpool
+
+from app.api.dependencies import ServicesDep
+from app.api.schemas import Live, Ready, ServerHealth
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/health/live", response_model=Live)
+async def live() -> object:
+    """The process runs."""
+    return Live(status="live")
+
+
+@router.get("/health/ready", response_model=Ready, responses={503: {"model": Ready}})
+async def ready(services: ServicesDep, response: Response) -> object:
+    """Postgres can be reached and is migrated. Triton's state is reported and changes nothing."""
+    database = await services.health.database()
+    is_ready = database.reachable and database.migrated
+    if is_ready:
+        await services.catalog.models()
+    else:
+        response.status_code = 503
+    return Ready(
+        status="ready" if is_ready else "unready",
+        database=database.detail or "ok",
+        triton=[
+            ServerHealth(
+                url=server.url,
+                up=server.up,
+                reason=server.reason or None,
+                ready_models=sorted(name for name, model in server.models.items() if model.state == "ready")
+                if server.up
+                else [],
+            )
+            for server in services.fleet.servers
+        ],
+    )
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics() -> Response:
+    """Prometheus metrics of this process."""
+    return Response(await run_in_threadpool(generate_latest), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,55 @@
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Request, Response
+
+from app.api.dependencies import ServicesDep, WaitDep, WindowDep, link_next, problems
+from app.api.schemas import Attempt, ClientReference, Result
+from app.queue.ticket import Status
+from app.services.results import Filters
+
+router = APIRouter(prefix="/results", tags=["results"])
+
+POLL_AGAIN_SECONDS = "1"
+
+
+@router.get("/", response_model=list[Result], responses=problems(422))
+async def list_results(
+    services: ServicesDep,
+    window: WindowDep,
+    request: Request,
+    response: Response,
+    status: Status | None = None,
+    model: Annotated[ClientReference | None, Query()] = None,
+    context_id: UUID | None = None,
+    client_reference: Annotated[ClientReference | None, Query()] = None,
+) -> object:
+    """Results, newest first."""
+    page = await services.results.page(Filters(status, model, context_id, client_reference), window)
+    link_next(request, response, page)
+    return [Result.of(row) for row in page.rows]
+
+
+@router.get("/{result_id}", response_model=Result, responses=problems(404, 422))
+async def get_result(result_id: UUID, services: ServicesDep, wait: WaitDep, response: Response) -> object:
+    """One result as it stands; `Prefer: wait=N` holds the answer until it is final or N seconds are over."""
+    if wait is None:
+        row = await services.results.get(result_id)
+    else:
+        row = await services.results.wait(result_id, wait)
+        response.headers["Preference-Applied"] = f"wait={wait}"
+    if not Status(row["status"]).final:
+        response.headers["Retry-After"] = POLL_AGAIN_SECONDS
+    return Result.of(row)
+
+
+@router.post("/{result_id}/cancel", response_model=Result, responses=problems(404, 422))
+async def cancel_result(result_id: UUID, services: ServicesDep) -> object:
+    """Cancels: at once while queued, through the engine while running; a final result is returned unchanged."""
+    return Result.of(await services.results.cancel(result_id))
+
+
+@router.get("/{result_id}/attempts", response_model=list[Attempt], responses=problems(404, 422))
+async def list_attempts(result_id: UUID, services: ServicesDep) -> object:
+    """The ended attempts of a result, first to last."""
+    return [Attempt.of(row) for row in await services.results.attempts(result_id)]

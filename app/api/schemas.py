@@ -1,0 +1,213 @@
+"""Bodies of requests and answers."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Self
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.api.body import StorableObject, StorableText
+from app.queue.ticket import PRIORITY_HIGHEST, PRIORITY_LOWEST, Phase, Status
+from app.services.results import phase
+from app.triton.sampling import SamplingParameters
+
+LONGEST_LIFE_SECONDS = 30 * 24 * 3600
+ClientReference = Annotated[StorableText, Field(min_length=1, max_length=200)]
+
+
+class RequestBody(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ContextCreate(RequestBody):
+    content: Annotated[StorableText, Field(min_length=1, examples=["Name three uses of a paper clip."])]
+    metadata: StorableObject | None = Field(None, examples=[{"source": "demo"}])
+
+
+class Context(BaseModel):
+    id: UUID
+    content: str
+    metadata: dict[str, Any] | None
+    created_at: datetime
+
+
+class SendOptions(RequestBody):
+    parameters: SamplingParameters = Field(default_factory=SamplingParameters)
+    priority: int = Field(0, ge=PRIORITY_LOWEST, le=PRIORITY_HIGHEST, description="higher is served first")
+    expires_in: float | None = Field(
+        None,
+        gt=0,
+        le=LONGEST_LIFE_SECONDS,
+        allow_inf_nan=False,
+        description="seconds; a result not finished by then fails with the code `expired`",
+    )
+    client_reference: ClientReference | None = Field(None, description="a name of your own, to find it by")
+
+
+class Ticket(BaseModel):
+    result_id: UUID
+    status: Status
+    phase: Phase | None
+    model: str
+    context_id: UUID
+    created_at: datetime
+    status_url: str
+    cancel_url: str
+
+
+class Usage(BaseModel):
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+class ResultError(BaseModel):
+    code: str
+    message: str
+
+
+class Cancellation(BaseModel):
+    requested_at: datetime
+    engine_stopped_at: datetime | None = Field(description="null where no engine ran it at the time")
+
+
+class Choice(BaseModel):
+    index: int
+    text: str
+    finish_reason: str | None
+    cumulative_logprob: float | None = None
+    logprobs: list[dict[str, Any]] | None = None
+
+
+class Result(BaseModel):
+    id: UUID
+    context_id: UUID
+    model: str
+    status: Status
+    phase: Phase | None = Field(description="queued, running or cancelling while pending, else null")
+    parameters: dict[str, Any] = Field(description="as sent to the engine, defaults filled in")
+    output: str | None = Field(description="what was generated, without the prompt")
+    outputs: list[Choice] | None = Field(description="all choices, when n > 1 or logprobs were asked for")
+    finish_reason: str | None
+    usage: Usage
+    error: ResultError | None = Field(description="why it failed")
+    last_error: ResultError | None = Field(description="while pending, what the last attempt met")
+    cancellation: Cancellation | None
+    attempt_count: int
+    priority: int
+    client_reference: str | None
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    expires_at: datetime | None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Self:
+        fields = {name: row[name] for name in _SAME_NAME}
+        error = None
+        if row["error_code"] is not None:
+            error = ResultError(code=row["error_code"], message=row["error_message"])
+        cancellation = None
+        if row["cancel_requested_at"] is not None:
+            cancellation = Cancellation(
+                requested_at=row["cancel_requested_at"], engine_stopped_at=row["engine_stopped_at"]
+            )
+        return cls(
+            **fields,
+            phase=phase(row),
+            usage=Usage(prompt_tokens=row["prompt_tokens"], completion_tokens=row["completion_tokens"]),
+            error=error if row["status"] == Status.FAILED else None,
+            last_error=error if row["status"] == Status.PENDING else None,
+            cancellation=cancellation,
+        )
+
+
+_SAME_NAME = (
+    "id",
+    "context_id",
+    "model",
+    "status",
+    "parameters",
+    "output",
+    "outputs",
+    "finish_reason",
+    "attempt_count",
+    "priority",
+    "client_reference",
+    "created_at",
+    "started_at",
+    "completed_at",
+    "expires_at",
+)
+
+
+class Attempt(BaseModel):
+    number: int
+    dispatcher: str
+    server: str | None
+    started_at: datetime
+    ended_at: datetime
+    outcome: str
+    error: ResultError | None
+    usage: Usage
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Self:
+        return cls(
+            number=row["number"],
+            dispatcher=row["dispatcher"],
+            server=row["server"],
+            started_at=row["started_at"],
+            ended_at=row["ended_at"],
+            outcome=row["outcome"],
+            error=ResultError(code=row["error_code"], message=row["error_message"]) if row["error_code"] else None,
+            usage=Usage(prompt_tokens=row["prompt_tokens"], completion_tokens=row["completion_tokens"]),
+        )
+
+
+class Model(BaseModel):
+    name: str
+    version: str
+    state: str = Field(description="ready, loading or unavailable")
+    reason: str | None = Field(description="why it is not ready")
+    servers: list[str] = Field(description="gRPC addresses of the servers where it is ready")
+
+
+class Tensor(BaseModel):
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelDetail(Model):
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    statistics: dict[str, list[dict[str, Any]]] = Field(description="Triton's model_stats, by server")
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details; `code` is stable."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    errors: list[dict[str, str]] | None = None
+
+
+class Live(BaseModel):
+    status: str
+
+
+class ServerHealth(BaseModel):
+    url: str
+    up: bool
+    reason: str | None
+    ready_models: list[str]
+
+
+class Ready(BaseModel):
+    status: str = Field(description="ready or unready")
+    database: str = Field(description="ok, or what to do")
+    triton: list[ServerHealth] = Field(description="reported only: tickets wait while servers are down")

@@ -1,0 +1,103 @@
+"""Every setting of the API and the dispatcher, read once from the environment."""
+
+from enum import StrEnum
+from functools import cached_property
+from typing import Annotated, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+DEVELOPMENT_PASSWORDS = frozenset({"tickets-dev-only", "postgres", "password", "changeme", ""})
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Environment(StrEnum):
+    DEVELOPMENT = "development"
+    PRODUCTION = "production"
+
+
+class SettingsError(Exception):
+    """The environment holds a setting that cannot work; the text names it."""
+
+
+class Settings(BaseSettings):
+    """Field names in upper case are the environment variables."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+
+    environment: Environment = Field(Environment.DEVELOPMENT, description="`production` refuses development passwords")
+    database_url: str = Field(
+        "postgresql://tickets:tickets-dev-only@127.0.0.1:54320/tickets",
+        description="Postgres 18 or later, `postgresql://user:password@host:port/database`",
+    )
+    database_pool_size: int = Field(10, ge=2, description="connections one process keeps to Postgres")
+    triton_urls: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("127.0.0.1:8001",), description="gRPC addresses of the Triton servers, `host:port`, comma-separated"
+    )
+
+    api_host: str = Field("127.0.0.1", description="address the API listens on")
+    api_port: int = Field(8887, ge=1, le=65535, description="port the API listens on")
+    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="largest request body, in bytes")
+    max_content_chars: int = Field(1_000_000, ge=1, description="longest `content` of a context")
+    default_max_tokens: int = Field(512, ge=1, description="`max_tokens` where a request names none")
+
+    model_concurrency: int = Field(64, ge=1, description="requests in flight per model on each server")
+    lease_seconds: Seconds = Field(30.0, description="how long a claim lasts without renewal")
+    poll_seconds: Seconds = Field(1.0, description="look for work this often, also without a wake-up")
+    max_attempts: int = Field(5, ge=1, description="tries before a retryable fault becomes final")
+    idle_timeout_seconds: Seconds = Field(120.0, description="longest silence of an engine within one attempt")
+    run_timeout_seconds: Seconds = Field(1800.0, description="longest run of one attempt")
+    drain_seconds: float = Field(20.0, ge=0, description="how long a stopping dispatcher lets its runs finish")
+    probe_seconds: Seconds = Field(2.0, description="how often each Triton server is asked for its state")
+    priority_ageing_seconds: Seconds = Field(60.0, description="waiting this long makes up for one step of priority")
+
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+    dispatcher_metrics_port: int = Field(
+        0, ge=0, le=65535, description="Prometheus port of the dispatcher; 0 serves none"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_lists(cls, values: dict[str, object]) -> dict[str, object]:
+        urls = values.get("triton_urls")
+        if isinstance(urls, str):
+            values["triton_urls"] = tuple(url.strip() for url in urls.split(",") if url.strip())
+        return values
+
+    @model_validator(mode="after")
+    def _refuse_what_cannot_work(self) -> Self:
+        url = urlsplit(self.database_url)
+        if url.scheme not in ("postgresql", "postgres"):
+            raise ValueError("DATABASE_URL must start with postgresql://")
+        if self.environment is Environment.PRODUCTION and (url.password or "") in DEVELOPMENT_PASSWORDS:
+            raise ValueError(
+                "DATABASE_URL holds a development password and ENVIRONMENT is production: set one of your own"
+            )
+        for server in self.triton_urls:
+            host, _, port = server.rpartition(":")
+            if not host or not port.isdigit() or "/" in server:
+                raise ValueError(f"TRITON_URLS: {server!r} is not host:port, for example 127.0.0.1:8001")
+        return self
+
+    @cached_property
+    def sqlalchemy_url(self) -> str:
+        return "postgresql+asyncpg://" + self.database_url.split("://", 1)[1]
+
+
+def load_settings() -> Settings:
+    """Reads the environment.
+
+    Raises:
+        SettingsError: one sentence for each setting that is off.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        parts = []
+        for problem in error.errors(include_url=False, include_input=False):
+            name = "_".join(str(part) for part in problem["loc"]).upper()
+            message = problem["msg"].removeprefix("Value error, ")
+            parts.append(f"{name}: {message}" if name else message)
+        raise SettingsError("; ".join(parts)) from None

@@ -1,0 +1,206 @@
+"""Claim, run, settle: the dispatcher of one process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+from uuid import UUID
+
+from app.config import Settings
+from app.dispatch.outbox import Outbox
+from app.dispatch.run import Run, Stop, attempt
+from app.errors import DatabaseUnavailable
+from app.queue.store import QueueStore
+from app.queue.ticket import Claim, Outcome, Release, Settlement, backoff_seconds
+from app.telemetry import ATTEMPT_SECONDS, ATTEMPTS_RETURNED, LEASES_LOST, SETTLED, logger
+from app.triton.fleet import Fleet
+
+log = logger("dispatch")
+
+CLAIM_BATCH = 200
+DATABASE_RETRY_SECONDS = 0.5
+
+
+class Dispatcher:
+    """Keeps every free slot of the fleet busy while work waits.
+
+    `name` only labels: nothing depends on it.
+    """
+
+    def __init__(self, store: QueueStore, fleet: Fleet, settings: Settings, name: str) -> None:
+        self._store = store
+        self._fleet = fleet
+        self._settings = settings
+        self._name = name
+        self._runs: dict[UUID, Run] = {}
+        self._outbox = Outbox(store, self._written)
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._stopping = False
+        # Models whose queue was seen empty, and how often new work was announced since the start.
+        self._drained: set[str] = set()
+        self._announced = 0
+        fleet.changed = self.work_announced
+
+    def work_announced(self, _payload: str = "") -> None:
+        """There may be work: look now."""
+        self._announced += 1
+        self._drained.clear()
+        self._wake.set()
+
+    def cancel_announced(self, payload: str) -> None:
+        """A cancel was asked for; an empty payload means that some may have been missed."""
+        if payload and (run := self._runs.get(UUID(payload))):
+            run.stop(Stop.CANCEL)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Works until `stop` is set, then drains: no new claims, runs may end, the rest is released."""
+        async with asyncio.TaskGroup() as tasks:
+            workers = [
+                tasks.create_task(self._claim_forever()),
+                tasks.create_task(self._renew_forever()),
+                tasks.create_task(self._tick_forever()),
+                tasks.create_task(self._outbox.run()),
+            ]
+            await stop.wait()
+            await self._drain()
+            for worker in workers:
+                worker.cancel()
+
+    async def _claim_forever(self) -> None:
+        while not self._stopping:
+            self._wake.clear()
+            wanted = self._wanted()
+            if wanted:
+                announced = self._announced
+                try:
+                    claims = await self._store.claim(
+                        wanted, lease_seconds=self._settings.lease_seconds, dispatcher=self._name
+                    )
+                except DatabaseUnavailable:
+                    log.warning("postgres is away, no claims")
+                    await asyncio.sleep(DATABASE_RETRY_SECONDS)
+                    continue
+                got = Counter(claim.model for claim in claims)
+                if announced == self._announced:
+                    self._drained.update(model for model, n in wanted.items() if got[model] < n)
+                for claim in claims:
+                    self._start(claim)
+                if claims:
+                    # Lets the new runs take their slots before they are counted again.
+                    await asyncio.sleep(0)
+                    continue
+            await self._wake.wait()
+
+    def _wanted(self) -> dict[str, int]:
+        wanted: dict[str, int] = {}
+        room = CLAIM_BATCH
+        for model, free in self._fleet.free_slots().items():
+            if model not in self._drained and room > 0:
+                wanted[model] = min(free, room)
+                room -= wanted[model]
+        return wanted
+
+    def _start(self, claim: Claim) -> None:
+        run = self._runs[claim.id] = Run(claim)
+        run.task = asyncio.create_task(self._work(run))
+
+    async def _work(self, run: Run) -> None:
+        started = time.monotonic()
+        try:
+            end = await attempt(run, self._fleet, self._settings)
+        except Exception:
+            log.exception("a defect of the dispatcher ended an attempt", result=run.claim.id)
+            end = _after_defect(run)
+        run.settling = True
+        self._wake.set()
+        ATTEMPT_SECONDS.labels(run.claim.model).observe(time.monotonic() - started)
+        if end is None:
+            LEASES_LOST.inc()
+            log.warning("lease lost, the run was stopped", result=run.claim.id)
+            self._written([run.claim.id])
+            return
+        if isinstance(end, Settlement):
+            SETTLED.labels(run.claim.model, end.status.value, end.error_code or "").inc()
+        else:
+            ATTEMPTS_RETURNED.labels(run.claim.model, end.error_code or "").inc()
+        self._outbox.put(end)
+
+    def _written(self, ids: Sequence[UUID]) -> None:
+        for id_ in ids:
+            self._runs.pop(id_, None)
+        if self._stopping and not self._runs:
+            self._idle.set()
+
+    async def _renew_forever(self) -> None:
+        pause = self._settings.lease_seconds / 3
+        while True:
+            await asyncio.sleep(pause)
+            held = [
+                (run.claim.id, run.claim.token, run.server.url if run.server else None) for run in self._runs.values()
+            ]
+            if not held:
+                pause = self._settings.lease_seconds / 3
+                continue
+            try:
+                kept = await self._store.renew(held, lease_seconds=self._settings.lease_seconds)
+            except DatabaseUnavailable:
+                pause = min(DATABASE_RETRY_SECONDS, self._settings.lease_seconds / 3)
+                continue
+            pause = self._settings.lease_seconds / 3
+            for id_, token, _ in held:
+                run = self._runs.get(id_)
+                if run is None or run.claim.token != token:
+                    continue
+                state = kept.get(id_)
+                if state is None:
+                    run.stop(Stop.LEASE_LOST)
+                elif state.cancel_requested:
+                    run.stop(Stop.CANCEL)
+                elif state.expired:
+                    run.stop(Stop.EXPIRY)
+
+    async def _tick_forever(self) -> None:
+        """What notifications usually bring sooner: new work, ended backoffs, cancels."""
+        while True:
+            await asyncio.sleep(self._settings.poll_seconds)
+            self.work_announced()
+            if not self._runs:
+                continue
+            try:
+                cancelling = await self._store.cancelling()
+            except DatabaseUnavailable:
+                continue
+            for id_ in cancelling:
+                if run := self._runs.get(id_):
+                    run.stop(Stop.CANCEL)
+
+    async def _drain(self) -> None:
+        self._stopping = True
+        self._wake.set()
+        log.info("stopping", running=len(self._runs), drain_seconds=self._settings.drain_seconds)
+        if self._runs:
+            try:
+                await asyncio.wait_for(self._idle.wait(), self._settings.drain_seconds)
+            except TimeoutError:
+                for run in list(self._runs.values()):
+                    run.stop(Stop.DRAIN)
+                try:
+                    await asyncio.wait_for(self._idle.wait(), 5)
+                except TimeoutError:
+                    log.warning("some claims could not be given back; their leases will end", left=len(self._runs))
+
+
+def _after_defect(run: Run) -> Release:
+    return Release(
+        id=run.claim.id,
+        token=run.claim.token,
+        outcome=Outcome.RETRIED,
+        server=run.server.url if run.server else None,
+        delay=backoff_seconds(run.claim.attempt),
+        attempt_spent=True,
+        error_code="internal_error",
+        error_message="The dispatcher failed on this attempt.",
+    )

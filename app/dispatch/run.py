@@ -1,0 +1,202 @@
+"""One attempt: a claimed result, run on one server, ends as a settlement or goes back into the queue."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from app.config import Settings
+from app.queue.ticket import (
+    CANCELLED,
+    CANCELLED_MESSAGE,
+    EXPIRED,
+    EXPIRED_MESSAGE,
+    Claim,
+    Generated,
+    Outcome,
+    Release,
+    Settlement,
+    Status,
+    backoff_seconds,
+)
+from app.telemetry import logger
+from app.triton.client import Disposition, TritonError
+from app.triton.codec import Accumulator
+from app.triton.fleet import Fleet, Server
+
+log = logger("run")
+
+NO_SLOT_SECONDS = 0.1
+WAIT_SECONDS = 1.0
+ABORTED = "abort"
+
+
+class Stop(Enum):
+    """Why a run is ended from outside."""
+
+    CANCEL = auto()
+    EXPIRY = auto()
+    LEASE_LOST = auto()
+    DRAIN = auto()
+
+
+@dataclass(eq=False)
+class Run:
+    """A claim this process holds, and the task that works on it."""
+
+    claim: Claim
+    task: asyncio.Task[None] | None = None
+    started: bool = False
+    server: Server | None = None
+    stopped: Stop | None = None
+    settling: bool = False
+    answer: Accumulator = field(default_factory=Accumulator)
+
+    def stop(self, reason: Stop) -> None:
+        """Ends the generation; the engine stops within half a second. The first reason counts."""
+        if self.stopped is None and not self.settling and self.task is not None:
+            self.stopped = reason
+            if self.started:
+                self.task.cancel()
+
+
+async def attempt(run: Run, fleet: Fleet, settings: Settings) -> Settlement | Release | None:
+    """Runs one attempt to its end; None when the claim is no longer ours."""
+    claim = run.claim
+    run.started = True
+    if run.stopped is not None:
+        return _after_stop(run)
+    if claim.cancel_requested:
+        return _failed(run, Outcome.CANCELLED, CANCELLED, CANCELLED_MESSAGE, spent=False)
+    if claim.expires_in is not None and claim.expires_in <= 0:
+        return _failed(run, Outcome.EXPIRED, EXPIRED, EXPIRED_MESSAGE, spent=False)
+    if claim.attempt > settings.max_attempts:
+        code, message = claim.last_error or ("dispatcher_lost", "Each attempt was lost with its dispatcher.")
+        return _failed(run, Outcome.FAILED, code, message, spent=False)
+
+    server = fleet.acquire(claim.model)
+    if server is None:
+        return _released(run, NO_SLOT_SECONDS)
+    run.server = server
+    expiry = None
+    if claim.expires_in is not None:
+        expiry = asyncio.get_running_loop().call_later(claim.expires_in, run.stop, Stop.EXPIRY)
+    try:
+        async with aclosing(
+            server.client.generate(
+                claim.model,
+                claim.prompt,
+                claim.parameters,
+                request_id=str(claim.id),
+                idle_timeout=settings.idle_timeout_seconds,
+                run_timeout=settings.run_timeout_seconds,
+            )
+        ) as messages:
+            async for delta in messages:
+                run.answer.add(delta)
+    except TritonError as error:
+        fleet.report(server, claim.model, error)
+        return _after_error(run, error, settings)
+    except asyncio.CancelledError:
+        if run.stopped is None:
+            raise
+        return _after_stop(run)
+    finally:
+        if expiry is not None:
+            expiry.cancel()
+        fleet.release(server, claim.model)
+    return _after_answer(run, settings)
+
+
+def _after_answer(run: Run, settings: Settings) -> Settlement | Release:
+    if not run.answer.finished or ABORTED in run.answer.finish_reasons:
+        error = TritonError("answer_incomplete", "The engine ended without finishing its answer.", Disposition.RETRY)
+        return _after_error(run, error, settings)
+    return Settlement(
+        id=run.claim.id,
+        token=run.claim.token,
+        status=Status.COMPLETED,
+        outcome=Outcome.COMPLETED,
+        server=_url(run),
+        generated=_generated(run),
+    )
+
+
+def _after_error(run: Run, error: TritonError, settings: Settings) -> Settlement | Release:
+    log.info(
+        "attempt failed",
+        result=run.claim.id,
+        attempt=run.claim.attempt,
+        server=_url(run),
+        code=error.code,
+        then=error.disposition.value,
+        raw=error.raw[:500],
+    )
+    if error.disposition is Disposition.WAIT:
+        return _released(run, WAIT_SECONDS, error)
+    if error.disposition is Disposition.RETRY and run.claim.attempt < settings.max_attempts:
+        return _released(run, backoff_seconds(run.claim.attempt), error)
+    message = error.message
+    if error.disposition is Disposition.RETRY:
+        message = f"{message} This was the last of {run.claim.attempt} attempts."
+    return _failed(run, Outcome.FAILED, error.code, message)
+
+
+def _after_stop(run: Run) -> Settlement | Release | None:
+    match run.stopped:
+        case Stop.CANCEL:
+            return _failed(run, Outcome.CANCELLED, CANCELLED, CANCELLED_MESSAGE, engine_stopped=True)
+        case Stop.EXPIRY:
+            return _failed(run, Outcome.EXPIRED, EXPIRED, EXPIRED_MESSAGE, engine_stopped=True)
+        case Stop.DRAIN:
+            return _released(run, 0.0)
+        case _:
+            return None
+
+
+def _failed(
+    run: Run, outcome: Outcome, code: str, message: str, *, spent: bool = True, engine_stopped: bool = False
+) -> Settlement:
+    return Settlement(
+        id=run.claim.id,
+        token=run.claim.token,
+        status=Status.FAILED,
+        outcome=outcome,
+        server=_url(run),
+        generated=_generated(run),
+        error_code=code,
+        error_message=message,
+        attempt_spent=spent,
+        engine_stopped=engine_stopped,
+    )
+
+
+def _released(run: Run, delay: float, error: TritonError | None = None) -> Release:
+    return Release(
+        id=run.claim.id,
+        token=run.claim.token,
+        outcome=Outcome.RETRIED,
+        server=_url(run),
+        delay=delay,
+        attempt_spent=error is not None and error.disposition is Disposition.RETRY,
+        error_code=error.code if error else None,
+        error_message=error.message if error else None,
+    )
+
+
+def _generated(run: Run) -> Generated:
+    answer = run.answer
+    return Generated(
+        texts=answer.joined(),
+        finish_reasons=[reason or "" for reason in answer.finish_reasons] if answer.finished else [],
+        logprobs=answer.logprobs,
+        cumulative_logprobs=answer.cumulative_logprobs,
+        prompt_tokens=answer.prompt_tokens,
+        completion_tokens=answer.completion_tokens,
+    )
+
+
+def _url(run: Run) -> str | None:
+    return run.server.url if run.server else None

@@ -1,0 +1,112 @@
+"""One LISTEN connection a process, which reconnects, and a fan-out to whoever waits here.
+
+NOTIFY only wakes: whoever is woken reads the tables, and whoever waits also looks by itself now and then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from app.db.engine import CONNECTION_ERRORS
+from app.telemetry import logger
+
+log = logger("notify")
+
+RECONNECT_FIRST_SECONDS = 0.2
+RECONNECT_LONGEST_SECONDS = 5.0
+CHECK_SECONDS = 5.0
+
+
+class Listener:
+    """Keeps one connection listening and calls back with each payload.
+
+    After every (re)connection each callback gets an empty payload: something may have been missed.
+    """
+
+    def __init__(self, database_url: str, callbacks: dict[str, Callable[[str], None]]) -> None:
+        self._url = database_url
+        self._callbacks = callbacks
+        self.connected = asyncio.Event()
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        delay = RECONNECT_FIRST_SECONDS
+        while True:
+            try:
+                await self._listen()
+            except CONNECTION_ERRORS as error:
+                log.warning("listening stopped", error=type(error).__name__, again_in=delay)
+            finally:
+                was_connected = self.connected.is_set()
+                self.connected.clear()
+            delay = RECONNECT_FIRST_SECONDS if was_connected else min(delay * 2, RECONNECT_LONGEST_SECONDS)
+            await asyncio.sleep(delay)
+
+    async def _listen(self) -> None:
+        connection = await asyncpg.connect(self._url, timeout=5, command_timeout=5)
+        try:
+            ended = asyncio.Event()
+            connection.add_termination_listener(lambda _: ended.set())
+            for channel in self._callbacks:
+                await connection.add_listener(channel, self._received)
+            self.connected.set()
+            for callback in self._callbacks.values():
+                callback("")
+            while not ended.is_set():
+                # A connection that was cut without a word is noticed by asking.
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), CHECK_SECONDS)
+                    break
+                await connection.execute("SELECT 1")
+            raise ConnectionResetError("the connection that listens was closed")
+        finally:
+            connection.terminate()
+
+    def _received(self, _connection: Any, _pid: int, channel: str, payload: str) -> None:
+        self._callbacks[channel](payload)
+
+
+class SettledBoard:
+    """Wakes those who wait for a result of a given id."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[UUID, set[asyncio.Event]] = {}
+        self.closed = False
+
+    @contextmanager
+    def watching(self, id_: UUID) -> Iterator[asyncio.Event]:
+        """An event that is set when the result may have been settled."""
+        event = asyncio.Event()
+        self._waiting.setdefault(id_, set()).add(event)
+        try:
+            yield event
+        finally:
+            events = self._waiting[id_]
+            events.discard(event)
+            if not events:
+                del self._waiting[id_]
+
+    def received(self, payload: str) -> None:
+        """Takes the payload of a notification: ids with commas, or nothing for 'look for yourselves'."""
+        if not payload:
+            self.wake_all()
+            return
+        for text in payload.split(","):
+            for event in self._waiting.get(UUID(text), ()):
+                event.set()
+
+    def close(self) -> None:
+        """The process stops: nobody waits any longer."""
+        self.closed = True
+        self.wake_all()
+
+    def wake_all(self) -> None:
+        for events in self._waiting.values():
+            for event in events:
+                event.set()

@@ -1,0 +1,138 @@
+"""The models the fleet serves, asked from Triton, and those it has ever served, kept in Postgres."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import insert
+
+from app.db.engine import Database, translated_errors
+from app.db.tables import models
+from app.errors import ModelNotFound
+from app.triton.client import TritonError
+from app.triton.fleet import Fleet
+
+FRESH_SECONDS = 1.0
+DESCRIBE_TIMEOUT_SECONDS = 3.0
+NAMES_SHOWN = 50
+NOT_SERVED = "No server of the fleet that can be reached has this model."
+_ORDER = {"ready": 0, "loading": 1, "unavailable": 2}
+
+
+@dataclass(slots=True)
+class CatalogEntry:
+    """One model over all servers; `servers` are those where it is ready."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+    servers: list[str] = field(default_factory=list)
+
+
+class Catalog:
+    def __init__(self, database: Database, fleet: Fleet) -> None:
+        self._database = database
+        self._fleet = fleet
+        self._known: set[str] = set()
+        self._refreshed = float("-inf")
+        self._refreshing = asyncio.Lock()
+
+    async def models(self) -> list[CatalogEntry]:
+        """Every model the fleet has or had, as Triton tells it now."""
+        await self._refresh()
+        served = self._served()
+        for name, version in await self._ever_served():
+            served.setdefault(name, CatalogEntry(name, version, "unavailable", NOT_SERVED))
+        return sorted(served.values(), key=lambda entry: entry.name)
+
+    async def describe(self, name: str) -> tuple[CatalogEntry, dict[str, Any]]:
+        """A model with its inputs, outputs and statistics; the latter are empty while no server has it ready.
+
+        Raises:
+            ModelNotFound: no server has ever served it.
+        """
+        entries = {entry.name: entry for entry in await self.models()}
+        if name not in entries:
+            raise _model_not_found(name, list(entries))
+        details: dict[str, Any] = {"inputs": [], "outputs": [], "statistics": {}}
+        for server in self._fleet.servers:
+            if server.url not in entries[name].servers:
+                continue
+            try:
+                described = await server.client.describe(name, DESCRIBE_TIMEOUT_SECONDS)
+            except TritonError:
+                continue
+            details["inputs"], details["outputs"] = described["inputs"], described["outputs"]
+            details["statistics"][server.url] = described["statistics"]
+        return entries[name], details
+
+    async def require(self, name: str) -> None:
+        """Raises ModelNotFound when no server has ever served the model."""
+        if name in self._known:
+            return
+        await self._refresh()
+        if name in self._known:
+            return
+        ever = [known for known, _ in await self._ever_served()]
+        self._known.update(ever)
+        if name not in self._known:
+            raise _model_not_found(name, ever)
+
+    async def remember(self) -> None:
+        """Writes down what the fleet serves, so that it is known while the fleet is away."""
+        served = {entry.name: entry.version for entry in self._served().values() if entry.state != "unavailable"}
+        fresh = {name: version for name, version in served.items() if name not in self._known}
+        if not fresh:
+            return
+        rows = [{"name": name, "version": version} for name, version in sorted(fresh.items())]
+        statement = insert(models)
+        statement = statement.on_conflict_do_update(
+            index_elements=[models.c.name],
+            set_={"version": statement.excluded.version, "last_seen_at": func.now()},
+        )
+        with translated_errors():
+            async with self._database.engine.begin() as connection:
+                await connection.execute(statement, rows)
+        self._known.update(fresh)
+
+    async def _refresh(self) -> None:
+        async with self._refreshing:
+            if time.monotonic() - self._refreshed < FRESH_SECONDS:
+                return
+            await self._fleet.refresh()
+            await self.remember()
+            self._refreshed = time.monotonic()
+
+    def _served(self) -> dict[str, CatalogEntry]:
+        entries: dict[str, CatalogEntry] = {}
+        for server in self._fleet.servers:
+            for model in server.models.values():
+                state, reason = model.state, model.reason
+                if not server.up:
+                    state, reason = "unavailable", server.reason
+                entry = entries.setdefault(model.name, CatalogEntry(model.name, model.version, state, reason))
+                if _ORDER[state] < _ORDER[entry.state]:
+                    entry.version, entry.state, entry.reason = model.version, state, reason
+                if state == "ready":
+                    entry.servers.append(server.url)
+        return entries
+
+    async def _ever_served(self) -> list[tuple[str, str]]:
+        async with self._database.reading() as connection:
+            found = await connection.execute(select(models.c.name, models.c.version).order_by(models.c.name))
+            return [(row.name, row.version) for row in found]
+
+
+def _model_not_found(name: str, known: list[str]) -> ModelNotFound:
+    if not known:
+        hint = "No model has been served yet: start Triton with a model repository, then GET /models/."
+    else:
+        shown = ", ".join(known[:NAMES_SHOWN])
+        more = f" and {len(known) - NAMES_SHOWN} more" if len(known) > NAMES_SHOWN else ""
+        hint = f"The models there are: {shown}{more}."
+    return ModelNotFound(f"No server has ever served a model named {name!r}. {hint}", models=known[:NAMES_SHOWN])

@@ -1,0 +1,151 @@
+"""Payload to tensors and back, for the vLLM backend's contract: pure, no I/O.
+
+Inputs are BYTES [1] and BOOL [1]. Outputs, n being the number of choices: text_output BYTES [n], finish_reason
+BYTES [n], num_input_tokens UINT32 [] (0-d on the wire), num_output_tokens UINT32 [n] (per message when streaming),
+cumulative_logprob FP32 [n], logprobs BYTES [n].
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pydantic_core import from_json, to_json
+from tritonclient.grpc import InferInput, InferResult
+
+NOT_FINISHED = "None"
+
+
+def _bytes_input(name: str, value: str) -> InferInput:
+    tensor = InferInput(name, [1], "BYTES")
+    tensor.set_data_from_numpy(np.array([value.encode()], dtype=np.object_))
+    return tensor
+
+
+def _bool_input(name: str, value: bool) -> InferInput:
+    tensor = InferInput(name, [1], "BOOL")
+    tensor.set_data_from_numpy(np.array([value], dtype=np.bool_))
+    return tensor
+
+
+# These never change, so they are made once.
+_STREAMED = _bool_input("stream", True)
+_EXCLUDED = _bool_input("exclude_input_in_output", True)
+_RETURNED = tuple(
+    _bool_input(name, True) for name in ("return_finish_reason", "return_num_input_tokens", "return_num_output_tokens")
+)
+_RETURNED_LOGPROBS = tuple(_bool_input(name, True) for name in ("return_logprobs", "return_cumulative_logprob"))
+
+
+def encode(prompt: str, parameters: dict[str, Any]) -> list[InferInput]:
+    """The input tensors of one request; the generation is streamed and the prompt not repeated."""
+    if "structured_outputs" in parameters:
+        # The backend wants this one as JSON text inside the JSON.
+        parameters = parameters | {"structured_outputs": to_json(parameters["structured_outputs"]).decode()}
+    inputs = [
+        _bytes_input("text_input", prompt),
+        _STREAMED,
+        _EXCLUDED,
+        _bytes_input("sampling_parameters", to_json(parameters).decode()),
+        *_RETURNED,
+    ]
+    if parameters.get("logprobs") is not None:
+        inputs.extend(_RETURNED_LOGPROBS)
+    return inputs
+
+
+@dataclass(slots=True)
+class Delta:
+    """What one message adds: a text, a finish reason (None while it goes on) and a token count per choice."""
+
+    texts: list[str]
+    finish_reasons: list[str | None]
+    prompt_tokens: int | None = None
+    completion_tokens: list[int] = field(default_factory=list)
+    logprobs: list[list[dict[str, Any]] | None] = field(default_factory=list)
+    cumulative_logprobs: list[float | None] = field(default_factory=list)
+    final: bool = False
+
+
+def decode(result: InferResult) -> Delta:
+    """Reads one message of a stream.
+
+    Raises:
+        ValueError: the message has no text_output or its tensors do not fit the contract.
+    """
+    response = result.get_response()
+    texts = result.as_numpy("text_output")
+    final = response.parameters["triton_final_response"].bool_param
+    if texts is None:
+        if final:
+            return Delta([], [], final=True)
+        raise ValueError("a message without text_output")
+    reasons = result.as_numpy("finish_reason")
+    prompt_tokens = result.as_numpy("num_input_tokens")
+    completion_tokens = result.as_numpy("num_output_tokens")
+    delta = Delta(
+        texts=[_text(value) for value in texts],
+        finish_reasons=[] if reasons is None else [_finish_reason(value) for value in reasons],
+        prompt_tokens=None if prompt_tokens is None else int(prompt_tokens.item()),
+        completion_tokens=[] if completion_tokens is None else [int(value) for value in completion_tokens],
+        final=final,
+    )
+    logprobs = result.as_numpy("logprobs")
+    if logprobs is not None:
+        delta.logprobs = [from_json(value) for value in logprobs]
+    cumulative = result.as_numpy("cumulative_logprob")
+    if cumulative is not None:
+        delta.cumulative_logprobs = [None if math.isnan(value) else float(value) for value in cumulative]
+    return delta
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", errors="replace")
+
+
+def _finish_reason(value: bytes) -> str | None:
+    text = _text(value)
+    return None if text == NOT_FINISHED else text
+
+
+class Accumulator:
+    """Adds up the messages of one stream into the whole generation."""
+
+    def __init__(self) -> None:
+        self.texts: list[list[str]] = []
+        self.finish_reasons: list[str | None] = []
+        self.logprobs: list[list[dict[str, Any]] | None] = []
+        self.cumulative_logprobs: list[float | None] = []
+        self.prompt_tokens: int | None = None
+        self.completion_tokens: int | None = None
+
+    def add(self, delta: Delta) -> None:
+        while len(self.texts) < len(delta.texts):
+            self.texts.append([])
+            self.finish_reasons.append(None)
+            self.logprobs.append(None)
+            self.cumulative_logprobs.append(None)
+        for index, text in enumerate(delta.texts):
+            if text:
+                self.texts[index].append(text)
+        for index, reason in enumerate(delta.finish_reasons):
+            if reason is not None:
+                self.finish_reasons[index] = reason
+        for index, logprobs in enumerate(delta.logprobs):
+            if logprobs:
+                self.logprobs[index] = (self.logprobs[index] or []) + logprobs
+        for index, cumulative in enumerate(delta.cumulative_logprobs):
+            if cumulative is not None:
+                self.cumulative_logprobs[index] = cumulative
+        if delta.prompt_tokens is not None:
+            self.prompt_tokens = delta.prompt_tokens
+        if delta.completion_tokens:
+            self.completion_tokens = (self.completion_tokens or 0) + sum(delta.completion_tokens)
+
+    def joined(self) -> list[str]:
+        return ["".join(parts) for parts in self.texts]
+
+    @property
+    def finished(self) -> bool:
+        """Whether every choice has its finish reason."""
+        return bool(self.texts) and all(reason is not None for reason in self.finish_reasons)

@@ -1,0 +1,103 @@
+"""vLLM's sampling parameters, checked before anything is stored.
+
+The engine answers every bad parameter with the same misleading sentence (docs/triton.md), so each rule of vLLM's
+`SamplingParams` that can be checked without the model is checked here.
+"""
+
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
+
+INT64 = 2**63
+MAX_STOP_STRINGS = 64
+MAX_CHOICES = 128
+
+StopString = Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=r"^[^\x00]*$")]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class StructuredOutputs(BaseModel):
+    """Exactly one constraint on the form of the text, as vLLM's `StructuredOutputsParams`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    json_schema: dict[str, Any] | None = Field(None, alias="json", description="a JSON schema")
+    regex: str | None = None
+    choice: Annotated[list[str], Field(min_length=1)] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+
+    @model_validator(mode="after")
+    def _one_constraint(self) -> Self:
+        given = [name for name in type(self).model_fields if getattr(self, name) not in (None, False)]
+        if len(given) != 1:
+            raise PydanticCustomError(
+                "structured_outputs", "give exactly one of json, regex, choice, grammar, json_object"
+            )
+        return self
+
+
+class SamplingParameters(BaseModel):
+    """What a request may ask of the engine; names and ranges are vLLM's."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    n: int = Field(1, ge=1, le=MAX_CHOICES, description="how many texts to generate")
+    temperature: float = Field(1.0, ge=0, le=100, description="0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, lt=2**31, description="-1 or 0 considers all tokens")
+    min_p: float | None = Field(None, ge=0, le=1)
+    max_tokens: int | None = Field(
+        None, ge=1, lt=2**31, description="tokens to generate; the default is a setting of the service"
+    )
+    min_tokens: int | None = Field(None, ge=0, lt=2**31)
+    stop: Annotated[str, Field(min_length=1)] | list[StopString] | None = Field(
+        None, description="texts that end the generation; not part of the output"
+    )
+    stop_token_ids: list[TokenId] | None = None
+    bad_words: list[StopString] | None = None
+    include_stop_str_in_output: bool | None = None
+    seed: int | None = Field(None, ge=-INT64, lt=INT64)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0, le=2)
+    logprobs: int | None = Field(None, ge=0, le=1000, description="alternatives per token; engines allow 20")
+    logit_bias: dict[Annotated[str, StringConstraints(pattern=r"^\d{1,10}$")], float] | None = Field(
+        None, description="token id to a bias from -100 to 100"
+    )
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    structured_outputs: StructuredOutputs | None = None
+
+    @model_validator(mode="after")
+    def _rules_between_fields(self) -> Self:
+        if self.temperature < 1e-5 and self.n > 1:
+            raise PydanticCustomError(
+                "n_greedy", "n must be 1 when temperature is 0: greedy choices would all be the same"
+            )
+        if isinstance(self.stop, list) and len(self.stop) > MAX_STOP_STRINGS:
+            raise PydanticCustomError("stop_too_many", f"stop takes at most {MAX_STOP_STRINGS} texts")
+        if isinstance(self.stop, str) and "\x00" in self.stop:
+            raise PydanticCustomError("stop_nul", "stop must not contain NUL characters")
+        for token, bias in (self.logit_bias or {}).items():
+            if not -100 <= bias <= 100:
+                raise PydanticCustomError("logit_bias", f"logit_bias of token {token} must be from -100 to 100")
+        return self
+
+    def for_engine(self, default_max_tokens: int) -> dict[str, Any]:
+        """What is stored and sent, defaults filled in.
+
+        Raises:
+            PydanticCustomError: min_tokens exceeds max_tokens once the default is in.
+        """
+        parameters = self.model_dump(exclude_none=True, by_alias=True)
+        parameters.setdefault("max_tokens", default_max_tokens)
+        if self.min_tokens is not None and self.min_tokens > parameters["max_tokens"]:
+            raise PydanticCustomError(
+                "min_tokens",
+                f"min_tokens must not exceed max_tokens, which is {parameters['max_tokens']}",
+            )
+        return parameters

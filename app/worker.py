@@ -1,0 +1,119 @@
+"""The dispatcher process: `python -m app.worker`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from contextlib import AsyncExitStack, suppress
+
+import uvloop
+from prometheus_client import start_http_server
+
+from app.config import Settings, SettingsError, load_settings
+from app.db.engine import open_database
+from app.dispatch.janitor import sweep_forever
+from app.dispatch.loop import Dispatcher
+from app.errors import DatabaseUnavailable
+from app.queue.notify import Listener
+from app.queue.store import CANCEL_CHANNEL, QUEUED_CHANNEL, QueueStore
+from app.services.catalog import Catalog
+from app.services.health import Health
+from app.telemetry import configure_logging, logger
+from app.triton.fleet import Fleet, open_fleet
+
+log = logger("worker")
+
+LOOK_AGAIN_SECONDS = 1.0
+
+
+async def run(settings: Settings, stop: asyncio.Event) -> None:
+    """Dispatches until `stop` is set."""
+    name = f"{socket.gethostname()}:{os.getpid()}"
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(open_database(settings))
+        fleet = await stack.enter_async_context(
+            open_fleet(settings.triton_urls, concurrency=settings.model_concurrency)
+        )
+        if not await _migrated(Health(database), stop):
+            return
+        store = QueueStore(database)
+        dispatcher = Dispatcher(store, fleet, settings, name)
+        listener = Listener(
+            settings.database_url,
+            {QUEUED_CHANNEL: dispatcher.work_announced, CANCEL_CHANNEL: dispatcher.cancel_announced},
+        )
+        helpers = [
+            asyncio.create_task(listener.run(), name="listener"),
+            asyncio.create_task(_watch(fleet, Catalog(database, fleet), settings.probe_seconds), name="fleet"),
+            asyncio.create_task(sweep_forever(store, settings.poll_seconds), name="janitor"),
+        ]
+        log.info("dispatching", name=name, servers=",".join(settings.triton_urls))
+        work = asyncio.create_task(dispatcher.run(stop), name="dispatcher")
+        try:
+            await asyncio.wait([work, *helpers], return_when=asyncio.FIRST_COMPLETED)
+            for task in helpers:
+                if task.done():
+                    # Helpers run for ever: one that ended failed, and the process must not go on half alive.
+                    stop.set()
+            await work
+            for task in helpers:
+                if task.done():
+                    task.result()
+        finally:
+            for task in helpers:
+                task.cancel()
+            for task in helpers:
+                with suppress(asyncio.CancelledError):
+                    await task
+    log.info("stopped", name=name)
+
+
+async def _migrated(health: Health, stop: asyncio.Event) -> bool:
+    """Waits until the database is there and migrated; False when asked to stop before."""
+    said = ""
+    while not stop.is_set():
+        state = await health.database()
+        if state.migrated:
+            return True
+        if state.detail != said:
+            said = state.detail
+            log.warning("waiting for the database", reason=said)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), LOOK_AGAIN_SECONDS)
+    return False
+
+
+async def _watch(fleet: Fleet, catalog: Catalog, every_seconds: float) -> None:
+    while True:
+        await fleet.refresh()
+        with suppress(DatabaseUnavailable):
+            await catalog.remember()
+        await asyncio.sleep(every_seconds)
+
+
+async def _main(settings: Settings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await run(settings, stop)
+
+
+def main() -> int:
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        sys.stderr.write(f"The dispatcher cannot start: {error}\n")
+        return 2
+    configure_logging(settings.log_level)
+    if settings.dispatcher_metrics_port:
+        start_http_server(settings.dispatcher_metrics_port)
+    uvloop.run(_main(settings))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

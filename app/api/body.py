@@ -17,6 +17,10 @@ from app.api.problems import problem_response
 from app.errors import BodyTooLarge
 
 
+# A refused body is read and thrown away up to this many times the limit.
+LINGER_BODIES = 8
+
+
 class StrictJsonRequest(Request):
     async def json(self) -> Any:
         """The body as JSON: no NaN, no lone surrogates, bounded nesting and numbers."""
@@ -107,6 +111,13 @@ class BodyLimit:
         await self._app(scope, replay, send)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # A client still sending would see its connection reset instead of the answer: swallow what is under way.
+        swallowed = 0
+        while swallowed < self._max_bytes * LINGER_BODIES:
+            message = await receive()
+            swallowed += len(message.get("body", b""))
+            if message["type"] != "http.request" or not message.get("more_body"):
+                break
         error = BodyTooLarge(f"The body is larger than {self._max_bytes:,} bytes; send less, or raise MAX_BODY_BYTES.")
         response = problem_response(error)
         response.headers["connection"] = "close"

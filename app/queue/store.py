@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
+from pydantic_core import to_json
+
 from app.db.engine import Database
 from app.queue.ticket import (
     CANCELLED,
@@ -31,14 +33,14 @@ IDS_PER_NOTIFY = 200
 SUBMIT = f"""
 WITH given AS (
     SELECT * FROM unnest(
-        $1::uuid[], $2::uuid[], $3::text[], $4::jsonb[], $5::int[], $6::timestamptz[], $7::timestamptz[],
+        $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::int[], $6::timestamptz[], $7::timestamptz[],
         $8::timestamptz[], $9::text[]
     ) AS g(id, context_id, model, parameters, priority, rank, created_at, expires_at, client_reference)
 ), stored AS (
     INSERT INTO results (
         id, context_id, model, parameters, priority, rank, created_at, expires_at, client_reference
     )
-    SELECT g.id, g.context_id, g.model, g.parameters, g.priority, g.rank, g.created_at, g.expires_at,
+    SELECT g.id, g.context_id, g.model, g.parameters::jsonb, g.priority, g.rank, g.created_at, g.expires_at,
            g.client_reference
     FROM given g JOIN contexts c ON c.id = g.context_id
     RETURNING id
@@ -98,7 +100,7 @@ RETURNING r.id, r.cancel_requested_at IS NOT NULL AS cancel_requested, coalesce(
 SETTLE = f"""
 WITH given AS (
     SELECT * FROM unnest(
-        $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::jsonb[], $8::text[], $9::int[],
+        $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::int[],
         $10::int[], $11::text[], $12::text[], $13::bool[], $14::bool[]
     ) AS g(id, token, status, outcome, server, output, outputs, finish_reason, prompt_tokens, completion_tokens,
            error_code, error_message, spent, engine_stopped)
@@ -111,7 +113,7 @@ WITH given AS (
         attempt_count = r.attempt_count - CASE WHEN g.spent THEN 0 ELSE 1 END,
         server = coalesce(g.server, r.server),
         output = g.output,
-        outputs = g.outputs,
+        outputs = g.outputs::jsonb,
         finish_reason = g.finish_reason,
         prompt_tokens = g.prompt_tokens,
         completion_tokens = g.completion_tokens,
@@ -247,7 +249,7 @@ class QueueStore:
                 s.id,
                 s.context_id,
                 s.model,
-                s.parameters,
+                to_json(s.parameters).decode(),
                 s.priority,
                 s.rank,
                 s.created_at,
@@ -354,7 +356,7 @@ def _settlement_row(settlement: Settlement) -> tuple[Any, ...]:
         settlement.outcome.value,
         settlement.server,
         texts[0] if texts else None,
-        outputs,
+        None if outputs is None else to_json(outputs).decode(),
         _at(made.finish_reasons, 0),
         made.prompt_tokens,
         made.completion_tokens,

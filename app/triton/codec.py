@@ -92,7 +92,8 @@ def decode(result: InferResult) -> Delta:
     )
     logprobs = result.as_numpy("logprobs")
     if logprobs is not None:
-        delta.logprobs = [from_json(value) for value in logprobs]
+        # Postgres takes no NUL, not even escaped, and a token may well be one.
+        delta.logprobs = [from_json(value.replace(b"\\u0000", b"\\ufffd")) for value in logprobs]
     cumulative = result.as_numpy("cumulative_logprob")
     if cumulative is not None:
         delta.cumulative_logprobs = [None if math.isnan(value) else float(value) for value in cumulative]

@@ -1,0 +1,125 @@
+"""A real Postgres and a real tritonserver, once per run; a database of its own for each test that commits."""
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from uuid import uuid4
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from app.config import Settings
+from app.db.engine import Database, open_database
+from app.queue.store import QueueStore
+from tests.postgres_server import RunningPostgres, start_postgres
+from tests.servers import RunningTriton, start_triton
+from tests.service import Service, running_api, running_dispatcher
+
+ROOT = Path(__file__).resolve().parents[1]
+TEMPLATE = "template_tickets"
+
+# Nothing of the environment a test runs in may reach the code under test.
+for name in Settings.model_fields:
+    os.environ.pop(name.upper(), None)
+
+
+def with_database(url: str, name: str) -> str:
+    return url.rsplit("/", 1)[0] + "/" + name
+
+
+def alembic(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "alembic", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "DATABASE_URL": url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPostgres]:
+    server = start_postgres(tmp_path_factory.mktemp("postgres") / "data", settings={"max_connections": "200"})
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
+    server = start_triton(tmp_path_factory.mktemp("triton"), ("tiny", "slow", "noop", "lora"))
+    yield server
+    server.stop()
+
+
+@pytest_asyncio.fixture(scope="session")
+async def template(postgres: RunningPostgres) -> str:
+    """The name of a migrated database that others are cloned from."""
+    connection = await asyncpg.connect(postgres.url)
+    await connection.execute(f"CREATE DATABASE {TEMPLATE}")
+    await connection.close()
+    done = alembic(with_database(postgres.url, TEMPLATE), "upgrade", "head")
+    assert done.returncode == 0, done.stderr
+    return TEMPLATE
+
+
+@pytest_asyncio.fixture
+async def database_url(postgres: RunningPostgres, template: str) -> AsyncIterator[str]:
+    name = f"test_{uuid4().hex}"
+    connection = await asyncpg.connect(postgres.url)
+    await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield with_database(postgres.url, name)
+    await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await connection.close()
+
+
+@pytest.fixture
+def make_settings(database_url: str, triton: RunningTriton) -> Callable[..., Settings]:
+    """Settings of a service on this test's database, quick enough for tests."""
+
+    def make(**changes: object) -> Settings:
+        values: dict[str, object] = {
+            "database_url": database_url,
+            "triton_urls": (triton.grpc_url,),
+            "lease_seconds": 3.0,
+            "poll_seconds": 0.2,
+            "probe_seconds": 0.3,
+            "drain_seconds": 5.0,
+            "log_level": "WARNING",
+        }
+        return Settings(**(values | changes))
+
+    return make
+
+
+@pytest_asyncio.fixture
+async def database(make_settings: Callable[..., Settings]) -> AsyncIterator[Database]:
+    async with open_database(make_settings()) as opened:
+        yield opened
+
+
+@pytest.fixture
+def store(database: Database) -> QueueStore:
+    return QueueStore(database)
+
+
+@pytest_asyncio.fixture
+async def api(make_settings: Callable[..., Settings]) -> AsyncIterator[Service]:
+    """The API alone: what is sent waits."""
+    async with running_api(make_settings()) as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def service(make_settings: Callable[..., Settings]) -> AsyncIterator[Service]:
+    """The API and a dispatcher."""
+    async with AsyncExitStack() as stack:
+        settings = make_settings()
+        running = await stack.enter_async_context(running_api(settings))
+        await stack.enter_async_context(running_dispatcher(settings))
+        yield running

@@ -1,0 +1,309 @@
+"""A CPU stand-in for Triton's vLLM backend: the same wire contract, and no model behind it.
+
+Models with `backend: "vllm"` load it. What answers is a simulation: see sim_engine.py for its timing,
+sim_text.py for its tokens and text, and sim_faults.py for its settings and the faults it makes on demand.
+"""
+
+import json
+import os
+import time
+import traceback
+
+import numpy as np
+import sim_args
+import sim_sampling
+import sim_text
+import triton_python_backend_utils as pb_utils
+from sim_completion import complete
+from sim_engine import Engine, Sequences
+from sim_faults import Plan, Settings
+
+_INPUTS = (
+    ("text_input", "TYPE_STRING", 1),
+    ("image", "TYPE_STRING", -1),
+    ("stream", "TYPE_BOOL", 1),
+    ("sampling_parameters", "TYPE_STRING", 1),
+    ("exclude_input_in_output", "TYPE_BOOL", 1),
+    ("return_finish_reason", "TYPE_BOOL", 1),
+    ("return_cumulative_logprob", "TYPE_BOOL", 1),
+    ("return_logprobs", "TYPE_BOOL", 1),
+    ("return_num_input_tokens", "TYPE_BOOL", 1),
+    ("return_num_output_tokens", "TYPE_BOOL", 1),
+    ("embedding_request", "TYPE_STRING", 1),
+)
+_OUTPUTS = (
+    ("text_output", "TYPE_STRING", -1),
+    ("finish_reason", "TYPE_STRING", -1),
+    ("cumulative_logprob", "TYPE_FP32", -1),
+    ("logprobs", "TYPE_STRING", -1),
+    ("num_input_tokens", "TYPE_UINT32", 1),
+    ("num_output_tokens", "TYPE_UINT32", -1),
+)
+_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+
+class TritonPythonModel:
+    @staticmethod
+    def auto_complete_config(config):
+        given = config.as_dict()
+        names = {each["name"] for each in [*given["input"], *given["output"]]}
+        for name, dtype, size in _INPUTS:
+            if name not in names:
+                each = {"name": name, "data_type": dtype, "dims": [size], "optional": name != "text_input"}
+                config.add_input(each)
+        for name, dtype, size in _OUTPUTS:
+            if name not in names:
+                config.add_output({"name": name, "data_type": dtype, "dims": [size]})
+        config.set_model_transaction_policy({"decoupled": True})
+        config.set_max_batch_size(0)
+        return config
+
+    def initialize(self, args):
+        self._log = pb_utils.Logger
+        self._name = args["model_name"]
+        config = json.loads(args["model_config"])
+        parameters = config["parameters"]
+        self._health_check = _flag(parameters, "ENABLE_VLLM_HEALTH_CHECK")
+        self._settings = Settings.from_parameters(parameters)
+
+        folder = pb_utils.get_model_dir()
+        path = os.path.join(folder, "model.json")
+        if not os.path.isfile(path):
+            raise AssertionError(f"'model.json' containing vllm engine args must be provided in '{folder}'")
+        arguments = _read_json(path)
+        self._loras = None
+        if str(arguments.get("enable_lora", "")).lower() == "true":
+            self._loras = list(_read_json(os.path.join(folder, "multi_lora.json"), "Triton backend cannot find {}."))
+        sim_args.check(arguments)
+        self._context = int(arguments.get("max_model_len") or 4096)
+        self._max_logprobs = int(arguments.get("max_logprobs", 20))
+        slots = int(arguments.get("max_num_seqs") or 256)
+
+        time.sleep(self._settings.load_time)
+        if self._settings.load_error:
+            raise RuntimeError(self._settings.load_error)
+        self._engine = Engine(slots)
+        if _flag(parameters, "REPORT_CUSTOM_METRICS") and not arguments.get("disable_log_stats"):
+            labels = {"model": self._name, "version": args["model_version"]}
+            self._engine.on_poll = _Metrics(self._engine, labels)
+        self._log.log_warn(
+            f"SIMULATION: no model is running. '{self._name}' stands in for {arguments.get('model')} with "
+            f"{slots} sequences at once and a context of {self._context} tokens; its text means nothing."
+        )
+
+    def execute(self, requests):
+        if self._health_check and self._engine.dead:
+            return self._refuse_all(requests)
+        for request in requests:
+            inputs = {tensor.name(): tensor for tensor in request.inputs()}
+            sampling = inputs.get("sampling_parameters")
+            text = request.parameters() if sampling is None else sampling.as_numpy()[0].decode("utf-8")
+            # Not inside the try: what this raises leaves execute(), and Triton words the error.
+            given = json.loads(text)
+            lora = given.pop("lora_name", None)
+            if lora is not None and (self._loras is None or lora not in self._loras):
+                reason = f"LoRA {lora} is not supported, we currently support {self._loras}"
+                _fail(request.get_response_sender(), reason if self._loras else "LoRA feature is not enabled.")
+                continue
+            try:
+                self._engine.submit(self._prepare(request, inputs, given))
+            except Exception as error:
+                self._log.log_error(f"[vllm] Error generating stream: {traceback.format_exc()}")
+                _fail(request.get_response_sender(), f"Error generating stream: {error}")
+        return None
+
+    def finalize(self):
+        self._engine.close()
+
+    def _prepare(self, request, inputs: dict, given: dict) -> Sequences:
+        if "embedding_request" in inputs:
+            raise ValueError(f"Model {self._name} does not support 'embed' request")
+        prompt = inputs["text_input"].as_numpy()[0].decode("utf-8")
+        stream = bool(_boolean(inputs, "stream"))
+        exclude = _boolean(inputs, "exclude_input_in_output")
+        prepend = not stream if exclude is None else not exclude
+        if prepend and stream:
+            raise ValueError("When streaming, `exclude_input_in_output` = False is not allowed.")
+        job = _Job(request, inputs, self._log, prompt if prepend else "")
+        params = self._sampling(given)
+        input_tokens = self._measure(prompt)
+        params.verify_logprobs(self._max_logprobs, sim_text.VOCABULARY_SIZE)
+
+        plan = Plan(self._settings, prompt)
+        room = self._context - input_tokens
+        job.completions = [complete(prompt, params, plan, room, index) for index in range(params.n)]
+        job.input_tokens = input_tokens
+        job.alternatives = params.logprobs
+        self._engine.prompt_tokens += input_tokens
+        return Sequences(job, job.completions, plan, stream)
+
+    def _sampling(self, given: dict):
+        try:
+            return sim_sampling.parse(given)
+        except Exception as error:
+            self._log.log_error(
+                f"[vllm] Was trying to create `TritonSamplingParams`, but got exception: {error}",
+            )
+            # The real backend goes on without parameters and stumbles over them: its users see only this.
+            raise AttributeError("'NoneType' object has no attribute 'lora_name'") from None
+
+    def _measure(self, prompt: str) -> int:
+        """Tokens of the prompt; raises the engine's error if there are none or too many."""
+        limit = self._context
+        count = sim_text.count_tokens(prompt)
+        if count == 0:
+            raise ValueError("The decoder prompt cannot be empty")
+        if count > limit:
+            # The real tokenizer stops one token beyond the limit, so the true length is never named.
+            raise ValueError(
+                f"This model's maximum context length is {limit} tokens. However, you requested 0 output "
+                f"tokens and your prompt contains at least {limit + 1} input tokens, for a total of at least "
+                f"{limit + 1} tokens. Please reduce the length of the input prompt or the number of "
+                f"requested output tokens. (parameter=input_tokens, value={limit + 1})"
+            )
+        if count == limit:
+            raise ValueError(
+                f"The decoder prompt (length {limit}) plus the number of requested output tokens (at least "
+                f"1) is longer than the maximum model length of {limit}. Make sure that `max_model_len` is "
+                "no smaller than the number of text tokens (prompt + requested output tokens)."
+            )
+        return count
+
+    def _refuse_all(self, requests) -> None:
+        self._log.log_error("[vllm] Engine is not healthy and model will be unloaded")
+        pb_utils.unload_model(self._name)
+        for request in requests:
+            _fail(
+                request.get_response_sender(),
+                "Model is unavailable due to unhealthy vLLM engine",
+                pb_utils.TritonError.UNAVAILABLE,
+            )
+
+
+class _Job:
+    """One request's way back to its client."""
+
+    __slots__ = (
+        "_flags",
+        "_log",
+        "_prepend",
+        "_sender",
+        "alternatives",
+        "completions",
+        "input_tokens",
+        "is_cancelled",
+    )
+
+    def __init__(self, request, inputs: dict, log, prepend: str) -> None:
+        self._log = log
+        self._prepend = prepend
+        self._sender = request.get_response_sender()
+        self.is_cancelled = self._sender.is_cancelled
+        self._flags = {name: _boolean(inputs, f"return_{name}") for name in _RETURNED}
+
+    def send(self, before: int, count: int, finished: bool) -> None:
+        """Answer with tokens `before` to `count` of each sequence."""
+        response = pb_utils.InferenceResponse(self._tensors(before, count, finished))
+        self._send(response, _FINAL if finished else 0)
+
+    def cancelled(self, before: int, count: int, stream: bool) -> None:
+        """End a request nobody waits for any more; the engine has stopped already."""
+        if stream:
+            error = pb_utils.TritonError("Request was cancelled", pb_utils.TritonError.CANCELLED)
+            self._send(pb_utils.InferenceResponse(error=error), _FINAL)
+        else:
+            self._send(pb_utils.InferenceResponse(self._tensors(before, count, False)), _FINAL)
+
+    def fail(self, reason: str) -> None:
+        self._log.log_error(f"[vllm] Error generating stream: {reason}")
+        _fail(self._sender, f"Error generating stream: {reason}")
+
+    def _send(self, response, flags: int) -> None:
+        try:
+            self._sender.send(response, flags)
+        except Exception:
+            self._log.log_error(f"An error occurred while sending a response: {traceback.format_exc()}")
+
+    def _tensors(self, before: int, count: int, finished: bool) -> list:
+        done = self.completions
+        wanted = self._flags
+        prepend = "" if before else self._prepend
+        texts = [(prepend + each.text[each.visible(before) : each.visible(count)]).encode() for each in done]
+        tensors = [pb_utils.Tensor("text_output", np.array(texts, dtype=np.object_))]
+        if wanted["finish_reason"]:
+            reasons = [each.finish if count >= len(each.tokens) else "None" for each in done]
+            tensors.append(pb_utils.Tensor("finish_reason", np.array(reasons, dtype=np.object_)))
+        if wanted["cumulative_logprob"]:
+            asked = self.alternatives is not None
+            sums = [each.cumulative_logprob(count) if asked else np.nan for each in done]
+            tensors.append(pb_utils.Tensor("cumulative_logprob", np.array(sums, dtype=np.float32)))
+        if wanted["logprobs"]:
+            rows = [
+                b"null" if self.alternatives is None else _json(each.logprobs(before, count, self.alternatives))
+                for each in done
+            ]
+            tensors.append(pb_utils.Tensor("logprobs", np.array(rows, dtype=np.object_)))
+        if wanted["num_input_tokens"]:
+            # 0-d, as the real backend sends it, whatever the configuration declares.
+            tensors.append(pb_utils.Tensor("num_input_tokens", np.array(self.input_tokens, dtype=np.uint32)))
+        if wanted["num_output_tokens"]:
+            counts = [min(count, len(each.tokens)) - min(before, len(each.tokens)) for each in done]
+            tensors.append(pb_utils.Tensor("num_output_tokens", np.array(counts, dtype=np.uint32)))
+        return tensors
+
+
+_RETURNED = ("finish_reason", "cumulative_logprob", "logprobs", "num_input_tokens", "num_output_tokens")
+
+
+class _Metrics:
+    """The gauges and counters of the real backend that say how busy the engine is."""
+
+    def __init__(self, engine: Engine, labels: dict) -> None:
+        self._engine = engine
+        self._seen = [0, 0]
+        gauge, counter = pb_utils.MetricFamily.GAUGE, pb_utils.MetricFamily.COUNTER
+        self._families = [
+            pb_utils.MetricFamily(name=f"vllm:{name}", description=text, kind=kind)
+            for name, text, kind in (
+                ("num_requests_running", "Number of requests currently running on GPU.", gauge),
+                ("num_requests_waiting", "Number of requests waiting to be processed.", gauge),
+                ("prompt_tokens_total", "Number of prefill tokens processed.", counter),
+                ("generation_tokens_total", "Number of generation tokens processed.", counter),
+            )
+        ]
+        self._metrics = [family.Metric(labels=labels) for family in self._families]
+
+    def __call__(self, running: int, waiting: int) -> None:
+        self._metrics[0].set(running)
+        self._metrics[1].set(waiting)
+        totals = [self._engine.prompt_tokens, self._engine.generation_tokens]
+        for metric, total, seen in zip(self._metrics[2:], totals, self._seen, strict=True):
+            if total > seen:
+                metric.increment(total - seen)
+        self._seen = totals
+
+
+def _fail(sender, message: str, code: int | None = None) -> None:
+    error = pb_utils.TritonError(message) if code is None else pb_utils.TritonError(message, code)
+    sender.send(pb_utils.InferenceResponse(error=error), _FINAL)
+
+
+def _boolean(inputs: dict, name: str) -> bool | None:
+    tensor = inputs.get(name)
+    return None if tensor is None else bool(tensor.as_numpy()[0])
+
+
+def _flag(parameters: dict, name: str) -> bool:
+    return parameters.get(name, {}).get("string_value", "").lower() == "true"
+
+
+def _json(value) -> bytes:
+    return json.dumps(value).encode()
+
+
+def _read_json(path: str, missing: str = "{}"):
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        raise FileNotFoundError(missing.format(path)) from None

@@ -1,0 +1,309 @@
+"""A real tritonserver from a PyPI wheel, its `backend: "vllm"` served by the simulation in `backend/`.
+
+`python -m nvidia_triton.local.triton --model-repository models` runs one in the foreground.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import http.client
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import FrameType
+
+from nvidia_triton.local.process import LocalError, shielded
+
+HOST = "127.0.0.1"
+BACKEND = Path(__file__).with_name("backend")
+STUB = "triton_python_backend_stub"
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+REGIONS = "triton_*_shm_region_*"
+# A region this old is mapped by its server, if it still has one.
+REGION_SETTLED_SECONDS = 1.0
+POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class TritonServer:
+    """How to start one server; nothing happens before `prepare`.
+
+    `models` are loaded at start, `("*",)` means all of the repository. `work_dir` may be shared by servers.
+    """
+
+    model_repository: Path
+    work_dir: Path
+    grpc_port: int = 8001
+    http_port: int = 8000
+    metrics_port: int = 8002
+    models: tuple[str, ...] = ("*",)
+    exit_timeout: int = 10  # seconds that requests in flight get after SIGTERM
+
+    def prepare(self) -> None:
+        """Make the backends directory and check the machine.
+
+        Raises:
+            LocalError: the platform, the wheel or the model repository does not fit.
+        """
+        if not self.model_repository.is_dir():
+            raise LocalError(f"There is no model repository at {self.model_repository}.")
+        _check_numpy()
+        self.work_dir.mkdir(parents=True, exist_ok=True)
+        if self.backends.is_dir():
+            return
+        made = Path(tempfile.mkdtemp(prefix=".backends-", dir=self.work_dir))
+        try:
+            python = made / "python"
+            shutil.copytree(self._wheel.backend, python, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copy(self._wheel.stub, python / STUB)
+            (python / STUB).chmod(0o755)
+            shutil.copytree(BACKEND, made / "vllm", ignore=shutil.ignore_patterns("__pycache__"))
+            made.chmod(0o755)
+            # Fails when another process was faster; what it made is the same.
+            with contextlib.suppress(OSError):
+                made.rename(self.backends)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+
+    def command(self) -> list[str]:
+        return [
+            str(self._wheel.server),
+            f"--model-repository={self.model_repository.absolute()}",
+            f"--backend-directory={self.backends}",
+            "--model-control-mode=explicit",
+            *(f"--load-model={name}" for name in self.models),
+            "--exit-on-error=false",
+            "--strict-readiness=false",
+            f"--exit-timeout-secs={self.exit_timeout}",
+            f"--http-address={HOST}",
+            f"--http-port={self.http_port}",
+            f"--grpc-address={HOST}",
+            f"--grpc-port={self.grpc_port}",
+            f"--metrics-address={HOST}",
+            f"--metrics-port={self.metrics_port}",
+            "--allow-gpu-metrics=false",
+            "--grpc-keepalive-time=30000",
+            "--grpc-keepalive-timeout=10000",
+            "--grpc-keepalive-permit-without-calls=1",
+            "--grpc-http2-max-pings-without-data=0",
+            # A client that pings more often than every five minutes would be sent away without this.
+            "--grpc-http2-min-recv-ping-interval-without-data=5000",
+        ]
+
+    def environment(self) -> dict[str, str]:
+        """Our own environment, in which the server finds its libraries and the stub this virtualenv."""
+        libraries = [str(self._wheel.libraries), sysconfig.get_config_var("LIBDIR") or ""]
+        return {
+            **os.environ,
+            # The stub's interpreter is isolated: PATH is the one variable through which it finds a venv.
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+            "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [*libraries, os.environ.get("LD_LIBRARY_PATH")])),
+        }
+
+    def is_ready(self) -> bool:
+        """Whether the server answers; models named at start are loaded, or have failed, by then."""
+        connection = http.client.HTTPConnection(HOST, self.http_port, timeout=2)
+        try:
+            connection.request("GET", "/v2/health/ready")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def wait_ready(self, timeout: float = 60, alive: Callable[[], bool] = lambda: True) -> None:
+        """Block until the server answers, `timeout` in seconds.
+
+        Raises:
+            LocalError: it did not in time, or `alive` says that it has ended.
+        """
+        deadline = time.monotonic() + timeout
+        while not self.is_ready():
+            if not alive():
+                raise LocalError("tritonserver ended before it was ready: its log says why.")
+            if time.monotonic() > deadline:
+                raise LocalError(f"tritonserver was not ready within {timeout:g} s: its log may say why.")
+            time.sleep(POLL_SECONDS)
+
+    def check_ports(self) -> None:
+        """
+        Raises:
+            LocalError: a port is taken.
+        """
+        for port in (self.http_port, self.grpc_port, self.metrics_port):
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((HOST, port))
+                except OSError as error:
+                    raise LocalError(f"Port {port} is not free for tritonserver: {error.strerror}.") from None
+
+    @cached_property
+    def backends(self) -> Path:
+        """Named after its content, so that a running server keeps the one it was started with."""
+        digest = hashlib.sha256(f"{self._wheel.version} {self._wheel.stub}".encode())
+        for path in sorted(BACKEND.glob("*.py")):
+            digest.update(f"\0{path.name}\0".encode() + path.read_bytes())
+        return self.work_dir.absolute() / f"backends-{digest.hexdigest()[:16]}"
+
+    @cached_property
+    def _wheel(self) -> "_Wheel":
+        return _Wheel.find()
+
+
+@dataclass(frozen=True)
+class _Wheel:
+    version: str
+    server: Path
+    backend: Path
+    stub: Path
+    libraries: Path
+
+    @classmethod
+    def find(cls) -> "_Wheel":
+        if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
+            raise LocalError(
+                f"The local tritonserver runs on Linux x86-64 only, and this is {sys.platform} "
+                f"{platform.machine()}: name a server elsewhere in TRITON_URLS."
+            )
+        found = importlib.util.find_spec("pytriton")
+        if found is None or found.origin is None:
+            raise LocalError("The wheel nvidia-pytriton is not installed: run `pip install -r requirements-dev.txt`.")
+        package = Path(found.origin).parent
+        python = f"{sys.version_info.major}.{sys.version_info.minor}"
+        wheel = cls(
+            version=importlib.metadata.version("nvidia-pytriton"),
+            server=package / "tritonserver" / "bin" / "tritonserver",
+            backend=package / "tritonserver" / "backends" / "python",
+            stub=package / "tritonserver" / "python_backend_stubs" / python / STUB,
+            libraries=package.parent / "nvidia_pytriton.libs",
+        )
+        for path in (wheel.server, wheel.backend, wheel.stub, wheel.libraries):
+            if not path.exists():
+                raise LocalError(f"The wheel nvidia-pytriton {wheel.version} has no {path} for Python {python}.")
+        return wheel
+
+
+def _check_numpy() -> None:
+    version = importlib.metadata.version("numpy")
+    if not version.startswith("1."):
+        raise LocalError(
+            f"The local tritonserver's Python stub needs numpy 1 and would crash on the first request with "
+            f"{version}: use Python 3.11 or 3.12 and `pip install -r requirements-dev.txt`."
+        )
+
+
+def clean_up_after(pid: int) -> None:
+    """Remove what a killed tritonserver `pid` left: its stubs, and shared memory nobody maps any more."""
+    for stub, region in _stubs_of(pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(stub, signal.SIGKILL)
+        (SHARED_MEMORY / region).unlink(missing_ok=True)
+    # A stub that ended before its server took the name of its region with it.
+    candidates = set(_own_regions())
+    if any(_age_of(path) < REGION_SETTLED_SECONDS for path in candidates):
+        time.sleep(REGION_SETTLED_SECONDS)
+    for path in candidates - _mapped_regions():
+        path.unlink(missing_ok=True)
+
+
+def _stubs_of(server: int) -> Iterator[tuple[int, str]]:
+    """Process id and region name of each stub; both stand on its command line."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            arguments = (entry / "cmdline").read_text(errors="replace").split("\0")
+            if arguments[0].endswith(STUB) and len(arguments) > 5 and arguments[5] == str(server):
+                yield int(entry.name), arguments[2]
+
+
+def _own_regions() -> Iterator[Path]:
+    for path in SHARED_MEMORY.glob(REGIONS):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_uid == os.geteuid():
+                yield path
+
+
+def _age_of(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return REGION_SETTLED_SECONDS
+
+
+def _mapped_regions() -> set[Path]:
+    mapped = set()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            for line in (entry / "maps").read_text(errors="replace").splitlines():
+                if "/dev/shm/triton_" in line:  # noqa: S108
+                    mapped.add(Path(line[line.index("/") :]))
+    return mapped
+
+
+def run(server: TritonServer) -> int:
+    """Run a server in the foreground; returns its exit code, as a shell would number it."""
+    server.prepare()
+    server.check_ports()
+    process = subprocess.Popen(
+        shielded(server.command(), death_signal=signal.SIGTERM),
+        env=server.environment(),
+        cwd=server.work_dir,
+        stdin=subprocess.DEVNULL,
+        # A Ctrl-C in the terminal reaches the server once, through us.
+        start_new_session=True,
+    )
+
+    def forward(number: int, _: FrameType | None) -> None:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, forward)
+    code = process.wait()
+    clean_up_after(process.pid)
+    return code if code >= 0 else 128 - code
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m nvidia_triton.local.triton", description=__doc__)
+    parser.add_argument("--model-repository", type=Path, default=Path("models"))
+    parser.add_argument("--work-dir", type=Path, default=Path(".local/triton"))
+    parser.add_argument("--grpc-port", type=int, default=8001)
+    parser.add_argument("--http-port", type=int, default=8000)
+    parser.add_argument("--metrics-port", type=int, default=8002)
+    parser.add_argument("--load-model", action="append", metavar="NAME", help="default: all; may be repeated")
+    options = parser.parse_args(arguments)
+    server = TritonServer(
+        model_repository=options.model_repository.absolute(),
+        work_dir=options.work_dir.absolute(),
+        grpc_port=options.grpc_port,
+        http_port=options.http_port,
+        metrics_port=options.metrics_port,
+        models=tuple(options.load_model or ["*"]),
+    )
+    try:
+        return run(server)
+    except LocalError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

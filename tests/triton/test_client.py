@@ -1,0 +1,293 @@
+"""One server: answers, and what each of its errors becomes."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+
+from app.triton.client import (
+    RPC_RULES,
+    Disposition,
+    TritonClient,
+    TritonError,
+    classify_rpc,
+    classify_text,
+    presentable,
+)
+from app.triton.codec import Accumulator
+from tests.servers import RunningTriton, free_ports, start_triton
+from tests.service import eventually
+
+RETRY, WAIT, FINAL = Disposition.RETRY, Disposition.WAIT, Disposition.FINAL
+Code = grpc.StatusCode
+
+
+@pytest.fixture
+async def client(triton: RunningTriton) -> AsyncIterator[TritonClient]:
+    async with TritonClient(triton.grpc_url) as opened:
+        yield opened
+
+
+async def run(
+    client: TritonClient,
+    prompt: str = "Hello there.",
+    model: str = "tiny",
+    *,
+    idle: float = 10,
+    total: float = 30,
+    **p: object,
+) -> Accumulator:
+    answer = Accumulator()
+    async with aclosing(
+        client.generate(model, prompt, {"max_tokens": 8, **p}, request_id="test", idle_timeout=idle, run_timeout=total)
+    ) as messages:
+        async for delta in messages:
+            answer.add(delta)
+    return answer
+
+
+async def error_of(client: TritonClient, prompt: str = "Hello there.", model: str = "tiny", **p: object) -> TritonError:
+    with pytest.raises(TritonError) as caught:
+        await run(client, prompt, model, **p)  # type: ignore[arg-type]
+    return caught.value
+
+
+async def test_an_answer_adds_up_over_its_messages(client: TritonClient) -> None:
+    answer = await run(client, max_tokens=20, ignore_eos=True)
+    assert answer.finished
+    assert answer.finish_reasons == ["length"]
+    assert answer.completion_tokens == 20
+    assert answer.prompt_tokens is not None
+    assert answer.joined()[0].startswith("[simulated]")
+
+
+async def test_characters_split_over_messages_come_back_whole(client: TritonClient) -> None:
+    text = "naïve 🙂🙃 日本語"
+    answer = await run(client, f"[[sim:chunk=1]][[sim:emit={text}]]", max_tokens=200)
+    assert answer.joined() == [text]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "parameters", "code", "disposition", "word"),
+    [
+        ("word " * 400, {}, "prompt_too_long", FINAL, "256"),
+        ("", {}, "prompt_empty", FINAL, "prompt"),
+        ("x", {"temperature": -1}, "invalid_parameters", FINAL, "log"),
+        ("x", {"no_such": 1}, "invalid_parameters", FINAL, "log"),
+        ("x", {"logprobs": 999}, "invalid_parameters", FINAL, "max allowed: 20"),
+        ("x", {"lora_name": "a"}, "lora_not_enabled", FINAL, "LoRA"),
+        ("[[sim:error=CUDA out of memory]]", {}, "engine_error", RETRY, "CUDA out of memory"),
+        ("[[sim:error=Bad /opt/tritonserver/backends/vllm/model.py line 3]]", {}, "engine_error", RETRY, "Bad … line"),
+    ],
+)
+async def test_an_error_of_the_engine_becomes_a_code_and_a_sentence(
+    client: TritonClient, prompt: str, parameters: dict[str, object], code: str, disposition: Disposition, word: str
+) -> None:
+    error = await error_of(client, prompt, **parameters)
+    assert (error.code, error.disposition) == (code, disposition)
+    assert word in error.message
+    assert "/opt" not in error.message
+
+
+async def test_an_unknown_adapter(client: TritonClient) -> None:
+    error = await error_of(client, model="lora", lora_name="nobody")
+    assert (error.code, error.disposition) == ("lora_not_found", FINAL)
+
+
+async def test_an_unknown_model_waits(client: TritonClient) -> None:
+    error = await error_of(client, model="nobody")
+    assert (error.code, error.disposition) == ("model_unavailable", WAIT)
+
+
+TEXTS = [
+    ("Error generating stream: 'NoneType' object has no attribute 'lora_name'", "invalid_parameters", FINAL),
+    ("Failed to process the request(s) for model 'M_0_0', message: JSONDecodeError: x", "invalid_parameters", FINAL),
+    (
+        "Error generating stream: This model's maximum context length is 256 tokens. However, you requested 0 output"
+        " tokens and your prompt contains at least 257 input tokens, (parameter=input_tokens, value=257)",
+        "prompt_too_long",
+        FINAL,
+    ),
+    (
+        "Error generating stream: The decoder prompt (length 256) plus the number of requested output tokens"
+        " (at least 1) is longer than the maximum model length of 256. Make sure",
+        "prompt_too_long",
+        FINAL,
+    ),
+    ("Error generating stream: The decoder prompt cannot be empty", "prompt_empty", FINAL),
+    (
+        "Error generating stream: 'utf-8' codec can't decode byte 0xff in position 3: invalid start byte",
+        "prompt_not_text",
+        FINAL,
+    ),
+    (
+        "Error generating stream: Requested sample logprobs of 999, which is greater than max allowed: 20"
+        " (parameter=logprobs, value=999)",
+        "invalid_parameters",
+        FINAL,
+    ),
+    ("LoRA feature is not enabled.", "lora_not_enabled", FINAL),
+    ("LoRA X is not supported, we currently support ['a']", "lora_not_found", FINAL),
+    ("Error generating stream: Model M does not support 'embed' request", "not_supported_by_model", FINAL),
+    ("Request for unknown model: 'M' is not found", "model_unavailable", WAIT),
+    ("Request for unknown model: 'M' has no available versions", "model_unavailable", WAIT),
+    ("Request for unknown model: 'M' version 7 is not found", "model_unavailable", WAIT),
+    ("unexpected inference input 'x' for model 'M'", "model_contract", FINAL),
+    (
+        "[request id: 1] inference input 'stream' data-type is 'INT32', but model 'M' expects 'BOOL'",
+        "model_contract",
+        FINAL,
+    ),
+    ("[request id: 1] unexpected shape for input 'text_input' for model 'M'", "model_contract", FINAL),
+    ("Stub process 'M_0_0' is not healthy.", "model_process_died", WAIT),
+    (
+        "Error generating stream: EngineCore encountered an issue. See stack trace (above) for the root cause.",
+        "engine_died",
+        RETRY,
+    ),
+    ("Model is unavailable due to unhealthy vLLM engine", "engine_died", RETRY),
+]
+
+
+@pytest.mark.parametrize(("text", "code", "disposition"), TEXTS)
+def test_every_error_text_of_the_contract_is_classified(text: str, code: str, disposition: Disposition) -> None:
+    error = classify_text(text)
+    assert (error.code, error.disposition) == (code, disposition)
+    assert error.message.endswith((".", "…"))
+    assert "M_0_0" not in error.message
+    assert "NoneType" not in error.message
+
+
+def test_every_grpc_status_is_classified() -> None:
+    for status in Code:
+        if status in (Code.OK, Code.UNAVAILABLE):
+            continue
+        assert status in RPC_RULES, status
+        assert classify_rpc(status, "").message.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("details", "code", "disposition"),
+    [
+        ("failed to connect to all addresses; last error: connection refused", "server_unreachable", WAIT),
+        ("Server exiting", "server_draining", WAIT),
+        ("Stream removed (Socket closed)", "server_died", RETRY),
+    ],
+)
+def test_unavailable_is_told_apart_by_its_text(details: str, code: str, disposition: Disposition) -> None:
+    error = classify_rpc(Code.UNAVAILABLE, details)
+    assert (error.code, error.disposition, error.server_fault) == (code, disposition, True)
+
+
+def test_foreign_messages_are_made_presentable() -> None:
+    assert presentable("\n  first line\nTraceback (most recent call last):\n  File x") == "first line"
+    assert presentable("in /opt/vllm/engine.py: bad") == "in …: bad"
+    assert len(presentable("x" * 5000)) <= 300
+    assert presentable("") == "no reason given"
+
+
+async def test_silence_beyond_the_idle_timeout_is_an_error(client: TritonClient) -> None:
+    with pytest.raises(TritonError) as caught:
+        await run(client, "[[sim:hang]]", idle=0.4)
+    assert (caught.value.code, caught.value.disposition) == ("idle_timeout", RETRY)
+
+
+async def test_a_run_longer_than_its_timeout_is_an_error(client: TritonClient) -> None:
+    with pytest.raises(TritonError) as caught:
+        await run(client, "[[sim:slow=50]]", total=0.5, max_tokens=200, ignore_eos=True)
+    assert (caught.value.code, caught.value.disposition) == ("run_timeout", RETRY)
+
+
+async def busy(triton: RunningTriton, model: str) -> float:
+    """How many requests the engine of `model` works on, from the server's own metrics."""
+    async with httpx.AsyncClient(trust_env=False) as http:
+        text = (await http.get(triton.metrics_url)).text
+    lines = [line for line in text.splitlines() if "num_requests_running" in line and f'"{model}"' in line]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if not line.startswith("#"))
+
+
+@pytest.mark.parametrize("how", ["cancel", "close"])
+async def test_leaving_a_generation_frees_the_engine(client: TritonClient, triton: RunningTriton, how: str) -> None:
+    generation = client.generate(
+        "slow", "go on", {"max_tokens": 4000, "ignore_eos": True}, request_id="r", idle_timeout=10, run_timeout=60
+    )
+    if how == "close":
+        await anext(generation)
+        assert await busy(triton, "slow") == 1
+        await generation.aclose()
+    else:
+
+        async def consume() -> None:
+            async with aclosing(generation):
+                async for _ in generation:
+                    pass
+
+        task = asyncio.create_task(consume())
+
+        async def started() -> bool:
+            return await busy(triton, "slow") == 1
+
+        await eventually(started, "the engine runs it")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    async def free() -> bool:
+        return await busy(triton, "slow") == 0
+
+    await eventually(free, "the engine is free", 3)
+
+
+async def test_a_server_that_is_not_there_waits() -> None:
+    (port,) = free_ports(1)
+    async with TritonClient(f"127.0.0.1:{port}") as client:
+        error = await error_of(client)
+        assert (error.code, error.disposition) == ("server_unreachable", WAIT)
+        with pytest.raises(TritonError) as caught:
+            await client.models(2)
+        assert caught.value.code == "server_unreachable"
+
+
+async def test_a_server_that_dies_is_told_from_one_that_is_not_there(tmp_path: Path) -> None:
+    victim = start_triton(tmp_path, ("tiny",))
+    try:
+        async with TritonClient(victim.grpc_url) as client:
+            task = asyncio.create_task(error_of(client, "[[sim:slow=100]]", max_tokens=200, ignore_eos=True))
+
+            async def started() -> bool:
+                return await busy(victim, "tiny") == 1
+
+            await eventually(started, "the engine runs it")
+            victim.kill()
+            error = await asyncio.wait_for(task, 10)
+            assert (error.code, error.disposition) == ("server_died", RETRY)
+            error = await error_of(client)
+            assert (error.code, error.disposition) == ("server_unreachable", WAIT)
+    finally:
+        victim.kill()
+
+
+async def test_the_index_tells_states_and_reasons(client: TritonClient, triton: RunningTriton) -> None:
+    from tritonclient.grpc import aio
+    from tritonclient.utils import InferenceServerException
+
+    async with aio.InferenceServerClient(triton.grpc_url) as raw:
+        with pytest.raises(InferenceServerException):
+            await raw.load_model("broken")
+    models = {model.name: model for model in await client.models(5)}
+    assert models["tiny"].state == "ready"
+    assert models["broken"].state == "unavailable"
+    assert "no_such_argument" in models["broken"].reason
+    # Never asked for, so it has no state.
+    assert "fragile" not in models
+
+
+async def test_a_model_is_described_by_its_server(client: TritonClient) -> None:
+    described = await client.describe("tiny", 5)
+    assert "text_input" in {tensor["name"] for tensor in described["inputs"]}
+    assert "text_output" in {tensor["name"] for tensor in described["outputs"]}
+    assert described["statistics"][0]["name"] == "tiny"

@@ -1,0 +1,24 @@
+"""One tritonserver for all contract tests."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import pytest_asyncio
+import tritonclient.grpc.aio as triton
+
+from tests.servers import RunningTriton, start_triton
+
+from .wire import Client
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
+    running = start_triton(tmp_path_factory.mktemp("triton"), ("tiny", "slow", "noop", "lora"))
+    yield running
+    running.kill()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def client(server: RunningTriton) -> AsyncIterator[Client]:
+    async with triton.InferenceServerClient(server.grpc_url) as grpc:
+        yield Client(grpc)

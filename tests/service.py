@@ -106,7 +106,7 @@ async def running_api(settings: Settings) -> AsyncIterator[Service]:
     await task
 
 
-class _no_signals:  # noqa: N801 - stands in for a context manager method
+class _no_signals:
     def __enter__(self) -> None:
         return None
 

@@ -16,7 +16,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.problems import problem_response
 from app.errors import BodyTooLarge
 
-
 # A refused body is read and thrown away up to this many times the limit.
 LINGER_BODIES = 8
 

@@ -24,6 +24,7 @@ CONNECTION_ERRORS: tuple[type[BaseException], ...] = (
     asyncio.TimeoutError,
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
     asyncpg.exceptions.OperatorInterventionError,
     asyncpg.exceptions.TooManyConnectionsError,
     asyncpg.exceptions.InvalidAuthorizationSpecificationError,
@@ -40,6 +41,10 @@ async def set_codecs(connection: Any) -> None:
         decoder=lambda data: from_json(data[1:]),
         format="binary",
     )
+
+
+async def _keep(_connection: Any) -> None:
+    """Single statements in autocommit leave nothing to reset, and the round trip is saved."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,12 @@ class Database:
         """
         with translated_errors():
             async with self.pool.acquire(timeout=5) as connection:
-                yield connection
+                try:
+                    yield connection
+                except CONNECTION_ERRORS:
+                    # Its protocol may be left in the middle of a message.
+                    connection.terminate()
+                    raise
 
 
 class translated_errors:
@@ -116,6 +126,7 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
         timeout=5,
         command_timeout=30,
         init=set_codecs,
+        reset=_keep,
         max_inactive_connection_lifetime=300,
     )
     # A pool without minimum connects on first use only.

@@ -1,5 +1,6 @@
 """UUIDv7."""
 
+import itertools
 import time
 from datetime import UTC, datetime
 
@@ -8,7 +9,7 @@ from app.db.ids import lowest_at, time_of, uuid7
 
 def test_ids_of_one_process_are_strictly_increasing() -> None:
     ids = [uuid7() for _ in range(20_000)]
-    assert all(earlier < later for earlier, later in zip(ids, ids[1:], strict=False))
+    assert all(earlier < later for earlier, later in itertools.pairwise(ids))
     assert {id_.version for id_ in ids} == {7}
 
 

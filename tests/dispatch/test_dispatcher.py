@@ -1,0 +1,183 @@
+"""The dispatcher at work, with servers that fail on demand."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from app.config import Settings
+from tests.servers import RunningTriton, start_triton
+from tests.service import Service, eventually, running_api, running_dispatcher
+
+
+async def test_work_is_taken_up_without_any_notification(
+    make_settings: Callable[..., Settings], database_url: str
+) -> None:
+    """NOTIFY only wakes: with every listening connection cut for good, polling alone makes progress."""
+    settings = make_settings()
+    async with running_api(settings) as service, running_dispatcher(settings):
+        connection = await asyncpg.connect(database_url)
+
+        async def cut() -> None:
+            while True:
+                await connection.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND query LIKE 'LISTEN%'"
+                )
+                await asyncio.sleep(0.05)
+
+        cutting = asyncio.create_task(cut())
+        try:
+            results = await asyncio.gather(*(service.run(max_tokens=5) for _ in range(10)))
+        finally:
+            cutting.cancel()
+            await asyncio.gather(cutting, return_exceptions=True)
+            await connection.close()
+    assert {result["status"] for result in results} == {"completed"}
+
+
+async def test_a_retryable_fault_is_tried_again_after_a_pause(service: Service) -> None:
+    id_ = await service.send(prompt="[[sim:error=a passing fault]]")
+
+    async def failed_once() -> Any:
+        result = await service.result(id_)
+        return result if result["last_error"] else None
+
+    waiting = await eventually(failed_once, "the first attempt fails")
+    assert (waiting["status"], waiting["phase"], waiting["error"]) == ("pending", "queued", None)
+    assert waiting["last_error"]["code"] == "engine_error"
+    assert "a passing fault" in waiting["last_error"]["message"]
+
+
+async def test_a_fault_that_stays_ends_at_the_cap_with_every_attempt_on_record(
+    make_settings: Callable[..., Settings],
+) -> None:
+    settings = make_settings(max_attempts=2)
+    async with running_api(settings) as service, running_dispatcher(settings):
+        result = await service.run("[[sim:error=a lasting fault]]")
+        assert (result["status"], result["attempt_count"]) == ("failed", 2)
+        assert result["error"]["code"] == "engine_error"
+        assert "last of 2 attempts" in result["error"]["message"]
+        attempts = await service.attempts(result["id"])
+        assert [each["outcome"] for each in attempts] == ["retried", "failed"]
+        assert all("a lasting fault" in each["error"]["message"] for each in attempts)
+
+
+async def test_no_more_run_at_once_than_the_model_may(make_settings: Callable[..., Settings], triton: Any) -> None:
+    from tests.triton.test_client import busy
+
+    settings = make_settings(model_concurrency=4)
+    async with running_api(settings) as service, running_dispatcher(settings):
+        context = await service.context("[[sim:slow=20]]")
+        ids = [
+            await service.send(context, model="slow", parameters={"max_tokens": 12, "ignore_eos": True})
+            for _ in range(12)
+        ]
+        seen = []
+
+        async def all_done() -> bool:
+            seen.append(await busy(triton, "slow"))
+            pending = await service.client.get("/results/?status=pending&limit=20")
+            return not pending.json()
+
+        await eventually(all_done, "all settle")
+        assert max(seen) == 4
+        assert {(await service.result(id_))["attempt_count"] for id_ in ids} == {1}
+
+
+async def test_higher_priorities_are_served_first(make_settings: Callable[..., Settings]) -> None:
+    settings = make_settings(model_concurrency=1)
+    async with running_api(settings) as service:
+        context = await service.context("[[sim:tokens=2]]")
+        low = [await service.send(context, priority=-5) for _ in range(3)]
+        high = [await service.send(context, priority=5) for _ in range(3)]
+        async with running_dispatcher(settings):
+            done = [await service.settled(id_) for id_ in [*low, *high]]
+    order = [result["id"] for result in sorted(done, key=lambda result: result["completed_at"])]
+    assert order == high + low
+
+
+async def test_a_model_that_fails_to_answer_leaves_others_alone(service: Service) -> None:
+    stuck = await service.send(prompt="[[sim:hang]]")
+    assert (await service.run(model="noop", max_tokens=3))["status"] == "completed"
+    await service.client.post(f"/results/{stuck}/cancel")
+    assert (await service.settled(stuck))["error"]["code"] == "cancelled"
+
+
+async def test_an_engine_that_stays_silent_is_given_up(make_settings: Callable[..., Settings]) -> None:
+    settings = make_settings(idle_timeout_seconds=0.5, max_attempts=1)
+    async with running_api(settings) as service, running_dispatcher(settings):
+        result = await service.run("[[sim:hang]]")
+    assert result["error"]["code"] == "idle_timeout"
+
+
+async def test_an_attempt_may_not_run_longer_than_its_limit(make_settings: Callable[..., Settings]) -> None:
+    settings = make_settings(run_timeout_seconds=0.5, max_attempts=1)
+    async with running_api(settings) as service, running_dispatcher(settings):
+        result = await service.run("[[sim:slow=50]]", max_tokens=200, ignore_eos=True)
+    assert result["error"]["code"] == "run_timeout"
+    assert result["output"]
+
+
+async def test_stopping_lets_runs_finish_and_then_gives_back_the_rest(make_settings: Callable[..., Settings]) -> None:
+    settings = make_settings(drain_seconds=1.0)
+    async with running_api(settings) as service:
+        async with running_dispatcher(settings):
+            quick = await service.send(model="slow", parameters={"max_tokens": 10, "ignore_eos": True})
+            long = await service.send(model="slow", parameters={"max_tokens": 3000, "ignore_eos": True})
+
+            async def both_run() -> bool:
+                return {(await service.result(id_))["phase"] for id_ in (quick, long)} == {"running"}
+
+            await eventually(both_run, "both run")
+        done, back = await service.result(quick), await service.result(long)
+        assert done["status"] == "completed"
+        assert (back["status"], back["phase"], back["attempt_count"]) == ("pending", "queued", 0)
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Any:
+    server = start_triton(tmp_path, ("tiny", "fragile"))
+    yield server
+    server.kill()
+
+
+async def test_a_prompt_that_kills_its_server_stops_at_the_cap(
+    make_settings: Callable[..., Settings], victim: RunningTriton
+) -> None:
+    settings = make_settings(triton_urls=(victim.grpc_url,), max_attempts=2)
+    async with running_api(settings) as service, running_dispatcher(settings):
+        id_ = await service.send(prompt="[[sim:kill-server]]")
+        for _ in range(2):
+
+            async def down() -> bool:
+                return not victim.running
+
+            await eventually(down, "the prompt kills the server")
+            victim.kill()
+            await asyncio.to_thread(victim.start)
+        result = await service.settled(id_)
+        assert (result["status"], result["attempt_count"]) == ("failed", 2)
+        assert result["error"]["code"] == "server_died"
+        assert (await service.run("after it"))["status"] == "completed"
+
+
+async def test_an_engine_that_died_and_was_restarted_finishes_the_work(
+    make_settings: Callable[..., Settings], victim: RunningTriton
+) -> None:
+    settings = make_settings(triton_urls=(victim.grpc_url,))
+    async with running_api(settings) as service, running_dispatcher(settings):
+        first = await service.send(prompt="[[sim:slow=20]]", model="fragile", parameters={"max_tokens": 100})
+        killer = await service.send(prompt="[[sim:engine-dead]]", model="fragile")
+
+        async def both_failed_once() -> bool:
+            return all([(await service.result(id_))["last_error"] for id_ in (first, killer)])
+
+        await eventually(both_failed_once, "the engine dies under both")
+        await service.client.post(f"/results/{killer}/cancel")
+        await asyncio.to_thread(victim.kill)
+        await asyncio.to_thread(victim.start)
+        assert (await service.settled(first, 40))["status"] == "completed"

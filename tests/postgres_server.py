@@ -1,0 +1,63 @@
+"""A Postgres of its own for a test session, on a free port."""
+
+import signal
+import subprocess
+from pathlib import Path
+
+from nvidia_triton.local.database import start
+from nvidia_triton.local.postgres import PostgresServer
+from nvidia_triton.local.settings import free_port
+
+
+class RunningPostgres:
+    """A started server; its log is `<data_dir>.log`."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self.server = server
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+    @property
+    def port(self) -> int:
+        return self.server.port
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        self._process = start(self.server, self.server.data_dir.with_suffix(".log"))
+
+    def stop(self) -> None:
+        """A fast shutdown: open transactions are rolled back."""
+        self._end(signal.SIGINT)
+
+    def kill(self) -> None:
+        """As a power cut would, except for the page cache."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(number)
+            self._process.wait(timeout=30)
+
+
+def start_postgres(
+    data_dir: Path, *, port: int = 0, fsync: bool = False, settings: dict[str, str] | None = None
+) -> RunningPostgres:
+    """Starts a Postgres on `data_dir`, made when missing, on a free port; it dies with this process.
+
+    Without `fsync` a commit survives a killed Postgres, but not a crash of the machine.
+    """
+    speed = {} if fsync else {"fsync": "off", "full_page_writes": "off"}
+    server = PostgresServer(data_dir.absolute(), port=port or free_port(), settings={**speed, **(settings or {})})
+    return RunningPostgres(server)

@@ -1,0 +1,37 @@
+"""What a started stack tells its user."""
+
+from nvidia_triton.local.settings import LocalSettings
+
+PROMPT = "Write a haiku about queues."
+
+
+def pick(field: str) -> str:
+    """A shell filter that prints one field of a JSON object."""
+    return f"""python3 -c 'import json,sys; print(json.load(sys.stdin)["{field}"])'"""
+
+
+def curl_lines(url: str) -> list[str]:
+    """Three lines for a shell that store a prompt, send it to the model `demo` and wait for the answer."""
+    body = f"""-H 'Content-Type: application/json' -d '{{"content": "{PROMPT}"}}'"""
+    return [
+        f"CONTEXT=$(curl -sS {url}/contexts/ {body} | {pick('id')})",
+        f"RESULT=$(curl -sS -X POST {url}/models/send/demo/$CONTEXT | {pick('result_id')})",
+        f"curl -sS -H 'Prefer: wait=30' {url}/results/$RESULT",
+    ]
+
+
+def banner(settings: LocalSettings, seconds: float, *, colour: bool) -> str:
+    bold, plain = ("\x1b[1m", "\x1b[0m") if colour else ("", "")
+    url = settings.api_url
+    return "\n".join([
+        "",
+        f"{bold}Ready after {seconds:.1f} s.{plain} Ctrl-C stops everything.",
+        "",
+        f"  API       {bold}{url}{plain}",
+        f"  API docs  {bold}{url}/docs{plain}",
+        "",
+        "Try it in a second terminal (`make demo` does the same):",
+        "",
+        *curl_lines(url),
+        "",
+    ])  # fmt: skip

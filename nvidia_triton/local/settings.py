@@ -1,0 +1,99 @@
+"""What the local stack is to start, from .env.api.dev, .env.db.dev and the real environment, which wins."""
+
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+
+from nvidia_triton.local.postgres import HOST, PostgresServer
+from nvidia_triton.local.process import LocalError
+from nvidia_triton.local.triton import TritonServer
+
+ROOT = Path(__file__).resolve().parents[2]
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}  # noqa: S104
+# Shorter than the runner's own patience, so that a dispatcher hands its work back instead of being killed.
+DRAIN_SECONDS = "8"
+
+
+@dataclass(frozen=True)
+class LocalSettings:
+    """`postgres` and `triton` are None where the real environment names another server to use."""
+
+    root: Path
+    local_dir: Path
+    api_host: str
+    api_port: int
+    postgres: PostgresServer | None
+    triton: TritonServer | None
+    environment: dict[str, str]
+
+    @property
+    def api_url(self) -> str:
+        return f"http://{WILDCARDS.get(self.api_host, self.api_host)}:{self.api_port}"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.local_dir / "run.lock"
+
+
+def local_settings(environ: Mapping[str, str], root: Path = ROOT) -> LocalSettings:
+    """Reads the settings of a checkout.
+
+    Raises:
+        LocalError: a port is no number.
+    """
+    api_file, database_file = _read(root / ".env.api.dev"), _read(root / ".env.db.dev")
+    merged = {**api_file, **database_file, **environ}
+    local_dir = Path(merged.get("LOCAL_DIR") or root / ".local").absolute()
+
+    def port(name: str, default: int) -> int:
+        text = merged.get(name) or str(default)
+        if not text.isdigit() or not 0 < int(text) < 65536:
+            raise LocalError(f"{name}={text!r} is not a port: give a number from 1 to 65535.")
+        return int(text)
+
+    postgres = PostgresServer(
+        local_dir / "postgres",
+        port("POSTGRES_PORT", urlsplit(api_file.get("DATABASE_URL", "")).port or 54320),
+        merged.get("POSTGRES_USER") or "tickets",
+        merged.get("POSTGRES_PASSWORD") or "tickets-dev-only",
+        merged.get("POSTGRES_DB") or "tickets",
+    )
+    foreign_database = environ.get("DATABASE_URL") not in (None, "", postgres.url)
+    triton = TritonServer(
+        model_repository=root / "models",
+        work_dir=local_dir / "triton",
+        http_port=port("TRITON_HTTP_PORT", 8000),
+        grpc_port=port("TRITON_GRPC_PORT", 8001),
+        metrics_port=port("TRITON_METRICS_PORT", 8002),
+    )
+    triton_urls = f"{HOST}:{triton.grpc_port}"
+    foreign_triton = environ.get("TRITON_URLS") not in (None, "", triton_urls)
+
+    environment = {"DRAIN_SECONDS": DRAIN_SECONDS, "PYTHONUNBUFFERED": "1", **merged}
+    if not foreign_database:
+        environment["DATABASE_URL"] = postgres.url
+    if not foreign_triton:
+        environment["TRITON_URLS"] = triton_urls
+    return LocalSettings(
+        root=root,
+        local_dir=local_dir,
+        api_host=merged.get("API_HOST") or HOST,
+        api_port=port("API_PORT", 8887),
+        postgres=None if foreign_database else postgres,
+        triton=None if foreign_triton else triton,
+        environment=environment,
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _read(path: Path) -> dict[str, str]:
+    return {name: value for name, value in dotenv_values(path, interpolate=False).items() if value is not None}

@@ -1,0 +1,166 @@
+"""Postgres, Triton, the dispatcher and the API: started together, stopped in order."""
+
+import asyncio
+import errno
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable
+
+from nvidia_triton.local.postgres import HOST, PostgresServer
+from nvidia_triton.local.process import Child, Console, LocalError, describe_exit, shielded
+from nvidia_triton.local.settings import LocalSettings
+from nvidia_triton.local.triton import TritonServer, clean_up_after
+
+READY_TIMEOUT = 60.0
+POLL_SECONDS = 0.05
+
+
+class Stack:
+    """Starts the processes and stops them in order; `failure` ends when one of them dies on its own."""
+
+    def __init__(self, settings: LocalSettings, console: Console) -> None:
+        self.settings = settings
+        self.console = console
+        self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._children: dict[str, Child] = {}
+        self._watches: list[asyncio.Task[None]] = []
+        self._hurry = asyncio.Event()
+        self._stopping = False
+
+    async def start(self) -> None:
+        """Returns when everything answers.
+
+        Raises:
+            LocalError: something cannot start; call `stop` all the same.
+        """
+        settings = self.settings
+        check_port(settings.api_host, settings.api_port, "the API", "API_PORT")
+        if settings.triton:
+            check_port(HOST, settings.triton.http_port, "Triton", "TRITON_HTTP_PORT")
+            check_port(HOST, settings.triton.grpc_port, "Triton", "TRITON_GRPC_PORT")
+            check_port(HOST, settings.triton.metrics_port, "Triton", "TRITON_METRICS_PORT")
+        try:
+            async with asyncio.TaskGroup() as group:
+                if settings.triton:
+                    group.create_task(self._start_triton(settings.triton))
+                group.create_task(self._start_database_and_app())
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+    async def stop(self) -> None:
+        """Ends what runs, those who use a thing before the thing itself."""
+        self._stopping = True
+        for name, polite, grace, rude in (
+            ("migrate", signal.SIGTERM, 2.0, signal.SIGKILL),
+            ("api", signal.SIGTERM, 12.0, signal.SIGKILL),
+            ("dispatcher", signal.SIGTERM, 10.0, signal.SIGKILL),
+            ("triton", signal.SIGTERM, 12.0, signal.SIGKILL),
+            ("postgres", signal.SIGINT, 10.0, signal.SIGQUIT),
+        ):
+            if process := self._children.pop(name, None):
+                await process.stop(polite, grace=grace, hurry=self._hurry, rude=rude)
+                if name == "triton":
+                    await asyncio.to_thread(clean_up_after, process.pid)
+        await asyncio.gather(*self._watches, return_exceptions=True)
+        if self.failure.done() and not self.failure.cancelled():
+            self.failure.exception()
+
+    def hurry(self) -> None:
+        """Cuts every grace time short."""
+        self._hurry.set()
+
+    async def _start_database_and_app(self) -> None:
+        if self.settings.postgres:
+            await self._start_postgres(self.settings.postgres)
+        await self._migrate()
+        await self._spawn("dispatcher", shielded([sys.executable, "-m", "app.worker"]))
+        await self._spawn("api", shielded([sys.executable, "-m", "app.main"]))
+        await self._until(lambda: answers(self.settings.api_port, "/health/ready"), "The API")
+
+    async def _start_postgres(self, server: PostgresServer) -> None:
+        await asyncio.to_thread(server.prepare)
+        check_port(HOST, server.port, "Postgres", "POSTGRES_PORT")
+        process = await self._spawn("postgres", server.command(), env=server.environment())
+
+        async def ready() -> bool:
+            return server.is_ready(process.pid)
+
+        await self._until(ready, "Postgres")
+        await asyncio.to_thread(server.ensure_database)
+
+    async def _migrate(self) -> None:
+        command = shielded([sys.executable, "-m", "alembic", "upgrade", "head"])
+        process = await self._spawn("migrate", command, watched=False)
+        if returncode := await process.wait():
+            raise LocalError(
+                f"The migrations failed ({describe_exit(returncode)}): the lines of `migrate` above say why."
+            )
+        self._children.pop("migrate", None)
+
+    async def _start_triton(self, server: TritonServer) -> None:
+        await asyncio.to_thread(server.prepare)
+        command = shielded(server.command(), death_signal=signal.SIGTERM)
+        await self._spawn("triton", command, env=server.environment())
+        await self._until(lambda: answers(server.http_port, "/v2/health/ready"), "Triton")
+
+    async def _spawn(
+        self, name: str, command: list[str], *, env: dict[str, str] | None = None, watched: bool = True
+    ) -> Child:
+        env = env or self.settings.environment
+        process = await Child.start(name, command, self.console, env=env, cwd=self.settings.root)
+        self._children[name] = process
+        if watched:
+            self._watches.append(asyncio.create_task(self._watch(process)))
+        return process
+
+    async def _watch(self, process: Child) -> None:
+        returncode = await process.wait()
+        if not self._stopping and not self.failure.done():
+            self.failure.set_exception(
+                LocalError(
+                    f"{process.name} stopped on its own ({describe_exit(returncode)}): its lines above say why, "
+                    "and `LOG_LEVEL=DEBUG make run` shows more of them."
+                )
+            )
+
+    async def _until(self, ready: Callable[[], Awaitable[bool]], what: str) -> None:
+        deadline = time.monotonic() + READY_TIMEOUT
+        while not await ready():
+            if time.monotonic() > deadline:
+                raise LocalError(f"{what} did not get ready within {READY_TIMEOUT:.0f} s: its lines above say more.")
+            await asyncio.sleep(POLL_SECONDS)
+
+
+def check_port(host: str, port: int, what: str, variable: str) -> None:
+    """Raises LocalError when nothing can listen there."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        # As servers do: a connection that is only winding down does not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                problem = "is already in use: stop the program that uses it"
+            else:
+                problem = f"of {host} cannot be used ({error.strerror})"
+            raise LocalError(
+                f"Port {port} for {what} {problem}, or choose another one, e.g. `{variable}={port + 100} make run`."
+            ) from None
+
+
+async def answers(port: int, path: str) -> bool:
+    """Whether a GET on loopback is answered with 200."""
+    try:
+        reader, writer = await asyncio.open_connection(HOST, port)
+    except OSError:
+        return False
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {HOST}:{port}\r\nConnection: close\r\n\r\n".encode())
+        status = await asyncio.wait_for(reader.readline(), 5)
+        return status.split()[1:2] == [b"200"]
+    except (OSError, TimeoutError):
+        return False
+    finally:
+        writer.close()

@@ -1,19 +1,18 @@
 """The documents say what is so: their commands are run, their tables held against the code."""
 
+import asyncio
 import json
 import re
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import asyncpg
-import pytest
 
 from app import errors
 from app.config import Settings
 from app.triton import client
-from tests.service import Service
 from nvidia_triton.local.banner import curl_lines
+from tests.service import Service, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -49,11 +48,9 @@ def shell(script: str) -> str:
 
 async def test_the_readmes_commands_work_as_they_stand(service: Service) -> None:
     """Only the address differs, and the model, which the test's server calls by another name."""
-    import asyncio
-
     url = str(service.client.base_url).rstrip("/")
     script = "\n".join(blocks(README, "sh")).replace("http://127.0.0.1:8887", url).replace("/send/demo/", "/send/tiny/")
-    lines = script.splitlines()
+    lines = [line for line in script.splitlines() if line]
     assert len(lines) == 10
     output = await asyncio.to_thread(shell, "; echo;\n".join(lines))
     answers = [json.loads(line) for line in output.splitlines() if line]
@@ -75,25 +72,25 @@ async def test_the_readmes_result_has_the_fields_that_results_have(service: Serv
     assert list(shown) == list(await service.run(max_tokens=3))
 
 
-@pytest.mark.parametrize("number", range(10))
-async def test_the_history_queries_run_and_find_rows(service: Service, number: int) -> None:
+async def test_the_history_queries_run_and_find_rows(service: Service) -> None:
     queries = blocks(HISTORY, "sql")
     assert len(queries) == 10
     context = await service.context("A prompt.", metadata={"source": "tests"})
-    for options in ({"parameters": {"max_tokens": 2, "ignore_eos": True}}, {"parameters": {"lora": 1}}):
-        answer = await service.client.post(f"/models/send/tiny/{context}", json=options)
-        if answer.status_code == 202:
-            await service.settled(answer.json()["result_id"])
+    await service.settled(await service.send(context, parameters={"max_tokens": 2, "ignore_eos": True}))
     await service.run("word " * 400)
-    retried = await service.send(prompt="[[sim:error=x]]")
     await service.send(model="slow", parameters={"max_tokens": 3000, "ignore_eos": True})
+    retried = await service.send(prompt="[[sim:error=x]]")
+
+    async def tried_twice() -> bool:
+        return (await service.result(retried))["attempt_count"] > 1
+
+    await eventually(tried_twice, "a second attempt")
     connection = await asyncpg.connect(service.settings.database_url)
-    if "attempt_count > 1" in queries[number]:
-        while (await service.result(retried))["attempt_count"] < 2:
-            pass
-    rows: list[Any] = await connection.fetch(queries[number])
-    await connection.close()
-    assert rows
+    try:
+        for query in queries:
+            assert await connection.fetch(query), query
+    finally:
+        await connection.close()
 
 
 def codes(kind: type[errors.AppError]) -> set[str]:

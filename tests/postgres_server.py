@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nvidia_triton.local.database import start
 from nvidia_triton.local.postgres import PostgresServer
-from nvidia_triton.local.settings import free_port
+from nvidia_triton.local.settings import free_ports
 
 
 class RunningPostgres:
@@ -59,5 +59,5 @@ def start_postgres(
     Without `fsync` a commit survives a killed Postgres, but not a crash of the machine.
     """
     speed = {} if fsync else {"fsync": "off", "full_page_writes": "off"}
-    server = PostgresServer(data_dir.absolute(), port=port or free_port(), settings={**speed, **(settings or {})})
+    server = PostgresServer(data_dir.absolute(), port=port or free_ports(1)[0], settings={**speed, **(settings or {})})
     return RunningPostgres(server)

@@ -2,28 +2,16 @@
 
 import os
 import signal
-import socket
 import subprocess
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 from nvidia_triton.local.process import shielded
+from nvidia_triton.local.settings import free_ports
 from nvidia_triton.local.triton import HOST, TritonServer, clean_up_after
 
 TEST_MODELS = Path(__file__).with_name("models")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on right now; all are held until the last is found, so they differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind((HOST, 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 class RunningTriton:

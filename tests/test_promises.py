@@ -15,11 +15,12 @@ import pytest
 
 from app.config import Settings
 from app.db.ids import uuid7
+from nvidia_triton.local.settings import free_ports
 from tests.conftest import alembic, with_database
+from tests.engine import busy, generated
 from tests.postgres_server import RunningPostgres, start_postgres
-from tests.servers import RunningTriton, free_ports, start_triton
+from tests.servers import RunningTriton, start_triton
 from tests.service import Process, Service, eventually, running_api, running_dispatcher
-from tests.triton.test_client import busy
 
 
 @pytest.fixture
@@ -168,15 +169,18 @@ async def test_cancel_frees_the_engine(service: Service, triton: RunningTriton) 
     await eventually(engine_is_free, "the engine is free", 3)
 
 
-async def test_cancel_survives_lost_notify(make_settings: Callable[..., Settings], database_url: str) -> None:
+async def test_cancel_survives_lost_notify(
+    make_settings: Callable[..., Settings], database_url: str, triton: RunningTriton
+) -> None:
     settings = make_settings(lease_seconds=60.0)
     async with running_api(settings) as service, running_dispatcher(settings):
+        before = await generated(triton, "slow")
         id_ = await service.send(model="slow", parameters={"max_tokens": 4000, "ignore_eos": True})
 
-        async def running() -> bool:
-            return (await service.result(id_))["phase"] == "running"
+        async def under_way() -> bool:
+            return await generated(triton, "slow") > before + 3
 
-        await eventually(running, "it runs")
+        await eventually(under_way, "tokens flow")
         # Asked for without a word to anyone, as when the notification is lost.
         connection = await asyncpg.connect(database_url)
         await connection.execute("UPDATE results SET cancel_requested_at = now() WHERE id = $1", id_)

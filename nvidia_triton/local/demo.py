@@ -22,7 +22,7 @@ from rich.text import Text
 from nvidia_triton.local.banner import PROMPT
 from nvidia_triton.local.process import Console, LocalError
 from nvidia_triton.local.run import only_one
-from nvidia_triton.local.settings import free_port, local_settings
+from nvidia_triton.local.settings import free_ports, local_settings
 from nvidia_triton.local.stack import Stack
 
 PORTS = ("API_PORT", "POSTGRES_PORT", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT")
@@ -51,7 +51,8 @@ async def service(terminal: Terminal) -> AsyncIterator[str]:
     if await is_up(settings.api_url):
         yield settings.api_url
         return
-    ports = {name: os.environ.get(name) or str(free_port()) for name in PORTS}
+    free = free_ports(len(PORTS))
+    ports = {name: os.environ.get(name) or str(port) for name, port in zip(PORTS, free, strict=True)}
     settings = local_settings({**os.environ, **ports})
     with only_one(settings):
         log = settings.local_dir / "demo.log"

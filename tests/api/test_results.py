@@ -6,6 +6,8 @@ from datetime import datetime
 
 import pytest
 
+from tests.engine import generated
+from tests.servers import RunningTriton
 from tests.service import Service, eventually
 
 
@@ -184,14 +186,14 @@ async def test_a_finished_result_is_not_cancelled(service: Service) -> None:
     assert answer.json() == done
 
 
-async def test_a_running_result_is_cancelled_through_the_engine(service: Service) -> None:
+async def test_a_running_result_is_cancelled_through_the_engine(service: Service, triton: RunningTriton) -> None:
+    before = await generated(triton, "slow")
     id_ = await service.send(model="slow", parameters={"max_tokens": 2000, "ignore_eos": True})
 
-    async def running() -> bool:
-        return (await service.result(id_))["phase"] == "running"
+    async def under_way() -> bool:
+        return await generated(triton, "slow") > before + 3
 
-    await eventually(running, "the result runs")
-    await asyncio.sleep(0.3)
+    await eventually(under_way, "tokens flow")
     answer = (await service.client.post(f"/results/{id_}/cancel")).json()
     assert answer["phase"] == "cancelling" or answer["status"] == "failed"
     result = await service.settled(id_)

@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 
 from app.config import Settings
+from tests.engine import busy
 from tests.servers import RunningTriton, start_triton
 from tests.service import Service, eventually, running_api, running_dispatcher
 
@@ -67,8 +68,6 @@ async def test_a_fault_that_stays_ends_at_the_cap_with_every_attempt_on_record(
 
 
 async def test_no_more_run_at_once_than_the_model_may(make_settings: Callable[..., Settings], triton: Any) -> None:
-    from tests.triton.test_client import busy
-
     settings = make_settings(model_concurrency=4)
     async with running_api(settings) as service, running_dispatcher(settings):
         context = await service.context("[[sim:slow=20]]")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from nvidia_triton.local.settings import ROOT, free_port
+from nvidia_triton.local.settings import ROOT, free_ports
 
 PORTS = ("API_PORT", "POSTGRES_PORT", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT")
 MARKER = "TICKETS_TEST_RUN"
@@ -101,7 +101,7 @@ class Checkout:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        ports = {name: str(free_port()) for name in PORTS}
+        ports = {name: str(port) for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True)}
         inherited = {
             name: value for name, value in os.environ.items() if not re.match("(MAKE|DATABASE_|TRITON_)", name)
         }

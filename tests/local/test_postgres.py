@@ -15,7 +15,7 @@ import pytest
 from nvidia_triton.local import child
 from nvidia_triton.local.postgres import PostgresServer, binary, namespaces_permitted
 from nvidia_triton.local.process import LocalError, shielded
-from nvidia_triton.local.settings import free_port
+from nvidia_triton.local.settings import free_ports
 from tests.postgres_server import RunningPostgres, start_postgres
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -88,7 +88,7 @@ def nobody_can_run_postgres() -> bool:
 @needs_root
 @pytest.mark.skipif(os.geteuid() == 0 and not nobody_can_run_postgres(), reason="nobody cannot enter .venv")
 def test_root_without_namespaces_becomes_nobody_and_back(open_directory: Path) -> None:
-    as_nobody = PostgresServer(open_directory / "data", port=free_port(), account=child.NOBODY)
+    as_nobody = PostgresServer(open_directory / "data", port=free_ports(1)[0], account=child.NOBODY)
     server = RunningPostgres(as_nobody)
     nobody = child.nobody_ids()[0]
     assert owner_of(server.pid) == nobody

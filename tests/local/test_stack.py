@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nvidia_triton.local.settings import ROOT
+from nvidia_triton.local.settings import ROOT, free_ports
 from tests.local.conftest import Checkout
 
 
@@ -109,7 +109,7 @@ def test_a_leftover_postgres_is_named(checkout: Checkout) -> None:
     runner = checkout.run().ready()
     postgres = runner.pid_of("postgres -D")
     (checkout.path / ".local/run.lock").rename(checkout.path / ".local/old.lock")
-    second = checkout.run(API_PORT=str(int(checkout.env["API_PORT"]) + 1))
+    second = checkout.run(API_PORT=str(free_ports(1)[0]))
     assert second.exit_code() == 1
     assert f"A Postgres (pid {postgres}) already serves" in second.output.splitlines()[-1]
 

@@ -6,7 +6,6 @@ from contextlib import aclosing
 from pathlib import Path
 
 import grpc
-import httpx
 import pytest
 
 from app.triton.client import (
@@ -19,7 +18,9 @@ from app.triton.client import (
     presentable,
 )
 from app.triton.codec import Accumulator
-from tests.servers import RunningTriton, free_ports, start_triton
+from nvidia_triton.local.settings import free_ports
+from tests.engine import busy
+from tests.servers import RunningTriton, start_triton
 from tests.service import eventually
 
 RETRY, WAIT, FINAL = Disposition.RETRY, Disposition.WAIT, Disposition.FINAL
@@ -200,14 +201,6 @@ async def test_a_run_longer_than_its_timeout_is_an_error(client: TritonClient) -
     with pytest.raises(TritonError) as caught:
         await run(client, "[[sim:slow=50]]", total=0.5, max_tokens=200, ignore_eos=True)
     assert (caught.value.code, caught.value.disposition) == ("run_timeout", RETRY)
-
-
-async def busy(triton: RunningTriton, model: str) -> float:
-    """How many requests the engine of `model` works on, from the server's own metrics."""
-    async with httpx.AsyncClient(trust_env=False) as http:
-        text = (await http.get(triton.metrics_url)).text
-    lines = [line for line in text.splitlines() if "num_requests_running" in line and f'"{model}"' in line]
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if not line.startswith("#"))
 
 
 @pytest.mark.parametrize("how", ["cancel", "close"])

@@ -6,7 +6,8 @@ import pytest
 
 from app.triton.client import Disposition, TritonError
 from app.triton.fleet import Fleet, open_fleet
-from tests.servers import RunningTriton, free_ports
+from nvidia_triton.local.settings import free_ports
+from tests.servers import RunningTriton
 
 
 @pytest.fixture

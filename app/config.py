@@ -25,7 +25,7 @@ class SettingsError(Exception):
 class Settings(BaseSettings):
     """Field names in upper case are the environment variables."""
 
-    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
 
     environment: Environment = Field(Environment.DEVELOPMENT, description="`production` refuses development passwords")
     database_url: str = Field(
@@ -52,6 +52,14 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(20.0, ge=0, description="how long a stopping dispatcher lets its runs finish")
     probe_seconds: Seconds = Field(2.0, description="how often each Triton server is asked for its state")
     priority_ageing_seconds: Seconds = Field(60.0, description="waiting this long makes up for one step of priority")
+
+    server_concurrency: int = Field(256, ge=1, description="requests in flight on each server, all models together")
+    stall_seconds: Seconds = Field(
+        15.0, description="a server whose runs make no progress for this long is tested, and set aside if it is stuck"
+    )
+    result_retention_days: float | None = Field(
+        None, gt=0, description="final results and their contexts are removed after this; empty keeps all"
+    )
 
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     dispatcher_metrics_port: int = Field(

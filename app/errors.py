@@ -85,6 +85,30 @@ class ModelNotFound(NotFound):
     title = "No such model"
 
 
+class IdempotencyMismatch(AppError):
+    code = "idempotency_mismatch"
+    status = 422
+    title = "The Idempotency-Key was used for another request"
+
+
+class ResultPending(AppError):
+    code = "result_pending"
+    status = 409
+    title = "The result is not final yet"
+
+
+class ContextInUse(AppError):
+    code = "context_in_use"
+    status = 409
+    title = "Results of this context are pending"
+
+
+class Removed(AppError):
+    code = "removed"
+    status = 410
+    title = "It was here and has been removed"
+
+
 class DatabaseUnavailable(AppError):
     code = "database_unavailable"
     status = 503

@@ -12,7 +12,10 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from app.api import contexts, health, models, results
+from app.api import contexts as contexts_routes
+from app.api import health as health_routes
+from app.api import models as models_routes
+from app.api import results as results_routes
 from app.api.body import BodyLimit
 from app.api.dependencies import Services
 from app.api.measure import Measure
@@ -51,7 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=chosen.max_body_bytes)
     app.add_middleware(Measure)
     install_handlers(app)
-    for module in (contexts, models, results, health):
+    for module in (contexts_routes, models_routes, results_routes, health_routes):
         app.include_router(module.router)
     _document_problems(app)
     return app
@@ -68,23 +71,29 @@ def _lifespan(settings: Settings) -> Lifespan:
             )
             board = SettledBoard()
             catalog = Catalog(database, fleet)
+            store = QueueStore(database)
+            contexts = Contexts(database, store, settings)
             services = Services(
                 settings=settings,
-                contexts=Contexts(database),
-                results=Results(database, QueueStore(database), catalog, board, settings),
+                contexts=contexts,
+                results=Results(database, store, contexts, catalog, board, settings),
                 catalog=catalog,
                 health=Health(database),
                 fleet=fleet,
                 board=board,
             )
-            listener = asyncio.create_task(Listener(settings.database_url, {SETTLED_CHANNEL: board.received}).run())
+            helpers = [
+                asyncio.create_task(Listener(settings.database_url, {SETTLED_CHANNEL: board.received}).run()),
+                asyncio.create_task(catalog.watch(settings.probe_seconds)),
+            ]
             app.state.board = board
             try:
                 yield {"services": services}
             finally:
-                listener.cancel()
-                with suppress(asyncio.CancelledError):
-                    await listener
+                for helper in helpers:
+                    helper.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await helper
 
     return lifespan
 

@@ -14,15 +14,14 @@ from prometheus_client import start_http_server
 
 from app.config import Settings, SettingsError, load_settings
 from app.db.engine import open_database
-from app.dispatch.janitor import sweep_forever
+from app.dispatch.janitor import sweep_forever, tidy_forever
 from app.dispatch.loop import Dispatcher
-from app.errors import DatabaseUnavailable
 from app.queue.notify import Listener
 from app.queue.store import CANCEL_CHANNEL, QUEUED_CHANNEL, QueueStore
 from app.services.catalog import Catalog
 from app.services.health import Health
 from app.telemetry import configure_logging, logger
-from app.triton.fleet import Fleet, open_fleet
+from app.triton.fleet import open_fleet
 
 log = logger("worker")
 
@@ -47,8 +46,9 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         )
         helpers = [
             asyncio.create_task(listener.run(), name="listener"),
-            asyncio.create_task(_watch(fleet, Catalog(database, fleet), settings.probe_seconds), name="fleet"),
-            asyncio.create_task(sweep_forever(store, settings.poll_seconds), name="janitor"),
+            asyncio.create_task(Catalog(database, fleet).watch(settings.probe_seconds), name="fleet"),
+            asyncio.create_task(sweep_forever(store, settings.poll_seconds), name="sweep"),
+            asyncio.create_task(tidy_forever(store, settings.result_retention_days), name="tidy"),
         ]
         log.info("dispatching", name=name, servers=",".join(settings.triton_urls))
         work = asyncio.create_task(dispatcher.run(stop), name="dispatcher")
@@ -84,14 +84,6 @@ async def _migrated(health: Health, stop: asyncio.Event) -> bool:
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), LOOK_AGAIN_SECONDS)
     return False
-
-
-async def _watch(fleet: Fleet, catalog: Catalog, every_seconds: float) -> None:
-    while True:
-        await fleet.refresh()
-        with suppress(DatabaseUnavailable):
-            await catalog.remember()
-        await asyncio.sleep(every_seconds)
 
 
 async def _main(settings: Settings) -> None:

@@ -3,7 +3,7 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 
 from app.api.body import StrictJsonRoute
-from app.api.dependencies import ServicesDep, WindowDep, link_next, problems
+from app.api.dependencies import IdempotencyKeyDep, ServicesDep, WindowDep, link_next, mark_replayed, problems
 from app.api.schemas import Context, ContextCreate
 from app.errors import InvalidRequest
 
@@ -11,13 +11,16 @@ router = APIRouter(prefix="/contexts", tags=["contexts"], route_class=StrictJson
 
 
 @router.post("/", status_code=201, response_model=Context, responses=problems(400, 413, 415, 422))
-async def create_context(body: ContextCreate, services: ServicesDep, response: Response) -> object:
+async def create_context(
+    body: ContextCreate, services: ServicesDep, key: IdempotencyKeyDep, response: Response
+) -> object:
     """Stores a prompt."""
     longest = services.settings.max_content_chars
     if len(body.content) > longest:
         message = f"is longer than {longest:,} characters"
         raise InvalidRequest(f"content: {message}", errors=[{"field": "content", "message": message}])
-    context = await services.contexts.create(body.content, body.metadata)
+    context, replayed = await services.contexts.create(body.content, body.metadata, key)
+    mark_replayed(response, replayed)
     response.headers["Location"] = f"/contexts/{context['id']}"
     return context
 
@@ -30,7 +33,13 @@ async def list_contexts(services: ServicesDep, window: WindowDep, request: Reque
     return page.rows
 
 
-@router.get("/{context_id}", response_model=Context, responses=problems(404, 422))
+@router.get("/{context_id}", response_model=Context, responses=problems(404, 410, 422))
 async def get_context(context_id: UUID, services: ServicesDep) -> object:
     """One stored prompt."""
     return await services.contexts.get(context_id)
+
+
+@router.delete("/{context_id}", status_code=204, responses=problems(404, 409, 410, 422))
+async def delete_context(context_id: UUID, services: ServicesDep) -> None:
+    """Removes a prompt with its results and attempts; 409 while any of them is pending."""
+    await services.contexts.delete(context_id)

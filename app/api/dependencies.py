@@ -71,6 +71,26 @@ def wait_seconds(
     return min(int(match.group(1)), LONGEST_WAIT_SECONDS) if match else None
 
 
+def idempotency_key(
+    key: Annotated[
+        str | None,
+        Header(
+            alias="Idempotency-Key",
+            min_length=1,
+            max_length=255,
+            pattern=r"^[\x20-\x7e]+$",
+            description="the same key with the same request makes one thing, within 24 hours",
+        ),
+    ] = None,
+) -> str | None:
+    return key
+
+
+def mark_replayed(response: Response, replayed: bool) -> None:
+    if replayed:
+        response.headers["Idempotent-Replayed"] = "true"
+
+
 def link_next(request: Request, response: Response, page: Page) -> None:
     """Adds the Link header of RFC 8288 where there is a next page."""
     if page.next_after is not None:
@@ -80,12 +100,15 @@ def link_next(request: Request, response: Response, page: Page) -> None:
 
 ServicesDep = Annotated[Services, Depends(services)]
 WindowDep = Annotated[Window, Depends(window)]
+IdempotencyKeyDep = Annotated[str | None, Depends(idempotency_key)]
 WaitDep = Annotated[int | None, Depends(wait_seconds)]
 
 PROBLEM_CONTENT: dict[str, Any] = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 DESCRIPTIONS = {
     400: "The body is not JSON",
     404: "Not found",
+    409: "Not possible in this state",
+    410: "It was here and has been removed",
     413: "The body is too large",
     415: "The body is not declared as JSON",
     422: "Not valid; `errors` names the fields",

@@ -4,10 +4,9 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Response
 
 from app.api.body import StrictJsonRoute
-from app.api.dependencies import ServicesDep, problems
-from app.api.results import POLL_AGAIN_SECONDS
+from app.api.dependencies import IdempotencyKeyDep, ServicesDep, problems
 from app.api.schemas import Model, ModelDetail, SendOptions, Ticket
-from app.queue.ticket import Phase, Status
+from app.api.tickets import answer_with_ticket
 from app.services.catalog import CatalogEntry
 
 router = APIRouter(prefix="/models", tags=["models"], route_class=StrictJsonRoute)
@@ -32,38 +31,28 @@ async def get_model(model_name: ModelName, services: ServicesDep) -> object:
     "/send/{model_name}/{context_id}",
     status_code=202,
     response_model=Ticket,
-    responses=problems(400, 404, 413, 415, 422),
+    responses=problems(400, 404, 410, 413, 415, 422),
 )
 async def send_context(
     model_name: ModelName,
     context_id: UUID,
     services: ServicesDep,
+    key: IdempotencyKeyDep,
     response: Response,
     body: SendOptions | None = None,
 ) -> object:
     """Sends a stored prompt to a model and answers with a ticket at once."""
     options = body or SendOptions()
-    ticket = await services.results.submit(
+    row, replayed = await services.results.submit(
         model_name,
         context_id,
         options.parameters,
         priority=options.priority,
         expires_in=options.expires_in,
         client_reference=options.client_reference,
+        idempotency_key=key,
     )
-    url = f"/results/{ticket.id}"
-    response.headers["Location"] = url
-    response.headers["Retry-After"] = POLL_AGAIN_SECONDS
-    return Ticket(
-        result_id=ticket.id,
-        status=Status.PENDING,
-        phase=Phase.QUEUED,
-        model=ticket.model,
-        context_id=ticket.context_id,
-        created_at=ticket.created_at,
-        status_url=url,
-        cancel_url=f"{url}/cancel",
-    )
+    return answer_with_ticket(row, replayed, response)
 
 
 def _rendered(entry: CatalogEntry) -> dict[str, Any]:

@@ -3,14 +3,20 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app.api.dependencies import ServicesDep, WaitDep, WindowDep, link_next, problems
-from app.api.schemas import Attempt, ClientReference, Result
+from app.api.dependencies import (
+    IdempotencyKeyDep,
+    ServicesDep,
+    WaitDep,
+    WindowDep,
+    link_next,
+    problems,
+)
+from app.api.schemas import Attempt, ClientReference, Result, Ticket
+from app.api.tickets import POLL_AGAIN_SECONDS, answer_with_ticket
 from app.queue.ticket import Status
 from app.services.results import Filters
 
 router = APIRouter(prefix="/results", tags=["results"])
-
-POLL_AGAIN_SECONDS = "1"
 
 
 @router.get("/", response_model=list[Result], responses=problems(422))
@@ -30,7 +36,7 @@ async def list_results(
     return [Result.of(row) for row in page.rows]
 
 
-@router.get("/{result_id}", response_model=Result, responses=problems(404, 422))
+@router.get("/{result_id}", response_model=Result, responses=problems(404, 410, 422))
 async def get_result(result_id: UUID, services: ServicesDep, wait: WaitDep, response: Response) -> object:
     """One result as it stands; `Prefer: wait=N` holds the answer until it is final or N seconds are over."""
     if wait is None:
@@ -40,16 +46,23 @@ async def get_result(result_id: UUID, services: ServicesDep, wait: WaitDep, resp
         response.headers["Preference-Applied"] = f"wait={wait}"
     if not Status(row["status"]).final:
         response.headers["Retry-After"] = POLL_AGAIN_SECONDS
-    return Result.of(row)
+    return Result.of(row, await services.results.waiting(row))
 
 
-@router.post("/{result_id}/cancel", response_model=Result, responses=problems(404, 422))
+@router.post("/{result_id}/cancel", response_model=Result, responses=problems(404, 410, 422))
 async def cancel_result(result_id: UUID, services: ServicesDep) -> object:
     """Cancels: at once while queued, through the engine while running; a final result is returned unchanged."""
     return Result.of(await services.results.cancel(result_id))
 
 
-@router.get("/{result_id}/attempts", response_model=list[Attempt], responses=problems(404, 422))
+@router.post("/{result_id}/retry", status_code=202, response_model=Ticket, responses=problems(404, 409, 410, 422))
+async def retry_result(result_id: UUID, services: ServicesDep, key: IdempotencyKeyDep, response: Response) -> object:
+    """A new ticket for what a final result asked for; the old result stays as it is."""
+    row, replayed = await services.results.retry(result_id, key)
+    return answer_with_ticket(row, replayed, response)
+
+
+@router.get("/{result_id}/attempts", response_model=list[Attempt], responses=problems(404, 410, 422))
 async def list_attempts(result_id: UUID, services: ServicesDep) -> object:
     """The ended attempts of a result, first to last."""
     return [Attempt.of(row) for row in await services.results.attempts(result_id)]

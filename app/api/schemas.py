@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.body import StorableObject, StorableText
 from app.queue.ticket import PRIORITY_HIGHEST, PRIORITY_LOWEST, Phase, Status
-from app.services.results import phase
+from app.services.results import Waiting, phase
 from app.triton.sampling import SamplingParameters
 
 LONGEST_LIFE_SECONDS = 30 * 24 * 3600
@@ -51,6 +51,7 @@ class Ticket(BaseModel):
     phase: Phase | None
     model: str
     context_id: UUID
+    retry_of: UUID | None = Field(description="the result that this one tries again")
     created_at: datetime
     status_url: str
     cancel_url: str
@@ -71,6 +72,11 @@ class Cancellation(BaseModel):
     engine_stopped_at: datetime | None = Field(description="null where no engine ran it at the time")
 
 
+class WaitingState(BaseModel):
+    reason: str = Field(description="queued, no_server, model_loading or backoff")
+    position: int = Field(description="1 is next; 1001 stands for everything beyond 1,000")
+
+
 class Choice(BaseModel):
     index: int
     text: str
@@ -82,6 +88,7 @@ class Choice(BaseModel):
 class Result(BaseModel):
     id: UUID
     context_id: UUID
+    retry_of: UUID | None = Field(description="the result that this one tries again")
     model: str
     status: Status
     phase: Phase | None = Field(description="queued, running or cancelling while pending, else null")
@@ -92,6 +99,7 @@ class Result(BaseModel):
     usage: Usage
     error: ResultError | None = Field(description="why it failed")
     last_error: ResultError | None = Field(description="while pending, what the last attempt met")
+    waiting: WaitingState | None = Field(description="while queued, why; only when one result is asked for")
     cancellation: Cancellation | None
     attempt_count: int
     priority: int
@@ -102,7 +110,7 @@ class Result(BaseModel):
     expires_at: datetime | None
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Self:
+    def of(cls, row: Mapping[str, Any], waiting: Waiting | None = None) -> Self:
         fields = {name: row[name] for name in _SAME_NAME}
         error = None
         if row["error_code"] is not None:
@@ -118,6 +126,7 @@ class Result(BaseModel):
             usage=Usage(prompt_tokens=row["prompt_tokens"], completion_tokens=row["completion_tokens"]),
             error=error if row["status"] == Status.FAILED else None,
             last_error=error if row["status"] == Status.PENDING else None,
+            waiting=None if waiting is None else WaitingState(reason=waiting.reason, position=waiting.position),
             cancellation=cancellation,
         )
 
@@ -125,6 +134,7 @@ class Result(BaseModel):
 _SAME_NAME = (
     "id",
     "context_id",
+    "retry_of",
     "model",
     "status",
     "parameters",

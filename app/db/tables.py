@@ -7,6 +7,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     SmallInteger,
     String,
@@ -43,6 +44,7 @@ results = Table(
     metadata,
     Column("id", UUID, primary_key=True),
     Column("context_id", UUID, ForeignKey("contexts.id"), nullable=False),
+    Column("retry_of", UUID),
     Column("model", Text, nullable=False),
     Column("status", Text, nullable=False, server_default="pending"),
     Column("parameters", JSONB, nullable=False),
@@ -125,6 +127,17 @@ attempts = Table(
         "outcome IN ('completed', 'failed', 'retried', 'cancelled', 'expired', 'lease_lost')",
         name="outcome_known",
     ),
+)
+
+# One row for each Idempotency-Key of the last day; `resource_id` is the context or result it made.
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("key", String(255), primary_key=True),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("resource_id", UUID, nullable=False),
+    Column("created_at", Moment, nullable=False, server_default=func.now()),
+    Index("idempotency_keys_age", "created_at"),
 )
 
 models = Table(

@@ -5,6 +5,7 @@ release name the token, so a dispatcher that lost its lease changes no row.
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from app.queue.ticket import (
     EXPIRED_MESSAGE,
     Claim,
     Held,
+    Idempotency,
     Release,
     Settlement,
     Submission,
@@ -30,19 +32,50 @@ CANCEL_CHANNEL = "results_cancel"
 # NOTIFY carries less than 8,000 bytes; an id and its comma are 37.
 IDS_PER_NOTIFY = 200
 
+IDEMPOTENCY_HOURS = 24
+
+# A key that is in use conflicts, also while the request that brought it is still under way; an old one is free again.
+TAKE_OVER_OLD_KEY = f"""ON CONFLICT (key) DO UPDATE
+    SET fingerprint = excluded.fingerprint, resource_id = excluded.resource_id, created_at = now()
+    WHERE k.created_at < now() - interval '{IDEMPOTENCY_HOURS} hours'"""
+
+CREATE_CONTEXT = f"""
+WITH keyed AS (
+    INSERT INTO idempotency_keys AS k (key, fingerprint, resource_id)
+    SELECT $5::text, $6::bytea, $1::uuid WHERE $5::text IS NOT NULL
+    {TAKE_OVER_OLD_KEY}
+    RETURNING resource_id
+)
+INSERT INTO contexts (id, content, metadata, created_at)
+SELECT $1, $2, $3::text::jsonb, $4 WHERE $5::text IS NULL OR EXISTS (SELECT FROM keyed)
+RETURNING id
+"""
+
+KEY_IN_USE = f"""
+SELECT fingerprint, resource_id FROM idempotency_keys
+WHERE key = $1 AND created_at >= now() - interval '{IDEMPOTENCY_HOURS} hours'
+"""
+
 SUBMIT = f"""
 WITH given AS (
     SELECT * FROM unnest(
         $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::int[], $6::timestamptz[], $7::timestamptz[],
-        $8::timestamptz[], $9::text[]
-    ) AS g(id, context_id, model, parameters, priority, rank, created_at, expires_at, client_reference)
+        $8::timestamptz[], $9::text[], $10::uuid[], $11::text[], $12::bytea[]
+    ) AS g(id, context_id, model, parameters, priority, rank, created_at, expires_at, client_reference, retry_of,
+           key, fingerprint)
+), possible AS (
+    SELECT g.* FROM given g JOIN contexts c ON c.id = g.context_id
+), keyed AS (
+    INSERT INTO idempotency_keys AS k (key, fingerprint, resource_id)
+    SELECT key, fingerprint, id FROM possible WHERE key IS NOT NULL
+    {TAKE_OVER_OLD_KEY}
+    RETURNING resource_id
 ), stored AS (
     INSERT INTO results (
-        id, context_id, model, parameters, priority, rank, created_at, expires_at, client_reference
+        id, context_id, model, parameters, priority, rank, created_at, expires_at, client_reference, retry_of
     )
-    SELECT g.id, g.context_id, g.model, g.parameters::jsonb, g.priority, g.rank, g.created_at, g.expires_at,
-           g.client_reference
-    FROM given g JOIN contexts c ON c.id = g.context_id
+    SELECT id, context_id, model, parameters::jsonb, priority, rank, created_at, expires_at, client_reference, retry_of
+    FROM possible p WHERE key IS NULL OR EXISTS (SELECT FROM keyed WHERE resource_id = p.id)
     RETURNING id
 ), woken AS (
     SELECT pg_notify('{QUEUED_CHANNEL}', '') WHERE EXISTS (SELECT FROM stored)
@@ -191,7 +224,45 @@ SELECT pg_notify(CASE WHEN status = 'failed' THEN '{SETTLED_CHANNEL}' ELSE '{CAN
 FROM asked
 """
 
+POSITION_LIMIT = 1000
+
+# How many are ahead, counted no further than anyone cares to read.
+POSITION = f"""
+SELECT count(*) + 1 FROM (
+    SELECT FROM results
+    WHERE status = 'pending' AND model = $1 AND attempt_token IS NULL AND available_at <= now()
+      AND (rank, id) < ($2, $3)
+    ORDER BY rank, id LIMIT {POSITION_LIMIT}
+) ahead
+"""
+
 CANCELLING = "SELECT id FROM results WHERE status = 'pending' AND cancel_requested_at IS NOT NULL"
+
+# What the retention takes, oldest first; the id bounds the scan. One dispatcher at a time is enough.
+REMOVE = """
+WITH mine AS (
+    SELECT pg_try_advisory_xact_lock(8887002) AS held
+), old AS MATERIALIZED (
+    SELECT id, context_id FROM results, mine
+    WHERE held AND id < $1 AND status <> 'pending' AND completed_at < now() - make_interval(secs => $2)
+    ORDER BY id LIMIT $3 FOR UPDATE OF results SKIP LOCKED
+), removed AS (
+    DELETE FROM results r USING old WHERE r.id = old.id RETURNING r.id
+)
+SELECT context_id FROM old, (SELECT count(*) FROM removed) counted
+"""
+
+# A context goes with its last result; one without results goes by its own age.
+REMOVE_CONTEXTS = """
+DELETE FROM contexts c
+WHERE c.id IN (
+    SELECT id FROM contexts o
+    WHERE o.id < $1 AND NOT EXISTS (SELECT FROM results r WHERE r.context_id = o.id)
+    ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED
+)
+"""
+
+FORGET_KEYS = f"DELETE FROM idempotency_keys WHERE created_at < now() - interval '{IDEMPOTENCY_HOURS} hours'"
 
 # Results nobody runs whose time is over or whose cancel was asked for: settled without an engine.
 SWEEP = f"""
@@ -238,10 +309,32 @@ class QueueStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    async def create_context(
+        self,
+        id_: UUID,
+        content: str,
+        metadata: dict[str, Any] | None,
+        created_at: datetime,
+        idempotency: Idempotency | None,
+    ) -> bool:
+        """Stores a prompt; False when its Idempotency-Key is in use."""
+        key, fingerprint = (idempotency.key, idempotency.fingerprint) if idempotency else (None, None)
+        document = None if metadata is None else to_json(metadata).decode()
+        async with self._database.hot() as connection:
+            stored = await connection.fetchval(CREATE_CONTEXT, id_, content, document, created_at, key, fingerprint)
+        return stored is not None
+
+    async def key_in_use(self, key: str) -> tuple[bytes, UUID] | None:
+        """What an Idempotency-Key was used for: the digest of the request and the id it made."""
+        async with self._database.hot() as connection:
+            row = await connection.fetchrow(KEY_IN_USE, key)
+        return None if row is None else (row["fingerprint"], row["resource_id"])
+
     async def submit(self, submissions: Sequence[Submission]) -> set[UUID]:
         """Stores tickets in one transaction; returns the ids stored.
 
-        A ticket whose context does not exist is left out.
+        Left out are tickets whose context does not exist, and those whose Idempotency-Key is in use. No two of one
+        call may bring the same key.
         """
         columns = _columns(
             submissions,
@@ -255,6 +348,9 @@ class QueueStore:
                 s.created_at,
                 s.expires_at,
                 s.client_reference,
+                s.retry_of,
+                s.idempotency.key if s.idempotency else None,
+                s.idempotency.fingerprint if s.idempotency else None,
             ),
         )
         async with self._database.hot() as connection:
@@ -303,6 +399,11 @@ class QueueStore:
         async with self._database.hot() as connection:
             await connection.execute(CANCEL, id_)
 
+    async def position(self, model: str, rank: datetime, id_: UUID) -> int:
+        """The place in the queue of a model, 1 being next; exact up to POSITION_LIMIT, which one more stands beyond."""
+        async with self._database.hot() as connection:
+            return int(await connection.fetchval(POSITION, model, rank, id_))
+
     async def cancelling(self) -> list[UUID]:
         """Pending results whose cancel was asked for, whoever runs them."""
         async with self._database.hot() as connection:
@@ -312,6 +413,22 @@ class QueueStore:
         """Settles expired and cancelled results that nobody runs; returns how many."""
         async with self._database.hot() as connection:
             return len(await connection.fetch(SWEEP, limit))
+
+    async def remove(self, older_than: UUID, seconds: float, limit: int) -> int:
+        """Removes final results made before the id `older_than` and ended `seconds` ago; returns how many."""
+        async with self._database.hot() as connection:
+            return len(await connection.fetch(REMOVE, older_than, seconds, limit))
+
+    async def remove_contexts(self, older_than: UUID, limit: int) -> int:
+        """Removes contexts made before the id `older_than` that have no results; returns how many."""
+        async with self._database.hot() as connection:
+            done: str = await connection.execute(REMOVE_CONTEXTS, older_than, limit)
+        return int(done.split()[-1])
+
+    async def forget_keys(self) -> None:
+        """Removes Idempotency-Keys that ran out."""
+        async with self._database.hot() as connection:
+            await connection.execute(FORGET_KEYS)
 
 
 def _columns(rows: Sequence[Any], fields: Any) -> list[list[Any]]:

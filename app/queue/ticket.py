@@ -72,8 +72,16 @@ def backoff_seconds(attempt: int, draw: float | None = None) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class Idempotency:
+    """A client's Idempotency-Key and the digest of what it asked for with it."""
+
+    key: str
+    fingerprint: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Submission:
-    """A ticket about to be stored; `expires_in` in seconds."""
+    """A ticket about to be stored."""
 
     id: UUID
     context_id: UUID
@@ -84,6 +92,8 @@ class Submission:
     created_at: datetime
     expires_at: datetime | None = None
     client_reference: str | None = None
+    retry_of: UUID | None = None
+    idempotency: Idempotency | None = None
 
 
 @dataclass(frozen=True, slots=True)

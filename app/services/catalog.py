@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from app.db.engine import Database, translated_errors
 from app.db.tables import models
-from app.errors import ModelNotFound
+from app.errors import DatabaseUnavailable, ModelNotFound
 from app.triton.client import TritonError
 from app.triton.fleet import Fleet
 
@@ -99,6 +100,18 @@ class Catalog:
             async with self._database.engine.begin() as connection:
                 await connection.execute(statement, rows)
         self._known.update(fresh)
+
+    def state_of(self, name: str) -> str:
+        """ready, loading or unavailable, as last seen; asks nobody."""
+        entry = self._served().get(name)
+        return "unavailable" if entry is None else entry.state
+
+    async def watch(self, every_seconds: float) -> None:
+        """Keeps the fleet's state fresh, for ever."""
+        while True:
+            with suppress(DatabaseUnavailable):
+                await self._refresh()
+            await asyncio.sleep(every_seconds)
 
     async def _refresh(self) -> None:
         async with self._refreshing:

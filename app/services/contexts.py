@@ -4,40 +4,81 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import insert, select
+from sqlalchemy import delete, select
 
+from app.config import Settings
 from app.db.engine import Database, translated_errors
 from app.db.ids import time_of, uuid7
-from app.db.tables import contexts
-from app.errors import ContextNotFound
+from app.db.tables import contexts, results
+from app.errors import AppError, ContextInUse, ContextNotFound
+from app.queue.store import QueueStore
+from app.queue.ticket import Status
+from app.services.idempotency import idempotency_of, made_before
 from app.services.pages import Page, Window, fetch_page
+from app.services.retention import removed_or
 
 
 class Contexts:
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, store: QueueStore, settings: Settings) -> None:
         self._database = database
+        self._store = store
+        self._settings = settings
 
-    async def create(self, content: str, metadata: dict[str, Any] | None) -> Mapping[str, Any]:
-        """Stores a prompt; committed when this returns."""
+    async def create(
+        self, content: str, metadata: dict[str, Any] | None, idempotency_key: str | None = None
+    ) -> tuple[Mapping[str, Any], bool]:
+        """Stores a prompt, committed when this returns; True when an earlier request with the key had made it.
+
+        Raises:
+            IdempotencyMismatch: the key came with another request before.
+        """
+        idempotency = idempotency_of(idempotency_key, "contexts", content, metadata)
         id_ = uuid7()
-        row = {"id": id_, "content": content, "metadata": metadata, "created_at": time_of(id_)}
-        with translated_errors():
-            async with self._database.engine.begin() as connection:
-                await connection.execute(insert(contexts).values(row))
-        return row
+        created_at = time_of(id_)
+        while not await self._store.create_context(id_, content, metadata, created_at, idempotency):
+            # The key may have run out between the two statements: then it is free.
+            if earlier := await made_before(self._store, idempotency):
+                return await self.get(earlier), True
+        return {"id": id_, "content": content, "metadata": metadata, "created_at": created_at}, False
 
     async def get(self, id_: UUID) -> Mapping[str, Any]:
-        """Raises ContextNotFound."""
+        """Raises ContextNotFound, or Removed when the retention took it."""
         async with self._database.reading() as connection:
             found = await connection.execute(select(contexts).where(contexts.c.id == id_))
             row = found.mappings().one_or_none()
         if row is None:
-            raise context_not_found(id_)
+            raise self.missing(id_)
         return dict(row)
 
     async def page(self, window: Window) -> Page:
         return await fetch_page(self._database, select(contexts), contexts, window)
 
+    async def delete(self, id_: UUID) -> None:
+        """Removes a prompt with all its results and attempts.
 
-def context_not_found(id_: UUID) -> ContextNotFound:
-    return ContextNotFound(f"No context has the id {id_}. POST /contexts/ stores one and returns its id.")
+        Raises:
+            ContextNotFound: no such context.
+            ContextInUse: some of its results are pending.
+        """
+        with translated_errors():
+            async with self._database.engine.begin() as connection:
+                # Holds off new results of this context until the end.
+                locked = await connection.execute(select(contexts.c.id).where(contexts.c.id == id_).with_for_update())
+                if locked.one_or_none() is None:
+                    raise self.missing(id_)
+                pending = await connection.execute(
+                    select(results.c.id).where(results.c.context_id == id_, results.c.status == Status.PENDING).limit(1)
+                )
+                if row := pending.one_or_none():
+                    raise ContextInUse(
+                        f"Result {row.id} of this context is pending: cancel it or wait for its end, then delete."
+                    )
+                await connection.execute(delete(results).where(results.c.context_id == id_))
+                await connection.execute(delete(contexts).where(contexts.c.id == id_))
+
+    def missing(self, id_: UUID) -> AppError:
+        return removed_or(
+            id_,
+            self._settings.result_retention_days,
+            ContextNotFound(f"No context has the id {id_}. POST /contexts/ stores one and returns its id."),
+        )

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from pydantic_core import PydanticCustomError
@@ -16,13 +16,15 @@ from app.config import Settings
 from app.db.engine import Database
 from app.db.ids import time_of, uuid7
 from app.db.tables import attempts, results
-from app.errors import InvalidParameters, ResultNotFound
+from app.errors import AppError, InvalidParameters, ResultNotFound, ResultPending
 from app.queue.notify import SettledBoard
 from app.queue.store import QueueStore
-from app.queue.ticket import Status, Submission, phase_of, rank_of
+from app.queue.ticket import Idempotency, Phase, Status, Submission, phase_of, rank_of
 from app.services.catalog import Catalog
-from app.services.contexts import context_not_found
+from app.services.contexts import Contexts
+from app.services.idempotency import idempotency_of, made_before
 from app.services.pages import Page, Window, fetch_page
+from app.services.retention import removed_or
 from app.telemetry import SUBMITTED
 from app.triton.sampling import SamplingParameters
 
@@ -31,6 +33,7 @@ LOOK_AGAIN_SECONDS = 2.0
 VISIBLE = (
     results.c.id,
     results.c.context_id,
+    results.c.retry_of,
     results.c.model,
     results.c.status,
     results.c.parameters,
@@ -51,6 +54,8 @@ VISIBLE = (
     results.c.started_at,
     results.c.completed_at,
     results.c.expires_at,
+    results.c.available_at,
+    results.c.rank,
 )
 GET = f"SELECT {', '.join(column.name for column in VISIBLE)} FROM results WHERE id = $1"  # noqa: S608
 
@@ -63,12 +68,27 @@ class Filters:
     client_reference: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """`position` 1 is next; beyond the store's limit it stays at the limit plus one."""
+
+    reason: Literal["queued", "no_server", "model_loading", "backoff"]
+    position: int
+
+
 class Results:
     def __init__(
-        self, database: Database, store: QueueStore, catalog: Catalog, board: SettledBoard, settings: Settings
+        self,
+        database: Database,
+        store: QueueStore,
+        contexts: Contexts,
+        catalog: Catalog,
+        board: SettledBoard,
+        settings: Settings,
     ) -> None:
         self._database = database
         self._store = store
+        self._contexts = contexts
         self._catalog = catalog
         self._board = board
         self._settings = settings
@@ -82,13 +102,17 @@ class Results:
         priority: int = 0,
         expires_in: float | None = None,
         client_reference: str | None = None,
-    ) -> Submission:
-        """Stores a ticket; committed when this returns. `expires_in` in seconds.
+        idempotency_key: str | None = None,
+    ) -> tuple[Mapping[str, Any], bool]:
+        """Stores a ticket, committed when this returns; True when an earlier request with the key had made it.
+
+        `expires_in` in seconds. The row has at least the columns of a new ticket.
 
         Raises:
             InvalidParameters: the parameters contradict each other.
             ModelNotFound: no server has ever served the model.
             ContextNotFound: no such context.
+            IdempotencyMismatch: the key came with another request before.
         """
         try:
             engine_parameters = parameters.for_engine(self._settings.default_max_tokens)
@@ -97,31 +121,89 @@ class Results:
                 error.message(), errors=[{"field": "parameters", "message": error.message()}]
             ) from None
         await self._catalog.require(model)
+        idempotency = idempotency_of(
+            idempotency_key, "send", model, context_id, engine_parameters, priority, expires_in, client_reference
+        )
+        submission = self._submission(
+            context_id, model, engine_parameters, priority, expires_in, client_reference, idempotency=idempotency
+        )
+        return await self._store_once(submission)
+
+    async def retry(self, id_: UUID, idempotency_key: str | None = None) -> tuple[Mapping[str, Any], bool]:
+        """A new ticket for what a final result asked for; the old one stays. Returns as `submit` does.
+
+        Raises:
+            ResultNotFound: no such result.
+            ResultPending: it is not final yet.
+            IdempotencyMismatch: the key came with another request before.
+        """
+        old = await self.get(id_)
+        if not Status(old["status"]).final:
+            raise ResultPending(f"Result {id_} is pending and will be run: wait for its end, or cancel it first.")
+        life = None if old["expires_at"] is None else (old["expires_at"] - old["created_at"]).total_seconds()
+        submission = self._submission(
+            old["context_id"],
+            old["model"],
+            old["parameters"],
+            old["priority"],
+            life,
+            old["client_reference"],
+            retry_of=id_,
+            idempotency=idempotency_of(idempotency_key, "retry", id_),
+        )
+        return await self._store_once(submission)
+
+    def _submission(
+        self,
+        context_id: UUID,
+        model: str,
+        parameters: dict[str, Any],
+        priority: int,
+        expires_in: float | None,
+        client_reference: str | None,
+        *,
+        retry_of: UUID | None = None,
+        idempotency: Idempotency | None = None,
+    ) -> Submission:
         id_ = uuid7()
         created_at = time_of(id_)
-        submission = Submission(
+        return Submission(
             id=id_,
             context_id=context_id,
             model=model,
-            parameters=engine_parameters,
+            parameters=parameters,
             priority=priority,
             rank=rank_of(created_at, priority, self._settings.priority_ageing_seconds),
             created_at=created_at,
             expires_at=None if expires_in is None else datetime.now(UTC) + timedelta(seconds=expires_in),
             client_reference=client_reference,
+            retry_of=retry_of,
+            idempotency=idempotency,
         )
-        if not await self._store.submit([submission]):
-            raise context_not_found(context_id)
-        SUBMITTED.labels(model).inc()
-        return submission
+
+    async def _store_once(self, submission: Submission) -> tuple[Mapping[str, Any], bool]:
+        while not await self._store.submit([submission]):
+            if earlier := await made_before(self._store, submission.idempotency):
+                return await self.get(earlier), True
+            # Not the key, or a key that ran out just now: then the context decides.
+            await self._contexts.get(submission.context_id)
+        SUBMITTED.labels(submission.model).inc()
+        return _as_row(submission), False
 
     async def get(self, id_: UUID) -> Mapping[str, Any]:
         """Raises ResultNotFound."""
         async with self._database.hot() as connection:
             row: Mapping[str, Any] | None = await connection.fetchrow(GET, id_)
         if row is None:
-            raise ResultNotFound(f"No result has the id {id_}. GET /results/ lists those there are.")
+            raise self._missing(id_)
         return row
+
+    def _missing(self, id_: UUID) -> AppError:
+        return removed_or(
+            id_,
+            self._settings.result_retention_days,
+            ResultNotFound(f"No result has the id {id_}. GET /results/ lists those there are."),
+        )
 
     async def wait(self, id_: UUID, seconds: float) -> Mapping[str, Any]:
         """The result once it is final, or as it stands after `seconds`."""
@@ -138,6 +220,22 @@ class Results:
                     await asyncio.wait_for(settled.wait(), min(left, LOOK_AGAIN_SECONDS))
                 except TimeoutError:
                     continue
+
+    async def waiting(self, row: Mapping[str, Any]) -> Waiting | None:
+        """Why a queued result does not run yet; None for every other one."""
+        if phase(row) != Phase.QUEUED:
+            return None
+        state = self._catalog.state_of(row["model"])
+        reason: Literal["queued", "no_server", "model_loading", "backoff"]
+        if state == "loading":
+            reason = "model_loading"
+        elif state != "ready":
+            reason = "no_server"
+        elif row["available_at"] > datetime.now(UTC):
+            reason = "backoff"
+        else:
+            reason = "queued"
+        return Waiting(reason, await self._store.position(row["model"], row["rank"], row["id"]))
 
     async def page(self, filters: Filters, window: Window) -> Page:
         query = select(*VISIBLE)
@@ -168,6 +266,19 @@ class Results:
                 select(attempts).where(attempts.c.result_id == id_).order_by(attempts.c.number)
             )
             return [dict(row) for row in found.mappings()]
+
+
+def _as_row(submission: Submission) -> dict[str, Any]:
+    return {
+        "id": submission.id,
+        "context_id": submission.context_id,
+        "model": submission.model,
+        "status": Status.PENDING,
+        "attempt_token": None,
+        "cancel_requested_at": None,
+        "created_at": submission.created_at,
+        "retry_of": submission.retry_of,
+    }
 
 
 def phase(row: Mapping[str, Any]) -> str | None:

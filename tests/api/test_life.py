@@ -172,7 +172,11 @@ async def test_a_model_that_loads_is_told_apart_from_one_that_is_gone(
 
             await eventually(known, "the model loads")
             id_ = await service.send(model="slow-load", parameters={"max_tokens": 2})
-            assert (await service.result(id_))["waiting"]["reason"] == "model_loading"
+
+            async def told() -> bool:
+                return (await service.result(id_))["waiting"]["reason"] == "model_loading"
+
+            await eventually(told, "model_loading", 2)
             await loading
             assert (await service.settled(id_))["attempt_count"] == 1
     finally:

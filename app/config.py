@@ -55,7 +55,7 @@ class Settings(BaseSettings):
 
     server_concurrency: int = Field(256, ge=1, description="requests in flight on each server, all models together")
     stall_seconds: Seconds = Field(
-        15.0, description="a server whose runs make no progress for this long is tested, and set aside if it is stuck"
+        30.0, description="a server whose runs make no progress for this long is tested, and set aside if it is stuck"
     )
     result_retention_days: float | None = Field(
         None, gt=0, description="final results and their contexts are removed after this; empty keeps all"

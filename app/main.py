@@ -67,7 +67,11 @@ def _lifespan(settings: Settings) -> Lifespan:
         async with AsyncExitStack() as stack:
             database = await stack.enter_async_context(open_database(settings))
             fleet = await stack.enter_async_context(
-                open_fleet(settings.triton_urls, concurrency=settings.model_concurrency)
+                open_fleet(
+                    settings.triton_urls,
+                    concurrency=settings.model_concurrency,
+                    server_concurrency=settings.server_concurrency,
+                )
             )
             board = SettledBoard()
             catalog = Catalog(database, fleet)

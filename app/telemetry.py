@@ -27,6 +27,7 @@ ATTEMPT_SECONDS = Histogram(
 )
 IN_FLIGHT = Gauge("tickets_in_flight", "Requests running on a Triton server", ("server",))
 SERVER_UP = Gauge("tickets_triton_server_up", "1 while the server answers its probe", ("server",))
+QUARANTINED = Gauge("tickets_model_quarantined", "1 while a model is set aside for not answering", ("server", "model"))
 LEASES_LOST = Counter("tickets_leases_lost_total", "Claims this process lost to a lease that ran out")
 
 

@@ -34,7 +34,11 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(settings))
         fleet = await stack.enter_async_context(
-            open_fleet(settings.triton_urls, concurrency=settings.model_concurrency)
+            open_fleet(
+                settings.triton_urls,
+                concurrency=settings.model_concurrency,
+                server_concurrency=settings.server_concurrency,
+            )
         )
         if not await _migrated(Health(database), stop):
             return

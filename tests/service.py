@@ -93,17 +93,19 @@ async def running_api(settings: Settings) -> AsyncIterator[Service]:
     server.capture_signals = _no_signals  # type: ignore[method-assign]
     task = asyncio.create_task(server.serve(sockets=[listening]))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    async with httpx.AsyncClient(base_url=url, timeout=70, trust_env=False) as client:
 
-        async def started() -> bool:
-            if task.done():
-                await task
-            return server.started
+    async def started() -> bool:
+        if task.done():
+            await task
+        return server.started
 
-        await eventually(started, "the API starts")
-        yield Service(client, settings)
-    server.handle_exit(signal.SIGTERM, None)
-    await task
+    try:
+        async with httpx.AsyncClient(base_url=url, timeout=70, trust_env=False) as client:
+            await eventually(started, "the API starts")
+            yield Service(client, settings)
+    finally:
+        server.handle_exit(signal.SIGTERM, None)
+        await task
 
 
 class _no_signals:

@@ -10,12 +10,13 @@ from uuid import UUID
 
 from app.config import Settings
 from app.dispatch.outbox import Outbox
-from app.dispatch.run import Run, Stop, attempt
+from app.dispatch.run import Run, Stop, attempt, server_of
 from app.errors import DatabaseUnavailable
 from app.queue.store import QueueStore
 from app.queue.ticket import Claim, Outcome, Release, Settlement, backoff_seconds
 from app.telemetry import ATTEMPT_SECONDS, ATTEMPTS_RETURNED, LEASES_LOST, SETTLED, logger
-from app.triton.fleet import Fleet
+from app.triton.fleet import Fleet, Lane
+from app.triton.quarantine import Quarantine
 
 log = logger("dispatch")
 
@@ -36,6 +37,7 @@ class Dispatcher:
         self._name = name
         self._runs: dict[UUID, Run] = {}
         self._outbox = Outbox(store, self._written)
+        self._quarantine = Quarantine(fleet, settings.stall_seconds, self._give_up)
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._stopping = False
@@ -63,11 +65,17 @@ class Dispatcher:
                 tasks.create_task(self._renew_forever()),
                 tasks.create_task(self._tick_forever()),
                 tasks.create_task(self._outbox.run()),
+                tasks.create_task(self._quarantine.watch(self._settings.probe_seconds)),
             ]
             await stop.wait()
             await self._drain()
             for worker in workers:
                 worker.cancel()
+
+    def _give_up(self, lane: Lane) -> None:
+        for run in list(self._runs.values()):
+            if run.lane is lane:
+                run.stop(Stop.STUCK)
 
     async def _claim_forever(self) -> None:
         while not self._stopping:
@@ -138,9 +146,7 @@ class Dispatcher:
         pause = self._settings.lease_seconds / 3
         while True:
             await asyncio.sleep(pause)
-            held = [
-                (run.claim.id, run.claim.token, run.server.url if run.server else None) for run in self._runs.values()
-            ]
+            held = [(run.claim.id, run.claim.token, server_of(run)) for run in self._runs.values()]
             if not held:
                 pause = self._settings.lease_seconds / 3
                 continue
@@ -198,7 +204,7 @@ def _after_defect(run: Run) -> Release:
         id=run.claim.id,
         token=run.claim.token,
         outcome=Outcome.RETRIED,
-        server=run.server.url if run.server else None,
+        server=server_of(run),
         delay=backoff_seconds(run.claim.attempt),
         attempt_spent=True,
         error_code="internal_error",

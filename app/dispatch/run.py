@@ -24,13 +24,16 @@ from app.queue.ticket import (
 from app.telemetry import logger
 from app.triton.client import Disposition, TritonError
 from app.triton.codec import Accumulator
-from app.triton.fleet import Fleet, Server
+from app.triton.fleet import Fleet, Lane
 
 log = logger("run")
 
 NO_SLOT_SECONDS = 0.1
 WAIT_SECONDS = 1.0
 ABORTED = "abort"
+SERVER_STUCK = TritonError(
+    "server_stuck", "The server stopped answering while the generation ran.", Disposition.RETRY, server_fault=True
+)
 
 
 class Stop(Enum):
@@ -40,6 +43,7 @@ class Stop(Enum):
     EXPIRY = auto()
     LEASE_LOST = auto()
     DRAIN = auto()
+    STUCK = auto()
 
 
 @dataclass(eq=False)
@@ -49,7 +53,7 @@ class Run:
     claim: Claim
     task: asyncio.Task[None] | None = None
     started: bool = False
-    server: Server | None = None
+    lane: Lane | None = None
     stopped: Stop | None = None
     settling: bool = False
     answer: Accumulator = field(default_factory=Accumulator)
@@ -67,7 +71,7 @@ async def attempt(run: Run, fleet: Fleet, settings: Settings) -> Settlement | Re
     claim = run.claim
     run.started = True
     if run.stopped is not None:
-        return _after_stop(run)
+        return _after_stop(run, settings)
     if claim.cancel_requested:
         return _failed(run, Outcome.CANCELLED, CANCELLED, CANCELLED_MESSAGE, spent=False)
     if claim.expires_in is not None and claim.expires_in <= 0:
@@ -76,16 +80,16 @@ async def attempt(run: Run, fleet: Fleet, settings: Settings) -> Settlement | Re
         code, message = claim.last_error or ("dispatcher_lost", "Each attempt was lost with its dispatcher.")
         return _failed(run, Outcome.FAILED, code, message, spent=False)
 
-    server = fleet.acquire(claim.model)
-    if server is None:
+    lane = fleet.acquire(claim.model)
+    if lane is None:
         return _released(run, NO_SLOT_SECONDS)
-    run.server = server
+    run.lane = lane
     expiry = None
     if claim.expires_in is not None:
         expiry = asyncio.get_running_loop().call_later(claim.expires_in, run.stop, Stop.EXPIRY)
     try:
         async with aclosing(
-            server.client.generate(
+            lane.server.client.generate(
                 claim.model,
                 claim.prompt,
                 claim.parameters,
@@ -95,18 +99,19 @@ async def attempt(run: Run, fleet: Fleet, settings: Settings) -> Settlement | Re
             )
         ) as messages:
             async for delta in messages:
+                lane.moved()
                 run.answer.add(delta)
     except TritonError as error:
-        fleet.report(server, claim.model, error)
+        fleet.report(lane, error)
         return _after_error(run, error, settings)
     except asyncio.CancelledError:
         if run.stopped is None:
             raise
-        return _after_stop(run)
+        return _after_stop(run, settings)
     finally:
         if expiry is not None:
             expiry.cancel()
-        fleet.release(server, claim.model)
+        fleet.release(lane)
     return _after_answer(run, settings)
 
 
@@ -119,7 +124,7 @@ def _after_answer(run: Run, settings: Settings) -> Settlement | Release:
         token=run.claim.token,
         status=Status.COMPLETED,
         outcome=Outcome.COMPLETED,
-        server=_url(run),
+        server=server_of(run),
         generated=_generated(run),
     )
 
@@ -129,7 +134,7 @@ def _after_error(run: Run, error: TritonError, settings: Settings) -> Settlement
         "attempt failed",
         result=run.claim.id,
         attempt=run.claim.attempt,
-        server=_url(run),
+        server=server_of(run),
         code=error.code,
         then=error.disposition.value,
         raw=error.raw[:500],
@@ -144,12 +149,14 @@ def _after_error(run: Run, error: TritonError, settings: Settings) -> Settlement
     return _failed(run, Outcome.FAILED, error.code, message)
 
 
-def _after_stop(run: Run) -> Settlement | Release | None:
+def _after_stop(run: Run, settings: Settings) -> Settlement | Release | None:
     match run.stopped:
         case Stop.CANCEL:
             return _failed(run, Outcome.CANCELLED, CANCELLED, CANCELLED_MESSAGE, engine_stopped=True)
         case Stop.EXPIRY:
             return _failed(run, Outcome.EXPIRED, EXPIRED, EXPIRED_MESSAGE, engine_stopped=True)
+        case Stop.STUCK:
+            return _after_error(run, SERVER_STUCK, settings)
         case Stop.DRAIN:
             return _released(run, 0.0)
         case _:
@@ -164,7 +171,7 @@ def _failed(
         token=run.claim.token,
         status=Status.FAILED,
         outcome=outcome,
-        server=_url(run),
+        server=server_of(run),
         generated=_generated(run),
         error_code=code,
         error_message=message,
@@ -178,7 +185,7 @@ def _released(run: Run, delay: float, error: TritonError | None = None) -> Relea
         id=run.claim.id,
         token=run.claim.token,
         outcome=Outcome.RETRIED,
-        server=_url(run),
+        server=server_of(run),
         delay=delay,
         attempt_spent=error is not None and error.disposition is Disposition.RETRY,
         error_code=error.code if error else None,
@@ -198,5 +205,5 @@ def _generated(run: Run) -> Generated:
     )
 
 
-def _url(run: Run) -> str | None:
-    return run.server.url if run.server else None
+def server_of(run: Run) -> str | None:
+    return run.lane.server.url if run.lane else None

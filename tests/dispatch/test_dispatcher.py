@@ -71,20 +71,24 @@ async def test_no_more_run_at_once_than_the_model_may(make_settings: Callable[..
     settings = make_settings(model_concurrency=4)
     async with running_api(settings) as service, running_dispatcher(settings):
         context = await service.context("[[sim:slow=20]]")
-        ids = [
-            await service.send(context, model="slow", parameters={"max_tokens": 12, "ignore_eos": True})
-            for _ in range(12)
-        ]
+        for _ in range(12):
+            await service.send(context, model="slow", parameters={"max_tokens": 60, "ignore_eos": True})
+
+        async def four_run() -> bool:
+            return await busy(triton, "slow") == 4
+
+        await eventually(four_run, "four run")
         seen = []
 
         async def all_done() -> bool:
             seen.append(await busy(triton, "slow"))
-            pending = await service.client.get("/results/?status=pending&limit=20")
+            pending = await service.client.get("/results/?status=pending")
             return not pending.json()
 
         await eventually(all_done, "all settle")
-        assert max(seen) == 4
-        assert {(await service.result(id_))["attempt_count"] for id_ in ids} == {1}
+        assert max(seen) <= 4
+        completed = (await service.client.get("/results/?status=completed")).json()
+        assert [result["attempt_count"] for result in completed] == [1] * 12
 
 
 async def test_higher_priorities_are_served_first(make_settings: Callable[..., Settings]) -> None:
@@ -95,7 +99,7 @@ async def test_higher_priorities_are_served_first(make_settings: Callable[..., S
         high = [await service.send(context, priority=5) for _ in range(3)]
         async with running_dispatcher(settings):
             done = [await service.settled(id_) for id_ in [*low, *high]]
-    order = [result["id"] for result in sorted(done, key=lambda result: result["completed_at"])]
+    order = [result["id"] for result in sorted(done, key=lambda result: result["started_at"])]
     assert order == high + low
 
 
@@ -180,3 +184,62 @@ async def test_an_engine_that_died_and_was_restarted_finishes_the_work(
         await asyncio.to_thread(victim.kill)
         await asyncio.to_thread(victim.start)
         assert (await service.settled(first, 40))["status"] == "completed"
+
+
+async def test_a_dead_backend_process_is_set_aside_and_taken_back_when_it_works_again(
+    make_settings: Callable[..., Settings], victim: RunningTriton
+) -> None:
+    """The stub dies: readiness stays 200 and requests in flight hang. The other model goes on."""
+    settings = make_settings(triton_urls=(victim.grpc_url,), stall_seconds=0.7)
+    async with running_api(settings) as service, running_dispatcher(settings):
+        hanging = await service.send(prompt="[[sim:slow=50]]", parameters={"max_tokens": 200, "ignore_eos": True})
+
+        async def runs() -> bool:
+            return (await service.result(hanging))["phase"] == "running"
+
+        await eventually(runs, "it runs")
+        killer = await service.send(prompt="[[sim:die-stub]]")
+
+        async def given_up() -> bool:
+            ended = [await service.attempts(id_) for id_ in (hanging, killer)]
+            return all(ended) and ended[0][0]["error"]["code"] in ("server_stuck", "model_process_died")
+
+        await eventually(given_up, "the hanging runs are given up")
+        assert (await service.run(model="fragile", max_tokens=3))["status"] == "completed"
+        before = (await service.result(hanging))["attempt_count"]
+        waiting = await service.send()
+        await asyncio.sleep(2)
+        assert (await service.result(waiting))["attempt_count"] == 0
+        assert (await service.result(hanging))["attempt_count"] == before
+        await service.client.post(f"/results/{killer}/cancel")
+        await asyncio.to_thread(victim.kill)
+        await asyncio.to_thread(victim.start)
+        for id_ in (hanging, waiting):
+            assert (await service.settled(id_, 40))["status"] == "completed"
+
+
+async def test_a_frozen_servers_runs_are_given_up_and_run_elsewhere(
+    make_settings: Callable[..., Settings], victim: RunningTriton, tmp_path: Path
+) -> None:
+    other = start_triton(tmp_path / "other", ("tiny",))
+    try:
+        settings = make_settings(triton_urls=(victim.grpc_url, other.grpc_url), stall_seconds=1.0)
+        async with running_api(settings) as service, running_dispatcher(settings):
+            context = await service.context("[[sim:slow=20]]")
+            ids = [await service.send(context, parameters={"max_tokens": 100, "ignore_eos": True}) for _ in range(8)]
+
+            async def on_both() -> bool:
+                return await busy(victim, "tiny") == await busy(other, "tiny") == 4
+
+            await eventually(on_both, "both servers work")
+            victim.freeze()
+            results = [await service.settled(id_, 40) for id_ in ids]
+            assert {result["status"] for result in results} == {"completed"}
+            assert sorted(result["attempt_count"] for result in results) == [1] * 4 + [2] * 4
+            moved = next(result for result in results if result["attempt_count"] == 2)
+            first, second = await service.attempts(moved["id"])
+            assert (first["server"], second["server"]) == (victim.grpc_url, other.grpc_url)
+            assert first["error"]["code"] == "server_stuck"
+    finally:
+        victim.thaw()
+        other.kill()

@@ -1,5 +1,6 @@
 """Where requests go."""
 
+from collections import Counter
 from collections.abc import AsyncIterator
 
 import pytest
@@ -15,9 +16,13 @@ async def fleet(triton: RunningTriton) -> AsyncIterator[Fleet]:
     """One server by two addresses, and one that is not there."""
     port = triton.grpc_url.rsplit(":", 1)[1]
     urls = [triton.grpc_url, f"localhost:{port}", f"127.0.0.1:{free_ports(1)[0]}"]
-    async with open_fleet(urls, concurrency=3) as opened:
+    async with open_fleet(urls, concurrency=3, server_concurrency=5) as opened:
         await opened.refresh()
         yield opened
+
+
+def fault(code: str, disposition: Disposition = Disposition.RETRY, *, server: bool = True) -> TritonError:
+    return TritonError(code, "x", disposition, server_fault=server)
 
 
 async def test_slots_are_those_of_servers_that_answer(fleet: Fleet) -> None:
@@ -30,31 +35,51 @@ async def test_slots_are_those_of_servers_that_answer(fleet: Fleet) -> None:
 
 async def test_requests_go_where_the_least_are_in_flight(fleet: Fleet) -> None:
     taken = [fleet.acquire("tiny") for _ in range(6)]
-    assert {server.url: taken.count(server) for server in fleet.servers[:2] for _ in [0]} == {
-        fleet.servers[0].url: 3,
-        fleet.servers[1].url: 3,
-    }
+    assert Counter(lane.server.url for lane in taken if lane) == {server.url: 3 for server in fleet.servers[:2]}
     assert fleet.acquire("tiny") is None
-    assert fleet.acquire("noop") is not None
     assert "tiny" not in fleet.free_slots()
     assert taken[0] is not None
-    fleet.release(taken[0], "tiny")
+    fleet.release(taken[0])
     assert fleet.acquire("tiny") is taken[0]
+
+
+async def test_all_models_of_a_server_share_its_bound(fleet: Fleet) -> None:
+    for _ in range(6):
+        assert fleet.acquire("tiny")
+    assert fleet.free_slots()["noop"] == 4
+    assert len([lane for lane in (fleet.acquire("noop") for _ in range(6)) if lane]) == 4
+    assert fleet.free_slots() == {}
 
 
 @pytest.mark.parametrize("code", ["server_unreachable", "server_died", "idle_timeout"])
 async def test_a_server_at_fault_gets_nothing_until_it_answers_again(fleet: Fleet, code: str) -> None:
-    server = fleet.servers[0]
-    fleet.report(server, "tiny", TritonError(code, "x", Disposition.RETRY, server_fault=True))
+    lane = fleet.servers[0].lane("tiny")
+    fleet.report(lane, fault(code))
     assert fleet.free_slots()["tiny"] == 3
-    assert fleet.acquire("tiny") is fleet.servers[1]
+    taken = fleet.acquire("tiny")
+    assert taken is fleet.servers[1].lane("tiny")
+    fleet.release(taken)
     await fleet.refresh()
-    server.cool_until = 0
-    assert fleet.free_slots()["tiny"] == 5
+    lane.cool_until = 0
+    assert fleet.free_slots()["tiny"] == 6
+
+
+@pytest.mark.parametrize("code", ["model_process_died", "engine_died"])
+async def test_a_dead_model_is_set_aside_and_its_neighbours_are_not(fleet: Fleet, code: str) -> None:
+    lane = fleet.servers[0].lane("tiny")
+    fleet.report(lane, fault(code))
+    await fleet.refresh()
+    assert lane.quarantine
+    assert fleet.free_slots() == {"tiny": 3, "noop": 6, "slow": 6, "lora": 6}
+    woken = []
+    fleet.changed = lambda: woken.append(True)
+    fleet.take_back(lane)
+    assert woken
+    assert fleet.free_slots()["tiny"] == 6
 
 
 async def test_a_model_that_went_away_is_not_tried_again_before_the_next_look(fleet: Fleet) -> None:
-    fleet.report(fleet.servers[0], "tiny", TritonError("model_unavailable", "x", Disposition.WAIT))
+    fleet.report(fleet.servers[0].lane("tiny"), fault("model_unavailable", Disposition.WAIT, server=False))
     assert fleet.free_slots()["tiny"] == 3
     assert fleet.free_slots()["noop"] == 6
     await fleet.refresh()
@@ -62,5 +87,5 @@ async def test_a_model_that_went_away_is_not_tried_again_before_the_next_look(fl
 
 
 async def test_a_fault_of_the_request_leaves_the_server_alone(fleet: Fleet) -> None:
-    fleet.report(fleet.servers[0], "tiny", TritonError("prompt_too_long", "x", Disposition.FINAL))
+    fleet.report(fleet.servers[0].lane("tiny"), fault("prompt_too_long", Disposition.FINAL, server=False))
     assert fleet.free_slots()["tiny"] == 6

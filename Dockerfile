@@ -1,0 +1,20 @@
+# The ssh client beside the API that reaches a rented server; see the profile `vast` of docker-compose.yml.
+FROM python:3.12-slim AS tunnel
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends openssh-client \
+    && rm -rf /var/lib/apt/lists/*
+
+# The API, the dispatcher and the migrations. Last, so that `docker build .` makes this one.
+FROM python:3.12-slim AS app
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+WORKDIR /srv
+COPY requirements.txt .
+RUN pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore \
+    --require-hashes --no-deps -r requirements.txt
+COPY alembic.ini .
+COPY migrations migrations
+COPY app app
+# A number, so that an orchestrator can tell that it is not root.
+USER 10001:10001
+EXPOSE 8887
+CMD ["python", "-m", "app.main"]

@@ -19,9 +19,7 @@ async def ready(services: ServicesDep, response: Response) -> object:
     """Postgres can be reached and is migrated. Triton's state is reported and changes nothing."""
     database = await services.health.database()
     is_ready = database.reachable and database.migrated
-    if is_ready:
-        await services.catalog.models()
-    else:
+    if not is_ready:
         response.status_code = 503
     return Ready(
         status="ready" if is_ready else "unready",

@@ -18,6 +18,7 @@ from app.triton.client import TritonError
 from app.triton.fleet import Fleet
 
 FRESH_SECONDS = 1.0
+PATIENCE_SECONDS = 0.5
 DESCRIBE_TIMEOUT_SECONDS = 3.0
 NAMES_SHOWN = 50
 NOT_SERVED = "No server of the fleet that can be reached has this model."
@@ -41,11 +42,11 @@ class Catalog:
         self._fleet = fleet
         self._known: set[str] = set()
         self._refreshed = float("-inf")
-        self._refreshing = asyncio.Lock()
+        self._refreshing: asyncio.Task[None] | None = None
 
     async def models(self) -> list[CatalogEntry]:
         """Every model the fleet has or had, as Triton tells it now."""
-        await self._refresh()
+        await self._refresh(PATIENCE_SECONDS)
         served = self._served()
         for name, version in await self._ever_served():
             served.setdefault(name, CatalogEntry(name, version, "unavailable", NOT_SERVED))
@@ -108,18 +109,32 @@ class Catalog:
 
     async def watch(self, every_seconds: float) -> None:
         """Keeps the fleet's state fresh, for ever."""
-        while True:
-            with suppress(DatabaseUnavailable):
+        try:
+            while True:
                 await self._refresh()
-            await asyncio.sleep(every_seconds)
+                await asyncio.sleep(every_seconds)
+        finally:
+            if self._refreshing is not None:
+                self._refreshing.cancel()
 
-    async def _refresh(self) -> None:
-        async with self._refreshing:
+    async def _refresh(self, patience: float | None = None) -> None:
+        """Asks the fleet unless that was just done; waits `patience` seconds for it, else to the end.
+
+        One server that does not answer must not hold up what the others have said.
+        """
+        if self._refreshing is None or self._refreshing.done():
             if time.monotonic() - self._refreshed < FRESH_SECONDS:
                 return
-            await self._fleet.refresh()
+            self._refreshing = asyncio.create_task(self._ask())
+        done, _ = await asyncio.wait({self._refreshing}, timeout=patience)
+        for task in done:
+            task.result()
+
+    async def _ask(self) -> None:
+        await self._fleet.refresh()
+        with suppress(DatabaseUnavailable):
             await self.remember()
-            self._refreshed = time.monotonic()
+        self._refreshed = time.monotonic()
 
     def _served(self) -> dict[str, CatalogEntry]:
         entries: dict[str, CatalogEntry] = {}

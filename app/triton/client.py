@@ -24,6 +24,8 @@ CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2000),
+    # An address that moved, as a restarted container's does, is asked for again soon.
+    ("grpc.dns_min_time_between_resolutions_ms", 1000),
     # Connections of two clients to one address stay apart.
     ("grpc.use_local_subchannel_pool", 1),
     # Through a tunnel or a NAT, an idle connection that died is noticed.
@@ -201,7 +203,7 @@ RPC_RULES: dict[grpc.StatusCode, tuple[str, Disposition, str, bool]] = {
 }
 
 _MESSAGE_TOO_LARGE = re.compile(r"message larger than max", re.IGNORECASE)
-_NEVER_CONNECTED = re.compile(r"failed to connect|connection refused|name resolution|DNS resolution", re.I)
+_NEVER_CONNECTED = re.compile(r"failed to connect|connection refused|errors resolving|lookup failed|resolution", re.I)
 _EXITING = re.compile(r"Server exiting", re.I)
 _PATH = re.compile(r"(?:[A-Za-z]:)?/(?:[\w.@+-]+/)+[\w.@+-]*")
 _SHOWN_CHARS = 300
@@ -228,7 +230,9 @@ def classify_rpc(status: grpc.StatusCode, details: str) -> TritonError:
         if _EXITING.search(details):
             return TritonError("server_draining", "The server is shutting down.", WAIT, server_fault=True)
         if _NEVER_CONNECTED.search(details):
-            return TritonError("server_unreachable", "The server cannot be reached.", WAIT, server_fault=True)
+            return TritonError(
+                "server_unreachable", "The server cannot be reached.", WAIT, server_fault=True, raw=details
+            )
         return TritonError(
             "server_died",
             "The connection to the server broke while the generation ran.",
@@ -270,7 +274,10 @@ class TritonClient:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._client = triton.InferenceServerClient(url, channel_args=CHANNEL_OPTIONS)
+        self._client = self._connect()
+
+    def _connect(self) -> triton.InferenceServerClient:
+        return triton.InferenceServerClient(self.url, channel_args=CHANNEL_OPTIONS)
 
     async def __aenter__(self) -> Self:
         return self
@@ -280,6 +287,14 @@ class TritonClient:
 
     async def close(self) -> None:
         await self._client.close()
+
+    async def reconnect(self) -> None:
+        """Starts over with a new channel: the old one may sit out a backoff of minutes after failed look-ups.
+
+        Whatever is in flight on the old channel is lost.
+        """
+        old, self._client = self._client, self._connect()
+        await old.close()
 
     async def models(self, timeout: float) -> list[ModelState]:
         """What the server has loaded, is loading, or failed to load; `timeout` in seconds.
@@ -389,6 +404,12 @@ class TritonClient:
 
 
 def _from_unary(error: InferenceServerException) -> TritonError:
+    """The error of a question about the server's state: no generation is in flight on such a call."""
     name = (error.status() or "").removeprefix("StatusCode.")
     status = getattr(grpc.StatusCode, name, grpc.StatusCode.UNKNOWN)
-    return classify_rpc(status, error.message() or "")
+    details = error.message() or ""
+    if status is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return TritonError("server_unreachable", "The server does not answer.", WAIT, server_fault=True, raw=details)
+    if status is grpc.StatusCode.UNAVAILABLE and not _EXITING.search(details):
+        return TritonError("server_unreachable", "The server cannot be reached.", WAIT, server_fault=True, raw=details)
+    return classify_rpc(status, details)

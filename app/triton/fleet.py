@@ -101,6 +101,8 @@ class Fleet:
                 models = await server.client.models(PROBE_TIMEOUT_SECONDS)
         except (TritonError, TimeoutError) as error:
             self._mark_down(server, error.message if isinstance(error, TritonError) else "The server does not answer.")
+            if not server.in_flight:
+                await server.client.reconnect()
             return
         before = _ready(server) if server.up else set()
         server.models = {model.name: model for model in models}

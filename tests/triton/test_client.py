@@ -175,6 +175,11 @@ def test_every_grpc_status_is_classified() -> None:
     ("details", "code", "disposition"),
     [
         ("failed to connect to all addresses; last error: connection refused", "server_unreachable", WAIT),
+        (
+            "errors resolving a:1: [field:hostname lookup error:address lookup failed for a:1: Domain name not found]",
+            "server_unreachable",
+            WAIT,
+        ),
         ("Server exiting", "server_draining", WAIT),
         ("Stream removed (Socket closed)", "server_died", RETRY),
     ],
@@ -243,6 +248,12 @@ async def test_a_server_that_is_not_there_waits() -> None:
         with pytest.raises(TritonError) as caught:
             await client.models(2)
         assert caught.value.code == "server_unreachable"
+
+
+async def test_a_name_that_does_not_resolve_waits() -> None:
+    async with TritonClient("no-such-host.invalid:8001") as client:
+        error = await error_of(client)
+        assert (error.code, error.disposition) == ("server_unreachable", WAIT)
 
 
 async def test_a_server_that_dies_is_told_from_one_that_is_not_there(tmp_path: Path) -> None:

@@ -1,0 +1,158 @@
+"""Carries a schedule out on a stack, and notes when each blow fell and when it was made good."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import asyncpg
+
+from tests.crash.schedule import Act, Blow, Target
+from tests.crash.stack import Service, Stack
+
+WATCH_SECONDS = 0.5
+
+
+@dataclass
+class Struck:
+    """A blow that fell; times are those of the wall clock, in seconds, as Postgres has them too."""
+
+    blow: Blow
+    victim: str
+    hit: float
+    healed: float = 0.0
+    note: str = ""
+
+
+class Faults:
+    """`said` is called with one line for each thing that happens."""
+
+    def __init__(self, stack: Stack, said: Callable[[str], None]) -> None:
+        self.struck: list[Struck] = []
+        self.deaths: list[str] = []
+        self.triton_deaths = 0
+        self._stack = stack
+        self._said = said
+        self._triton_held = False
+
+    async def run(self, lanes: list[list[Blow]]) -> None:
+        """Returns when the last blow is made good."""
+        started = time.monotonic()
+        async with asyncio.TaskGroup() as tasks:
+            for lane in lanes:
+                tasks.create_task(self._lane(lane, started))
+
+    async def _lane(self, blows: list[Blow], started: float) -> None:
+        for blow in blows:
+            await asyncio.sleep(started + blow.at - time.monotonic())
+            struck = Struck(blow, str(blow.target), time.time())
+            self.struck.append(struck)
+            match blow.target:
+                case Target.API:
+                    await self._hit_service(self._stack.api, struck)
+                case Target.DISPATCHER:
+                    await self._hit_service(self._stack.dispatchers[blow.index], struck)
+                case Target.TRITON | Target.STUB:
+                    self._triton_held = True
+                    await (self._hit_triton(struck) if blow.target is Target.TRITON else self._hit_stub(struck))
+                    self._triton_held = False
+                case _:
+                    await self._hit_postgres(struck)
+            self._said(f"{blow.kind} made good after {time.time() - struck.hit:.2f} s")
+
+    def _tell(self, struck: Struck) -> None:
+        struck.hit = time.time()
+        note = f" ({struck.note})" if struck.note else ""
+        self._said(f"{struck.blow.kind}: {struck.victim}, for {struck.blow.hold:.2f} s{note}")
+
+    async def _hit_service(self, service: Service, struck: Struck) -> None:
+        struck.victim = service.label
+        if struck.blow.act is Act.KILL:
+            service.kill()
+            self._tell(struck)
+            await asyncio.sleep(struck.blow.hold)
+            struck.healed = time.time()
+            service.start()
+        else:
+            service.freeze()
+            self._tell(struck)
+            await asyncio.sleep(struck.blow.hold)
+            struck.healed = time.time()
+            service.thaw()
+
+    async def _hit_triton(self, struck: Struck) -> None:
+        triton = self._stack.triton
+        struck.victim = f"pid {triton.pid}"
+        if struck.blow.act is Act.KILL:
+            await asyncio.to_thread(triton.kill)
+            self._tell(struck)
+            await asyncio.sleep(struck.blow.hold)
+            struck.healed = time.time()
+            await self._stack.start_triton()
+        else:
+            triton.freeze()
+            self._tell(struck)
+            await asyncio.sleep(struck.blow.hold)
+            struck.healed = time.time()
+            triton.thaw()
+
+    async def _hit_stub(self, struck: Struck) -> None:
+        stubs = self._stack.stubs
+        stub = stubs[int(struck.blow.at * 1000) % len(stubs)]
+        struck.victim = f"pid {stub.pid}"
+        if struck.blow.act is Act.KILL:
+            stub.kill()
+            self._tell(struck)
+            await asyncio.sleep(struck.blow.hold)
+            # The server does not make a new stub and goes on saying that it is ready: an operator restarts it.
+            await asyncio.to_thread(self._stack.triton.stop)
+            struck.healed = time.time()
+            await self._stack.start_triton()
+        else:
+            stub.suspend()
+            self._tell(struck)
+            await asyncio.sleep(struck.blow.hold)
+            struck.healed = time.time()
+            stub.resume()
+
+    async def _hit_postgres(self, struck: Struck) -> None:
+        postgres = self._stack.postgres
+        struck.victim = f"pid {postgres.pid}"
+        match struck.blow.act:
+            case Act.KILL | Act.RESTART:
+                end = postgres.kill if struck.blow.act is Act.KILL else postgres.stop
+                self._tell(struck)
+                await asyncio.to_thread(end)
+                await asyncio.sleep(struck.blow.hold)
+                struck.healed = time.time()
+                await self._stack.start_postgres()
+            case Act.FREEZE:
+                self._stack.freeze_postgres()
+                self._tell(struck)
+                await asyncio.sleep(struck.blow.hold)
+                struck.healed = time.time()
+                self._stack.thaw_postgres()
+            case _:
+                try:
+                    struck.note = f"{await self._stack.cut_listeners()} connections"
+                except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+                    struck.note = f"not carried out: {type(error).__name__}"
+                self._tell(struck)
+                struck.healed = time.time()
+
+    async def look_after(self) -> None:
+        """Starts again whatever ends without being killed, until cancelled; for a service that is a defect."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            for service in self._stack.services:
+                if how := service.ended_by_itself():
+                    self.deaths.append(f"{service.name} ended by itself: {how}")
+                    self._said(self.deaths[-1])
+                    service.start()
+            if not self._triton_held and not self._stack.triton.running:
+                # A stub frozen for some seconds does this to it: the server gives up on a lock they share.
+                self.triton_deaths += 1
+                self._said("tritonserver ended by itself")
+                await self._stack.start_triton()

@@ -1,0 +1,89 @@
+"""A short run of the kit, and proof that it would see what it looks for."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from tests.crash.check import Evidence, judge
+from tests.crash.kit import Diary, Options, crash
+from tests.crash.load import Tally
+from tests.crash.schedule import Act, Target, draw, lanes
+from tests.crash.stack import LEASE_SECONDS
+
+SEED = 7
+SECONDS = 25.0
+TICKET = UUID(int=1)
+
+
+async def test_every_promise_holds_under_blows(tmp_path: Path) -> None:
+    options = Options(SEED, SECONDS, rate=150, patience=60, backlog=1000)
+    diary = Diary(tmp_path / "events.log")
+    report = await crash(options, draw(SEED, SECONDS, LEASE_SECONDS), tmp_path, diary, lambda *_: None)
+    diary.close()
+    assert report.problems == [], f"seed {SEED}, see {diary.path}"
+    verdict = report.verdict
+    assert verdict.acknowledged > 100
+    assert verdict.settled == verdict.acknowledged + verdict.unacknowledged == verdict.completed + verdict.cancelled
+    assert verdict.cancelled
+    assert {entry.target for entry in report.recoveries} >= {Target.API, Target.DISPATCHER, Target.POSTGRES}
+
+
+def test_a_seed_draws_one_schedule() -> None:
+    assert draw(1, 300, 3) == draw(1, 300, 3) != draw(2, 300, 3)
+
+
+def test_a_schedule_deals_every_trick_and_heals_in_time() -> None:
+    plan = draw(3, 300, 3)
+    assert {(blow.target, blow.act) for lane in plan for blow in lane} == {
+        (trick.target, trick.act) for lane in lanes(3) for trick in lane.tricks
+    }
+    for lane in plan:
+        for blow, following in pairwise(lane):
+            assert blow.at + blow.hold < following.at
+        assert lane[-1].at + lane[-1].hold <= 300
+    freezes = [blow.hold for lane in plan for blow in lane if blow.act is Act.FREEZE]
+    assert min(freezes) < 3 < max(freezes)
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    return {
+        "id": TICKET, "client_reference": "a", "status": "completed", "error_code": None, "attempt_count": 1,
+        "cancel_requested": False, "hash": 1, "ended": 1.0, **changes,
+    }  # fmt: skip
+
+
+def attempt(outcome: str, number: int = 1) -> dict[str, Any]:
+    code = None if outcome == "completed" else outcome
+    return {"result_id": TICKET, "number": number, "outcome": outcome, "error_code": code, "dispatcher": "d"}
+
+
+def problems(rows: list[Any], ledger: list[Any], changes: set[UUID] | None = None, seen: int = 1) -> list[str]:
+    tally = Tally(acknowledged={TICKET: 1.0}, keyed={"a"})
+    return judge(Evidence(rows, ledger, changes or set()), tally, {TICKET: seen}).problems
+
+
+def test_the_check_accepts_what_is_right() -> None:
+    assert problems([row()], [attempt("completed")]) == []
+    assert problems([row(attempt_count=2)], [attempt("lease_lost"), attempt("completed", 2)]) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (([], []), "lost"),
+        (([row(status="pending")], []), "stuck"),
+        (([row()], [attempt("completed")], {TICKET}), "changed after they were final"),
+        (([row()], [attempt("completed")], set(), 2), "changed after they were final"),
+        (([row(attempt_count=2)], [attempt("completed"), attempt("completed", 2)]), "settled twice"),
+        (([row(attempt_count=2)], [attempt("completed")]), "ledger"),
+        (([row()], [attempt("retried")]), "ledger"),
+        (([row(status="failed", error_code="engine_died")], [attempt("failed")]), "failed with engine_died"),
+        (([row(status="failed", error_code="cancelled", attempt_count=0)], []), "nobody asked"),
+        (([row(), row(id=UUID(int=2))], [attempt("completed")]), "made two tickets"),
+    ],
+)
+def test_the_check_sees(found: tuple[Any, ...], said: str) -> None:
+    assert any(said in problem for problem in problems(*found))

@@ -133,7 +133,8 @@ class Process:
 
     def __init__(self, module: str, settings: Settings, log: Path, **environment: str) -> None:
         self.log = log
-        values = {name.upper(): str(value) for name, value in settings.model_dump(mode="json").items()}
+        given = settings.model_dump(mode="json", exclude_none=True)
+        values = {name.upper(): str(value) for name, value in given.items()}
         values["TRITON_URLS"] = ",".join(settings.triton_urls)
         values["LOG_LEVEL"] = "INFO"
         with log.open("ab") as output:

@@ -80,12 +80,14 @@ class Dispatcher:
     async def _claim_forever(self) -> None:
         while not self._stopping:
             self._wake.clear()
-            wanted = self._wanted()
-            if wanted:
+            lanes = [lane for lane in self._fleet.free_slots(CLAIM_BATCH) if lane.model not in self._drained]
+            if lanes:
                 announced = self._announced
                 try:
                     claims = await self._store.claim(
-                        wanted, lease_seconds=self._settings.lease_seconds, dispatcher=self._name
+                        [(lane.model, lane.server.url) for lane in lanes],
+                        lease_seconds=self._settings.lease_seconds,
+                        dispatcher=self._name,
                     )
                 except DatabaseUnavailable:
                     log.warning("postgres is away, no claims")
@@ -93,6 +95,7 @@ class Dispatcher:
                     continue
                 got = Counter(claim.model for claim in claims)
                 if announced == self._announced:
+                    wanted = Counter(lane.model for lane in lanes)
                     self._drained.update(model for model, n in wanted.items() if got[model] < n)
                 for claim in claims:
                     self._start(claim)
@@ -101,15 +104,6 @@ class Dispatcher:
                     await asyncio.sleep(0)
                     continue
             await self._wake.wait()
-
-    def _wanted(self) -> dict[str, int]:
-        wanted: dict[str, int] = {}
-        room = CLAIM_BATCH
-        for model, free in self._fleet.free_slots().items():
-            if model not in self._drained and room > 0:
-                wanted[model] = min(free, room)
-                room -= wanted[model]
-        return wanted
 
     def _start(self, claim: Claim) -> None:
         run = self._runs[claim.id] = Run(claim)

@@ -80,7 +80,7 @@ async def attempt(run: Run, fleet: Fleet, settings: Settings) -> Settlement | Re
         code, message = claim.last_error or ("dispatcher_lost", "Each attempt was lost with its dispatcher.")
         return _failed(run, Outcome.FAILED, code, message, spent=False)
 
-    lane = fleet.acquire(claim.model)
+    lane = fleet.acquire(claim.model, claim.server)
     if lane is None:
         return _released(run, NO_SLOT_SECONDS)
     run.lane = lane

@@ -4,7 +4,7 @@ A claim is a row whose `attempt_token` is set and whose `available_at` is the en
 release name the token, so a dispatcher that lost its lease changes no row.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -85,12 +85,15 @@ SELECT id, (SELECT count(*) FROM woken) FROM stored
 
 # An expired lease is claimable again; the attempt it belonged to goes into the ledger in the same statement.
 CLAIM = """
-WITH wanted AS (
-    SELECT * FROM unnest($1::text[], $2::int[]) AS w(model, n)
+WITH slots AS (
+    SELECT model, server, row_number() OVER (PARTITION BY model ORDER BY place) AS number
+    FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS s(model, server, place)
+), wanted AS (
+    SELECT model, count(*) AS n FROM slots GROUP BY model
 ), picked AS MATERIALIZED (
-    SELECT p.id
+    SELECT p.id, w.model, row_number() OVER (PARTITION BY w.model ORDER BY p.rank, p.id) AS number
     FROM wanted w CROSS JOIN LATERAL (
-        SELECT r.id FROM results r
+        SELECT r.id, r.rank FROM results r
         WHERE r.status = 'pending' AND r.model = w.model AND r.available_at <= now()
         ORDER BY r.rank, r.id
         LIMIT w.n
@@ -104,10 +107,11 @@ WITH wanted AS (
         started_at = coalesce(r.started_at, now()),
         available_at = now() + make_interval(secs => $3),
         dispatcher = $4,
-        server = NULL
-    FROM picked WHERE r.id = picked.id
+        server = slots.server
+    FROM picked JOIN slots USING (model, number)
+    WHERE r.id = picked.id
     RETURNING
-        r.id, r.attempt_token, r.model, r.context_id, r.parameters, r.attempt_count, r.rank,
+        r.id, r.server, r.attempt_token, r.model, r.context_id, r.parameters, r.attempt_count, r.rank,
         extract(epoch FROM r.expires_at - now())::float8 AS expires_in,
         r.cancel_requested_at IS NOT NULL AS cancel_requested,
         r.error_code, r.error_message,
@@ -356,12 +360,13 @@ class QueueStore:
         async with self._database.hot() as connection:
             return {row[0] for row in await connection.fetch(SUBMIT, *columns)}
 
-    async def claim(self, wanted: Mapping[str, int], *, lease_seconds: float, dispatcher: str) -> list[Claim]:
-        """Claims up to `wanted[model]` results of each model, the most urgent first."""
-        if not wanted:
+    async def claim(self, slots: Sequence[tuple[str, str]], *, lease_seconds: float, dispatcher: str) -> list[Claim]:
+        """Claims a result for each slot (model, server) while there are any, the most urgent first."""
+        if not slots:
             return []
+        models, servers = _columns(slots, lambda slot: slot)
         async with self._database.hot() as connection:
-            rows = await connection.fetch(CLAIM, list(wanted.keys()), list(wanted.values()), lease_seconds, dispatcher)
+            rows = await connection.fetch(CLAIM, models, servers, lease_seconds, dispatcher)
         return [_claim(row) for row in rows]
 
     async def renew(self, held: Sequence[tuple[UUID, UUID, str | None]], *, lease_seconds: float) -> dict[UUID, Held]:
@@ -441,6 +446,7 @@ def _claim(row: Any) -> Claim:
         id=row["id"],
         token=row["attempt_token"],
         model=row["model"],
+        server=row["server"],
         prompt=row["content"],
         parameters=row["parameters"],
         attempt=row["attempt_count"],

@@ -98,11 +98,12 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One attempt to run a result, held until its lease ends; `token` fences it."""
+    """One attempt to run a result, held until its lease ends; `token` fences it, `server` is where it should run."""
 
     id: UUID
     token: UUID
     model: str
+    server: str
     prompt: str
     parameters: dict[str, Any]
     attempt: int

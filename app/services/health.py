@@ -14,11 +14,12 @@ from app.errors import DatabaseUnavailable
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 
 
-def newest_revision() -> str | None:
-    """The revision the code was written for."""
+def revisions() -> tuple[str | None, frozenset[str]]:
+    """The revision the code was written for, and all it knows of."""
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
-    return ScriptDirectory.from_config(config).get_current_head()
+    scripts = ScriptDirectory.from_config(config)
+    return scripts.get_current_head(), frozenset(script.revision for script in scripts.walk_revisions())
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class DatabaseHealth:
 class Health:
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._newest = newest_revision()
+        self._newest, self._known = revisions()
 
     async def database(self) -> DatabaseHealth:
         try:
@@ -41,7 +42,8 @@ class Health:
             return DatabaseHealth(False, False, "Postgres cannot be reached; check DATABASE_URL and that it runs.")
         except asyncpg.UndefinedTableError:
             return DatabaseHealth(True, False, "The database is empty; apply the migrations with `make migrate`.")
-        if revision != self._newest:
+        # One it does not know is newer: during a deploy the old processes go on.
+        if revision != self._newest and revision in self._known:
             return DatabaseHealth(
                 True,
                 False,

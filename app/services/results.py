@@ -19,6 +19,7 @@ from app.db.tables import attempts, results
 from app.errors import AppError, InvalidParameters, ResultNotFound, ResultPending
 from app.queue.notify import SettledBoard
 from app.queue.store import QueueStore
+from app.queue.submit import Submitter
 from app.queue.ticket import Idempotency, Phase, Status, Submission, phase_of, rank_of
 from app.services.catalog import Catalog
 from app.services.contexts import Contexts
@@ -88,6 +89,7 @@ class Results:
     ) -> None:
         self._database = database
         self._store = store
+        self._submitter = Submitter(store)
         self._contexts = contexts
         self._catalog = catalog
         self._board = board
@@ -182,7 +184,7 @@ class Results:
         )
 
     async def _store_once(self, submission: Submission) -> tuple[Mapping[str, Any], bool]:
-        while not await self._store.submit([submission]):
+        while not await self._submitter.submit(submission):
             if earlier := await made_before(self._store, submission.idempotency):
                 return await self.get(earlier), True
             # Not the key, or a key that ran out just now: then the context decides.

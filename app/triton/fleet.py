@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -148,18 +147,27 @@ class Fleet:
         QUARANTINED.labels(lane.server.url, lane.model).set(0)
         self.changed()
 
-    def free_slots(self) -> dict[str, int]:
-        """How many more requests of each model may start now."""
-        free: Counter[str] = Counter()
+    def free_slots(self, limit: int) -> list[Lane]:
+        """Where requests may start now: a lane for each slot, those on the least busy servers first."""
+        slots = []
         for server in self.servers:
-            room = self._server_concurrency - server.in_flight
+            busy = server.in_flight
             for lane in server.lanes.values():
                 if lane.open:
-                    free[lane.model] += max(0, min(room, self._concurrency - lane.in_flight))
-        return {model: count for model, count in free.items() if count}
+                    slots += [(busy + n, lane) for n in range(self._concurrency - lane.in_flight)]
+        slots.sort(key=lambda slot: slot[0])
+        room = {server: self._server_concurrency - server.in_flight for server in self.servers}
+        chosen: list[Lane] = []
+        for _, lane in slots:
+            if len(chosen) == limit:
+                break
+            if room[lane.server] > 0:
+                room[lane.server] -= 1
+                chosen.append(lane)
+        return chosen
 
-    def acquire(self, model: str) -> Lane | None:
-        """A slot on the server with the least in flight, None where there is none now."""
+    def acquire(self, model: str, preferred: str | None = None) -> Lane | None:
+        """A slot on the server `preferred`, or else on the one with the least in flight; None where there is none."""
         candidates = [
             lane
             for server in self.servers
@@ -170,7 +178,7 @@ class Fleet:
         ]
         if not candidates:
             return None
-        lane = min(candidates, key=lambda candidate: candidate.server.in_flight)
+        lane = min(candidates, key=lambda candidate: (candidate.server.url != preferred, candidate.server.in_flight))
         if not lane.in_flight:
             lane.moved()
         lane.in_flight += 1

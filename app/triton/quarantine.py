@@ -1,8 +1,9 @@
 """Finds models that are ready by their server's word but do not answer, and lets them back when they do.
 
-A dead backend process or a frozen server says nothing: requests in flight hang, readiness stays 200. So a lane that
-does not move is tested with a request of one token; when that fails too, the lane is set aside and its runs are given
-up. A lane set aside is tested again and again until it answers.
+When a backend process dies, its requests in flight hang and readiness stays 200. So a lane that does not move is tested
+with a request of one token. When that is refused, the lane is set aside and its runs are given up; silence counts only
+where a run has timed out already, for a busy engine is silent too. A lane set aside is tested until it answers. The
+runs of a server that is down for good are given up as well.
 """
 
 from __future__ import annotations
@@ -11,13 +12,22 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import aclosing
+from enum import Enum, auto
 
 from app.triton.client import Disposition, TritonError
 from app.triton.fleet import Fleet, Lane
 
+# Triton takes a second to find out that a backend process is dead.
+TRIAL_SHORTEST_SECONDS = 5.0
 TRIAL_FIRST_SECONDS = 2.0
 TRIAL_LONGEST_SECONDS = 30.0
 TRIAL_PROMPT = "ping"
+
+
+class Verdict(Enum):
+    ANSWERS = auto()
+    FAILS = auto()
+    SILENT = auto()
 
 
 class Quarantine:
@@ -26,6 +36,7 @@ class Quarantine:
     def __init__(self, fleet: Fleet, stall_seconds: float, give_up: Callable[[Lane], None]) -> None:
         self._fleet = fleet
         self._stall = stall_seconds
+        self._patience = max(stall_seconds, TRIAL_SHORTEST_SECONDS)
         self._give_up = give_up
         self._trials: dict[Lane, asyncio.Task[None]] = {}
 
@@ -55,24 +66,25 @@ class Quarantine:
     async def _try(self, lane: Lane) -> None:
         pause = TRIAL_FIRST_SECONDS
         moved_at = lane.moved_at
-        while not await self._answers(lane):
-            if lane.moved_at != moved_at:
-                # The trial lost out against work that moves: the engine is busy, not stuck.
+        while (verdict := await self._verdict(lane)) is not Verdict.ANSWERS:
+            if lane.moved_at != moved_at or not lane.server.up:
+                # It moves after all; or the probes will tell when the server is back, and the next look goes on.
                 break
-            if not lane.server.up:
-                # The probes will tell when it is back; the next look goes on from there.
-                return
+            if verdict is Verdict.SILENT and not (lane.suspect or lane.quarantine):
+                # Other dispatchers may keep every slot of the engine busy: silence alone convicts nobody.
+                break
             if not lane.quarantine:
                 self._fleet.set_aside(lane, f"no answer within {self._stall:g} s although the server says ready")
             self._give_up(lane)
             await asyncio.sleep(pause)
             pause = min(pause * 2, TRIAL_LONGEST_SECONDS)
+        else:
+            if lane.quarantine:
+                self._fleet.take_back(lane)
         lane.suspect = False
         lane.moved()
-        if lane.quarantine:
-            self._fleet.take_back(lane)
 
-    async def _answers(self, lane: Lane) -> bool:
+    async def _verdict(self, lane: Lane) -> Verdict:
         try:
             async with aclosing(
                 lane.server.client.generate(
@@ -80,13 +92,15 @@ class Quarantine:
                     TRIAL_PROMPT,
                     {"max_tokens": 1},
                     request_id="trial",
-                    idle_timeout=self._stall,
-                    run_timeout=self._stall,
+                    idle_timeout=self._patience,
+                    run_timeout=self._patience,
                 )
             ) as messages:
                 async for _ in messages:
                     pass
         except TritonError as error:
+            if error.code in ("idle_timeout", "run_timeout"):
+                return Verdict.SILENT
             # An engine that refuses the trial for what it asks is alive.
-            return error.disposition is Disposition.FINAL
-        return True
+            return Verdict.ANSWERS if error.disposition is Disposition.FINAL else Verdict.FAILS
+        return Verdict.ANSWERS

@@ -56,7 +56,7 @@ def retried(claim: Claim, delay: float = 0.0, spent: bool = True) -> Release:
 
 
 async def claim(store: QueueStore, n: int = 1, model: str = "m", lease: float = LEASE) -> list[Claim]:
-    return await store.claim({model: n}, lease_seconds=lease, dispatcher="test")
+    return await store.claim([(model, "s")] * n, lease_seconds=lease, dispatcher="test")
 
 
 async def test_a_ticket_for_a_missing_context_is_left_out(store: QueueStore, rows: Any) -> None:
@@ -88,8 +88,14 @@ async def test_one_statement_claims_of_each_model_what_is_wanted(store: QueueSto
     for model in ("a", "b", "c"):
         for _ in range(4):
             await submit(model=model)
-    found = await store.claim({"a": 1, "b": 3, "nobody": 5}, lease_seconds=LEASE, dispatcher="test")
-    assert sorted(each.model for each in found) == ["a", "b", "b", "b"]
+    slots = [("a", "one"), *[("nobody", "one")] * 5, ("b", "one"), ("b", "two"), ("b", "one")]
+    found = await store.claim(slots, lease_seconds=LEASE, dispatcher="test")
+    assert sorted((each.model, each.server) for each in found) == [
+        ("a", "one"),
+        ("b", "one"),
+        ("b", "one"),
+        ("b", "two"),
+    ]
 
 
 async def test_no_result_is_claimed_twice_by_many_at_once(store: QueueStore, submit: Any) -> None:

@@ -25,11 +25,24 @@ def fault(code: str, disposition: Disposition = Disposition.RETRY, *, server: bo
     return TritonError(code, "x", disposition, server_fault=server)
 
 
+def slots(fleet: Fleet) -> Counter[str]:
+    """Free slots by model, when only that model is asked for."""
+    found: Counter[str] = Counter()
+    for model in {lane.model for lane in fleet.lanes()}:
+        others = {lane: lane.cool_until for lane in fleet.lanes() if lane.model != model}
+        for lane in others:
+            lane.cool_until = float("inf")
+        found[model] = len(fleet.free_slots(1000))
+        for lane, cool_until in others.items():
+            lane.cool_until = cool_until
+    return +found
+
+
 async def test_slots_are_those_of_servers_that_answer(fleet: Fleet) -> None:
     assert [server.up for server in fleet.servers] == [True, True, False]
     assert fleet.servers[2].reason
-    assert fleet.free_slots()["tiny"] == 6
-    assert "fragile" not in fleet.free_slots()
+    assert slots(fleet)["tiny"] == 6
+    assert "fragile" not in slots(fleet)
     assert fleet.acquire("fragile") is None
 
 
@@ -37,31 +50,41 @@ async def test_requests_go_where_the_least_are_in_flight(fleet: Fleet) -> None:
     taken = [fleet.acquire("tiny") for _ in range(6)]
     assert Counter(lane.server.url for lane in taken if lane) == {server.url: 3 for server in fleet.servers[:2]}
     assert fleet.acquire("tiny") is None
-    assert "tiny" not in fleet.free_slots()
+    assert "tiny" not in slots(fleet)
     assert taken[0] is not None
     fleet.release(taken[0])
     assert fleet.acquire("tiny") is taken[0]
 
 
+async def test_slots_are_offered_on_the_least_busy_servers_first(fleet: Fleet) -> None:
+    first, second = fleet.servers[:2]
+    for _ in range(2):
+        fleet.acquire("tiny", first.url)
+    assert first.in_flight == 2
+    offered = [lane.server for lane in fleet.free_slots(3)]
+    assert offered[:2] == [second, second]
+    assert len(fleet.free_slots(1000)) == 3 + 5
+
+
 async def test_all_models_of_a_server_share_its_bound(fleet: Fleet) -> None:
     for _ in range(6):
         assert fleet.acquire("tiny")
-    assert fleet.free_slots()["noop"] == 4
+    assert slots(fleet)["noop"] == 4
     assert len([lane for lane in (fleet.acquire("noop") for _ in range(6)) if lane]) == 4
-    assert fleet.free_slots() == {}
+    assert slots(fleet) == {}
 
 
 @pytest.mark.parametrize("code", ["server_unreachable", "server_died", "idle_timeout"])
 async def test_a_server_at_fault_gets_nothing_until_it_answers_again(fleet: Fleet, code: str) -> None:
     lane = fleet.servers[0].lane("tiny")
     fleet.report(lane, fault(code))
-    assert fleet.free_slots()["tiny"] == 3
+    assert slots(fleet)["tiny"] == 3
     taken = fleet.acquire("tiny")
     assert taken is fleet.servers[1].lane("tiny")
     fleet.release(taken)
     await fleet.refresh()
     lane.cool_until = 0
-    assert fleet.free_slots()["tiny"] == 6
+    assert slots(fleet)["tiny"] == 6
 
 
 @pytest.mark.parametrize("code", ["model_process_died", "engine_died"])
@@ -70,22 +93,22 @@ async def test_a_dead_model_is_set_aside_and_its_neighbours_are_not(fleet: Fleet
     fleet.report(lane, fault(code))
     await fleet.refresh()
     assert lane.quarantine
-    assert fleet.free_slots() == {"tiny": 3, "noop": 6, "slow": 6, "lora": 6}
+    assert slots(fleet) == {"tiny": 3, "noop": 6, "slow": 6, "lora": 6}
     woken = []
     fleet.changed = lambda: woken.append(True)
     fleet.take_back(lane)
     assert woken
-    assert fleet.free_slots()["tiny"] == 6
+    assert slots(fleet)["tiny"] == 6
 
 
 async def test_a_model_that_went_away_is_not_tried_again_before_the_next_look(fleet: Fleet) -> None:
     fleet.report(fleet.servers[0].lane("tiny"), fault("model_unavailable", Disposition.WAIT, server=False))
-    assert fleet.free_slots()["tiny"] == 3
-    assert fleet.free_slots()["noop"] == 6
+    assert slots(fleet)["tiny"] == 3
+    assert slots(fleet)["noop"] == 6
     await fleet.refresh()
-    assert fleet.free_slots()["tiny"] == 6
+    assert slots(fleet)["tiny"] == 6
 
 
 async def test_a_fault_of_the_request_leaves_the_server_alone(fleet: Fleet) -> None:
     fleet.report(fleet.servers[0].lane("tiny"), fault("prompt_too_long", Disposition.FINAL, server=False))
-    assert fleet.free_slots()["tiny"] == 6
+    assert slots(fleet)["tiny"] == 6

@@ -1,0 +1,259 @@
+"""The figures, each against something run beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from tritonclient.grpc import aio
+
+from app.db.engine import open_database
+from app.queue.store import QueueStore
+from app.services.results import GET
+from app.triton.codec import encode
+from bench.raw_client import PARAMETERS
+from bench.stack import CONCURRENCY, Bench, Stopwatch, cpu_seconds, output_of
+from nvidia_triton.local.settings import free_ports
+
+BACKLOG = 5000
+ROUNDS = 3
+CONNECTIONS = 32
+SUBMITS = 6000
+
+
+@dataclass
+class Figure:
+    """`ours` and `theirs` are medians in `unit`; `value` is compared with `target`."""
+
+    name: str
+    value: float
+    target: str
+    met: bool
+    ours: str
+    theirs: str
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+async def rounds(ours: Callable[[], Awaitable[float]], theirs: Callable[[], Awaitable[float]]) -> tuple[float, float]:
+    """Medians of both, taken in turns so that a noisy moment meets both."""
+    pairs = []
+    for _ in range(ROUNDS):
+        pairs.append((await ours(), await theirs()))
+    return statistics.median(pair[0] for pair in pairs), statistics.median(pair[1] for pair in pairs)
+
+
+async def raw(bench: Bench) -> float:
+    return await output_of("bench.raw_client", bench.triton.grpc_url, "noop", BACKLOG // 2, CONCURRENCY)
+
+
+async def drain(bench: Bench) -> Figure:
+    async def ours() -> float:
+        await bench.clear()
+        await bench.backlog("noop", BACKLOG)
+        async with bench.dispatcher():
+            return BACKLOG / await bench.settled(BACKLOG)
+
+    mine, other = await rounds(ours, lambda: raw(bench))
+    return Figure(
+        f"drain a backlog of {BACKLOG:,}",
+        mine / other,
+        "≥ 0.70",
+        mine / other >= 0.7,
+        f"{mine:,.0f}/s",
+        f"{other:,.0f}/s",
+    )
+
+
+async def through(bench: Bench) -> Figure:
+    async def ours() -> float:
+        await bench.clear()
+        async with bench.api(), bench.dispatcher():
+            await bench.serving()
+            with Stopwatch() as watch:
+                await submit(bench, "noop", BACKLOG)
+                await bench.settled(BACKLOG)
+            return BACKLOG / watch.seconds
+
+    mine, other = await rounds(ours, lambda: raw(bench))
+    return Figure(
+        "through: submitted and settled at once",
+        mine / other,
+        "≥ 0.40",
+        mine / other >= 0.4,
+        f"{mine:,.0f}/s",
+        f"{other:,.0f}/s",
+    )
+
+
+async def submit(bench: Bench, model: str, count: int) -> float:
+    path = f"/models/send/{model}/{bench.context}"
+    return await output_of("bench.http_load", "127.0.0.1", bench.settings.api_port, path, CONNECTIONS, count, 202)
+
+
+async def submits(bench: Bench) -> Figure:
+    port = free_ports(1)[0]
+    nothing = await asyncio.create_subprocess_exec(sys.executable, "-m", "bench.nothing", str(port))
+    try:
+        async with bench.api():
+            await bench.serving()
+            await asyncio.sleep(1)
+
+            async def ours() -> float:
+                await bench.clear()
+                return await submit(bench, "noop", SUBMITS)
+
+            async def theirs() -> float:
+                return await output_of("bench.http_load", "127.0.0.1", port, "/nothing", CONNECTIONS, SUBMITS, 202)
+
+            mine, other = await rounds(ours, theirs)
+    finally:
+        nothing.kill()
+        await nothing.wait()
+    return Figure(
+        f"submits over HTTP, {CONNECTIONS} connections",
+        mine / other,
+        "≥ 0.30",
+        mine / other >= 0.3,
+        f"{mine:,.0f}/s",
+        f"{other:,.0f}/s",
+    )
+
+
+async def idle_latency(bench: Bench) -> Figure:
+    """Submit to completed over HTTP with Prefer: wait, against the same call direct to Triton."""
+    await bench.clear()
+    async with bench.api(), bench.dispatcher(), httpx.AsyncClient(base_url=bench.url, trust_env=False) as http:
+        await bench.serving()
+        async with aio.InferenceServerClient(bench.triton.grpc_url) as client:
+
+            async def ours() -> float:
+                with Stopwatch() as watch:
+                    sent = await http.post(f"/models/send/noop/{bench.context}", json={"parameters": {"max_tokens": 1}})
+                    answer = await http.get(sent.headers["location"], headers={"Prefer": "wait=10"})
+                assert answer.json()["status"] == "completed", answer.text
+                return watch.seconds * 1000
+
+            async def theirs() -> float:
+                async def request() -> object:
+                    yield {"model_name": "noop", "inputs": encode("ping", PARAMETERS)}
+
+                with Stopwatch() as watch:
+                    async for result, error in client.stream_infer(request()):
+                        assert error is None
+                        result.as_numpy("text_output")
+                return watch.seconds * 1000
+
+            times: list[tuple[float, float]] = []
+            for _ in range(220):
+                times.append((await ours(), await theirs()))
+                await asyncio.sleep(0.01)
+    mine, other = (statistics.median(each[side] for each in times[20:]) for side in (0, 1))
+    return Figure(
+        "idle latency, submit to completed",
+        mine - other,
+        "≤ + 8 ms",
+        mine - other <= 8,
+        f"{mine:.1f} ms",
+        f"{other:.1f} ms",
+    )
+
+
+async def slots_busy(bench: Bench) -> Figure:
+    count = 20 * CONCURRENCY
+    shares = []
+    for _ in range(2):
+        await bench.clear()
+        await bench.backlog("half-second", count)
+        async with bench.dispatcher():
+            seconds = await bench.settled(count)
+        shares.append(count * 0.5 / CONCURRENCY / seconds)
+    share = statistics.median(shares)
+    return Figure(
+        f"slots kept busy, {CONCURRENCY} slots of 500 ms",
+        share,
+        "≥ 0.97",
+        share >= 0.97,
+        f"{share * CONCURRENCY:.1f} slots",
+        f"{CONCURRENCY} slots",
+    )
+
+
+async def bulk(bench: Bench) -> Figure:
+    count = 10_000
+    await bench.clear()
+    async with bench.api() as api, bench.dispatcher() as dispatcher:
+        await bench.serving()
+        pids = {"API": api.process.pid, "dispatcher": dispatcher.process.pid, "Postgres": bench.postgres.pid}
+        before = {name: cpu_seconds(pid) for name, pid in pids.items()}
+        with Stopwatch() as watch:
+            await submit(bench, "noop", count)
+            await bench.settled(count)
+        used = {name: (cpu_seconds(pid) - before[name]) / count * 1000 for name, pid in pids.items()}
+    return Figure(
+        "CPU seconds per 1,000 tickets",
+        sum(used.values()),
+        "reported",
+        True,
+        ", ".join(f"{name} {seconds:.2f}" for name, seconds in used.items()),
+        f"{count / watch.seconds:,.0f}/s",
+        used,
+    )
+
+
+async def history(bench: Bench, rows: int) -> Figure:
+    """Claim and poll with much history against little, in two databases of one server."""
+    few = await history_times(bench, 10_000)
+    many = await history_times(bench, rows)
+    few_again = await history_times(bench, 10_000)
+    base = {name: min(few[name], few_again[name]) for name in few}
+    ratio = max(many[name] / base[name] for name in base)
+    return Figure(
+        f"claim and poll with {rows:,} settled rows",
+        ratio,
+        "≤ 1.20",
+        ratio <= 1.2,
+        ", ".join(f"{name} {seconds * 1000:.2f} ms" for name, seconds in many.items()),
+        ", ".join(f"{name} {seconds * 1000:.2f} ms" for name, seconds in base.items()),
+    )
+
+
+async def history_times(bench: Bench, rows: int) -> dict[str, float]:
+    connection = await bench.connect()
+    present = await connection.fetchval("SELECT count(*) FROM results")
+    if present > rows:
+        await connection.execute("TRUNCATE results, attempts CASCADE")
+        present = 0
+    step = 250_000
+    for start in range(present, rows, step):
+        await connection.execute(
+            "INSERT INTO results (id, context_id, model, parameters, status, completed_at, started_at, output,"
+            " finish_reason, attempt_count)"
+            " SELECT uuidv7(), $1, 'noop', '{}', 'completed', now(), now(), 'text', 'stop', 1"
+            " FROM generate_series(1, $2::int)",
+            bench.context,
+            min(step, rows - start),
+            timeout=600,
+        )
+    await connection.execute("DELETE FROM results WHERE status = 'pending'")
+    await connection.execute("VACUUM ANALYZE results", timeout=600)
+    await connection.execute("CHECKPOINT", timeout=600)
+    await connection.close()
+    await bench.backlog("noop", 2000)
+    async with open_database(bench.settings) as database, database.hot() as hot:
+        store = QueueStore(database)
+        ids = [row[0] for row in await hot.fetch("SELECT id FROM results WHERE status = 'completed' LIMIT 500")]
+        claims, polls = [], []
+        for _ in range(60):
+            with Stopwatch() as watch:
+                await store.claim([("noop", "s")] * 20, lease_seconds=60, dispatcher="bench")
+            claims.append(watch.seconds)
+        for id_ in ids:
+            with Stopwatch() as watch:
+                await hot.fetchrow(GET, id_)
+            polls.append(watch.seconds)
+    return {"claim of 20": statistics.median(claims[10:]), "poll": statistics.median(polls[20:])}

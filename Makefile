@@ -2,7 +2,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install run test demo lint format migrate revision psql lock clean test-compose
+.PHONY: help install run test demo lint format migrate revision psql lock clean test-compose crashtest
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -55,3 +55,6 @@ clean: ## remove .venv and the caches; CLEAN_DATA=1 deletes the local database t
 
 test-compose: ## bring docker compose up and test it
 	@bash tests/compose/run.sh
+
+crashtest: install ## kill and freeze everything at random under load for five minutes, then count
+	@$(BIN)/python -m tests.crash

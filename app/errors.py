@@ -112,10 +112,13 @@ class Removed(AppError):
 class DatabaseUnavailable(AppError):
     code = "database_unavailable"
     status = 503
-    title = "The database cannot be reached"
+    title = "The database cannot serve requests now"
 
-    def __init__(self) -> None:
-        super().__init__(
-            "Postgres cannot be reached at the moment. Nothing of this request was stored; send it again.",
-            headers={"Retry-After": "2"},
+    def __init__(self, *, stored_nothing: bool = False) -> None:
+        outcome = (
+            "Nothing of this request was stored; send it again."
+            if stored_nothing
+            else "It was lost in the middle of this request, which may have been stored: look for it by its "
+            "client_reference, or send it again with the Idempotency-Key it had."
         )
+        super().__init__(f"Postgres cannot serve requests at the moment. {outcome}", headers={"Retry-After": "2"})

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import math
 from collections.abc import Callable, Coroutine
-from typing import Annotated, Any
+from contextlib import suppress
+from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from pydantic import AfterValidator
-from pydantic_core import PydanticCustomError, from_json
+from pydantic_core import from_json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import problem_response
@@ -18,6 +18,9 @@ from app.errors import BodyTooLarge
 
 # A refused body is read and thrown away up to this many times the limit.
 LINGER_BODIES = 8
+LINGER_SECONDS = 2.0
+# Digits; Python refuses to read numbers of thousands.
+LONGEST_LENGTH = 18
 
 
 class StrictJsonRequest(Request):
@@ -40,32 +43,6 @@ class StrictJsonRoute(APIRoute):
         return strict
 
 
-def _storable_text(value: str) -> str:
-    if "\x00" in value:
-        raise PydanticCustomError("nul_character", "must not contain NUL characters (\\u0000)")
-    return value
-
-
-def _storable_json(value: Any) -> Any:
-    pending = [value]
-    while pending:
-        item = pending.pop()
-        if isinstance(item, str):
-            _storable_text(item)
-        elif isinstance(item, float) and not math.isfinite(item):
-            raise PydanticCustomError("number_too_large", "holds a number outside the range of a double")
-        elif isinstance(item, dict):
-            pending.extend(item)
-            pending.extend(item.values())
-        elif isinstance(item, list):
-            pending.extend(item)
-    return value
-
-
-StorableText = Annotated[str, AfterValidator(_storable_text)]
-StorableObject = Annotated[dict[str, Any], AfterValidator(_storable_json)]
-
-
 class BodyLimit:
     """Refuses request bodies over `max_bytes` with 413, counted while they arrive."""
 
@@ -78,7 +55,7 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
-        if declared.isdigit() and int(declared) > self._max_bytes:
+        if declared.isdigit() and (len(declared) > LONGEST_LENGTH or int(declared) > self._max_bytes):
             await self._refuse(scope, receive, send)
             return
         if declared or scope["method"] in ("GET", "HEAD", "DELETE", "OPTIONS"):
@@ -112,11 +89,13 @@ class BodyLimit:
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         # A client still sending would see its connection reset instead of the answer: swallow what is under way.
         swallowed = 0
-        while swallowed < self._max_bytes * LINGER_BODIES:
-            message = await receive()
-            swallowed += len(message.get("body", b""))
-            if message["type"] != "http.request" or not message.get("more_body"):
-                break
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while swallowed < self._max_bytes * LINGER_BODIES:
+                    message = await receive()
+                    swallowed += len(message.get("body", b""))
+                    if message["type"] != "http.request" or not message.get("more_body"):
+                        break
         error = BodyTooLarge(f"The body is larger than {self._max_bytes:,} bytes; send less, or raise MAX_BODY_BYTES.")
         response = problem_response(error)
         response.headers["connection"] = "close"

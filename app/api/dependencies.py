@@ -112,7 +112,7 @@ DESCRIPTIONS = {
     413: "The body is too large",
     415: "The body is not declared as JSON",
     422: "Not valid; `errors` names the fields",
-    503: "Postgres cannot be reached; nothing was stored",
+    503: "Postgres cannot serve requests now; `detail` says whether nothing was stored",
 }
 
 

@@ -9,8 +9,9 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
-from app.db.engine import is_connection_error
+from app.db.engine import is_passing
 from app.errors import (
     AppError,
     DatabaseUnavailable,
@@ -61,7 +62,7 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def render_defect(request: Request, error: Exception) -> Response:
-        if is_connection_error(error):
+        if is_passing(error):
             return problem_response(DatabaseUnavailable())
         return problem_response(
             AppError("The service failed on this request. The cause is in its log; nothing is wrong with yours.")
@@ -99,14 +100,22 @@ def _message(problem: dict[str, Any]) -> str:
     return text[:MESSAGE_CHARS]
 
 
+def _methods(request: Request) -> list[str]:
+    """All methods that some route takes at this path."""
+    return [
+        method
+        for method in ("DELETE", "GET", "PATCH", "POST", "PUT")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    ]
+
+
 def _from_http(request: Request, error: HTTPException) -> AppError:
     if error.status_code == 404:
         return NotFound("No route has this path; GET /docs shows those there are, trailing slashes included.")
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = ", ".join(_methods(request))
         return MethodNotAllowed(
-            f"{request.method} is not possible here; this path takes {allowed or 'other methods'}.",
-            headers=dict(error.headers or {}),
+            f"{request.method} is not possible here; this path takes {allowed}.", headers={"Allow": allowed}
         )
     refused = MalformedBody(str(error.detail))
     refused.status = error.status_code  # type: ignore[misc]

@@ -15,6 +15,7 @@ from app.api.schemas import Attempt, ClientReference, Result, Ticket
 from app.api.tickets import POLL_AGAIN_SECONDS, answer_with_ticket
 from app.queue.ticket import Status
 from app.services.results import Filters
+from app.storable import StorableText
 
 router = APIRouter(prefix="/results", tags=["results"])
 
@@ -26,7 +27,7 @@ async def list_results(
     request: Request,
     response: Response,
     status: Status | None = None,
-    model: Annotated[ClientReference | None, Query()] = None,
+    model: Annotated[StorableText | None, Query(min_length=1, max_length=255)] = None,
     context_id: UUID | None = None,
     client_reference: Annotated[ClientReference | None, Query()] = None,
 ) -> object:
@@ -37,12 +38,14 @@ async def list_results(
 
 
 @router.get("/{result_id}", response_model=Result, responses=problems(404, 410, 422))
-async def get_result(result_id: UUID, services: ServicesDep, wait: WaitDep, response: Response) -> object:
+async def get_result(
+    result_id: UUID, services: ServicesDep, wait: WaitDep, request: Request, response: Response
+) -> object:
     """One result as it stands; `Prefer: wait=N` holds the answer until it is final or N seconds are over."""
     if wait is None:
         row = await services.results.get(result_id)
     else:
-        row = await services.results.wait(result_id, wait)
+        row = await services.results.wait(result_id, wait, request.is_disconnected)
         response.headers["Preference-Applied"] = f"wait={wait}"
     if not Status(row["status"]).final:
         response.headers["Retry-After"] = POLL_AGAIN_SECONDS

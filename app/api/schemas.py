@@ -7,9 +7,9 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.body import StorableObject, StorableText
 from app.queue.ticket import PRIORITY_HIGHEST, PRIORITY_LOWEST, Phase, Status
 from app.services.results import Waiting, phase
+from app.storable import StorableObject, StorableText
 from app.triton.sampling import SamplingParameters
 
 LONGEST_LIFE_SECONDS = 30 * 24 * 3600

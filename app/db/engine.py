@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
 from pydantic_core import from_json, to_json
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as SQLTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from app.config import Settings
 from app.errors import DatabaseUnavailable
+
+# Waiting for a connection of the pool is no sign of a lost database, unless it lasts.
+ACQUIRE_SECONDS = 30
 
 Pool = Any  # asyncpg.Pool[asyncpg.Record]; asyncpg's generics differ between releases
 
@@ -22,14 +26,14 @@ Pool = Any  # asyncpg.Pool[asyncpg.Record]; asyncpg's generics differ between re
 CONNECTION_ERRORS: tuple[type[BaseException], ...] = (
     OSError,
     asyncio.TimeoutError,
-    asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
-    asyncpg.exceptions.OperatorInterventionError,
-    asyncpg.exceptions.TooManyConnectionsError,
-    asyncpg.exceptions.InvalidAuthorizationSpecificationError,
-    asyncpg.exceptions.InvalidCatalogNameError,
 )
+# SQLSTATE classes, and codes, of a server that cannot do its work now but may later: connection, authorization, unknown
+# database, rollback (deadlock), resources, object state, intervention, system, internal; and a read-only transaction,
+# as during a failover.
+PASSING_CLASSES = frozenset({"08", "28", "3D", "40", "53", "55", "57", "58", "XX"})
+PASSING_CODES = frozenset({"25006"})
 
 
 async def set_codecs(connection: Any) -> None:
@@ -71,39 +75,41 @@ class Database:
         """A plain asyncpg connection in autocommit.
 
         Raises:
-            DatabaseUnavailable: Postgres cannot be reached.
+            DatabaseUnavailable: Postgres cannot be reached, or was lost in the middle of a statement.
         """
-        with translated_errors():
-            async with self.pool.acquire(timeout=5) as connection:
-                try:
-                    yield connection
-                except CONNECTION_ERRORS:
-                    # Its protocol may be left in the middle of a message.
-                    connection.terminate()
-                    raise
+        with translated_errors(stored_nothing=True):
+            connection = await self.pool.acquire(timeout=ACQUIRE_SECONDS)
+        try:
+            with translated_errors():
+                yield connection
+        except DatabaseUnavailable:
+            # Its protocol may be left in the middle of a message.
+            connection.terminate()
+            raise
+        finally:
+            await self.pool.release(connection)
 
 
-class translated_errors:
-    """Turns a lost connection into DatabaseUnavailable."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is None or isinstance(error, asyncio.CancelledError):
-            return
-        if is_connection_error(error):
-            raise DatabaseUnavailable from error
+@contextmanager
+def translated_errors(*, stored_nothing: bool = False) -> Iterator[None]:
+    """Turns what says that Postgres cannot serve now into DatabaseUnavailable."""
+    try:
+        yield
+    except Exception as error:
+        if is_passing(error):
+            raise DatabaseUnavailable(stored_nothing=stored_nothing) from error
+        raise
 
 
-def is_connection_error(error: BaseException) -> bool:
+def is_passing(error: BaseException) -> bool:
+    """Whether Postgres, not the statement, is in trouble."""
     if isinstance(error, DBAPIError):
-        return (
-            error.connection_invalidated
-            or isinstance(error, (InterfaceError, OperationalError))
-            or isinstance(error.__cause__, CONNECTION_ERRORS)
-        )
-    return isinstance(error, CONNECTION_ERRORS)
+        cause = error.orig.__cause__ if error.orig is not None else None
+        return error.connection_invalidated or (cause is not None and is_passing(cause))
+    if isinstance(error, asyncpg.PostgresError):
+        state = error.sqlstate or ""
+        return state[:2] in PASSING_CLASSES or state in PASSING_CODES
+    return isinstance(error, (*CONNECTION_ERRORS, SQLTimeoutError))
 
 
 @asynccontextmanager
@@ -115,7 +121,7 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
         max_overflow=0,
         pool_timeout=5,
         pool_pre_ping=True,
-        connect_args={"timeout": 5},
+        connect_args={"timeout": 5, "command_timeout": 30},
         json_serializer=lambda value: to_json(value).decode(),
         json_deserializer=from_json,
     )

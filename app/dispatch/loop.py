@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from uuid import UUID
 
 from app.config import Settings
@@ -35,8 +35,11 @@ class Dispatcher:
         self._fleet = fleet
         self._settings = settings
         self._name = name
+        # By attempt token: a result may be claimed anew while its old, lost run still winds down.
         self._runs: dict[UUID, Run] = {}
-        self._outbox = Outbox(store, self._written)
+        # Renewing and settling touch the same rows: one at a time, or they wait for each other in Postgres.
+        self._writing = asyncio.Lock()
+        self._outbox = Outbox(store, self._writing, self._written)
         self._quarantine = Quarantine(fleet, settings.stall_seconds, self._give_up)
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -54,20 +57,28 @@ class Dispatcher:
 
     def cancel_announced(self, payload: str) -> None:
         """A cancel was asked for; an empty payload means that some may have been missed."""
-        if payload and (run := self._runs.get(UUID(payload))):
-            run.stop(Stop.CANCEL)
+        if payload:
+            self._cancel({UUID(payload)})
+
+    def _cancel(self, ids: Collection[UUID]) -> None:
+        for run in list(self._runs.values()):
+            if run.claim.id in ids:
+                run.stop(Stop.CANCEL)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Works until `stop` is set, then drains: no new claims, runs may end, the rest is released."""
         async with asyncio.TaskGroup() as tasks:
+            claimer = tasks.create_task(self._claim_until_stopped())
             workers = [
-                tasks.create_task(self._claim_forever()),
                 tasks.create_task(self._renew_forever()),
                 tasks.create_task(self._tick_forever()),
                 tasks.create_task(self._outbox.run()),
                 tasks.create_task(self._quarantine.watch(self._settings.probe_seconds)),
             ]
             await stop.wait()
+            self._stopping = True
+            self._wake.set()
+            await claimer
             await self._drain()
             for worker in workers:
                 worker.cancel()
@@ -77,7 +88,7 @@ class Dispatcher:
             if run.lane is lane:
                 run.stop(Stop.STUCK)
 
-    async def _claim_forever(self) -> None:
+    async def _claim_until_stopped(self) -> None:
         while not self._stopping:
             self._wake.clear()
             lanes = [lane for lane in self._fleet.free_slots(CLAIM_BATCH) if lane.model not in self._drained]
@@ -88,6 +99,7 @@ class Dispatcher:
                         [(lane.model, lane.server.url) for lane in lanes],
                         lease_seconds=self._settings.lease_seconds,
                         dispatcher=self._name,
+                        holding=list(self._runs),
                     )
                 except DatabaseUnavailable:
                     log.warning("postgres is away, no claims")
@@ -106,8 +118,11 @@ class Dispatcher:
             await self._wake.wait()
 
     def _start(self, claim: Claim) -> None:
-        run = self._runs[claim.id] = Run(claim)
+        run = self._runs[claim.token] = Run(claim)
         run.task = asyncio.create_task(self._work(run))
+        if self._stopping:
+            # Claimed just before the stop: it goes back before it starts.
+            run.stop(Stop.DRAIN)
 
     async def _work(self, run: Run) -> None:
         started = time.monotonic()
@@ -122,7 +137,7 @@ class Dispatcher:
         if end is None:
             LEASES_LOST.inc()
             log.warning("lease lost, the run was stopped", result=run.claim.id)
-            self._written([run.claim.id])
+            self._written([run.claim.token])
             return
         if isinstance(end, Settlement):
             SETTLED.labels(run.claim.model, end.status.value, end.error_code or "").inc()
@@ -130,9 +145,9 @@ class Dispatcher:
             ATTEMPTS_RETURNED.labels(run.claim.model, end.error_code or "").inc()
         self._outbox.put(end)
 
-    def _written(self, ids: Sequence[UUID]) -> None:
-        for id_ in ids:
-            self._runs.pop(id_, None)
+    def _written(self, tokens: Sequence[UUID]) -> None:
+        for token in tokens:
+            self._runs.pop(token, None)
         if self._stopping and not self._runs:
             self._idle.set()
 
@@ -145,16 +160,17 @@ class Dispatcher:
                 pause = self._settings.lease_seconds / 3
                 continue
             try:
-                kept = await self._store.renew(held, lease_seconds=self._settings.lease_seconds)
+                async with self._writing:
+                    kept = await self._store.renew(held, lease_seconds=self._settings.lease_seconds)
             except DatabaseUnavailable:
                 pause = min(DATABASE_RETRY_SECONDS, self._settings.lease_seconds / 3)
                 continue
             pause = self._settings.lease_seconds / 3
-            for id_, token, _ in held:
-                run = self._runs.get(id_)
-                if run is None or run.claim.token != token:
+            for _, token, _ in held:
+                run = self._runs.get(token)
+                if run is None:
                     continue
-                state = kept.get(id_)
+                state = kept.get(token)
                 if state is None:
                     run.stop(Stop.LEASE_LOST)
                 elif state.cancel_requested:
@@ -173,13 +189,9 @@ class Dispatcher:
                 cancelling = await self._store.cancelling()
             except DatabaseUnavailable:
                 continue
-            for id_ in cancelling:
-                if run := self._runs.get(id_):
-                    run.stop(Stop.CANCEL)
+            self._cancel(cancelling)
 
     async def _drain(self) -> None:
-        self._stopping = True
-        self._wake.set()
         log.info("stopping", running=len(self._runs), drain_seconds=self._settings.drain_seconds)
         if self._runs:
             try:

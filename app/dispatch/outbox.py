@@ -24,11 +24,13 @@ End = TypeVar("End", Settlement, Release)
 class Outbox:
     """Collects while a statement is under way, so that batches grow with the load and wait for nothing without it.
 
-    `written` is called with the ids that left the queue's hands, whether the row still was ours or not.
+    `written` is called with the tokens that are done with, whether the row still was ours or not. Statements hold
+    `writing`.
     """
 
-    def __init__(self, store: QueueStore, written: Callable[[Sequence[UUID]], None]) -> None:
+    def __init__(self, store: QueueStore, writing: asyncio.Lock, written: Callable[[Sequence[UUID]], None]) -> None:
         self._store = store
+        self._writing = writing
         self._written = written
         self._ends: list[Settlement | Release] = []
         self._filled = asyncio.Event()
@@ -62,7 +64,8 @@ class Outbox:
     ) -> None:
         while True:
             try:
-                done = await statement(batch)
+                async with self._writing:
+                    done = await statement(batch)
                 break
             except DatabaseUnavailable:
                 log.warning("postgres is away, the ends of attempts wait", waiting=len(batch))
@@ -82,7 +85,7 @@ class Outbox:
         for end in batch:
             if end.id not in done:
                 log.warning("the claim was lost before its end was written", result=end.id)
-        self._written([end.id for end in batch])
+        self._written([end.token for end in batch])
 
 
 def _unstorable(settlement: Settlement) -> Settlement:

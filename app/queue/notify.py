@@ -13,7 +13,7 @@ from uuid import UUID
 
 import asyncpg
 
-from app.db.engine import CONNECTION_ERRORS
+from app.db.engine import is_passing
 from app.telemetry import logger
 
 log = logger("notify")
@@ -40,7 +40,9 @@ class Listener:
         while True:
             try:
                 await self._listen()
-            except CONNECTION_ERRORS as error:
+            except Exception as error:
+                if not is_passing(error):
+                    raise
                 log.warning("listening stopped", error=type(error).__name__, again_in=delay)
             finally:
                 was_connected = self.connected.is_set()

@@ -95,6 +95,7 @@ WITH slots AS (
     FROM wanted w CROSS JOIN LATERAL (
         SELECT r.id, r.rank FROM results r
         WHERE r.status = 'pending' AND r.model = w.model AND r.available_at <= now()
+          AND (r.attempt_token IS NULL OR r.attempt_token <> ALL ($5::uuid[]))
         ORDER BY r.rank, r.id
         LIMIT w.n
         FOR UPDATE SKIP LOCKED
@@ -131,7 +132,8 @@ RENEW = """
 UPDATE results r SET available_at = now() + make_interval(secs => $4), server = coalesce(g.server, r.server)
 FROM unnest($1::uuid[], $2::uuid[], $3::text[]) AS g(id, token, server)
 WHERE r.id = g.id AND r.attempt_token = g.token AND r.status = 'pending'
-RETURNING r.id, r.cancel_requested_at IS NOT NULL AS cancel_requested, coalesce(r.expires_at <= now(), false) AS expired
+RETURNING r.attempt_token AS token, r.cancel_requested_at IS NOT NULL AS cancel_requested,
+          coalesce(r.expires_at <= now(), false) AS expired
 """
 
 SETTLE = f"""
@@ -360,20 +362,31 @@ class QueueStore:
         async with self._database.hot() as connection:
             return {row[0] for row in await connection.fetch(SUBMIT, *columns)}
 
-    async def claim(self, slots: Sequence[tuple[str, str]], *, lease_seconds: float, dispatcher: str) -> list[Claim]:
-        """Claims a result for each slot (model, server) while there are any, the most urgent first."""
+    async def claim(
+        self,
+        slots: Sequence[tuple[str, str]],
+        *,
+        lease_seconds: float,
+        dispatcher: str,
+        holding: Sequence[UUID] = (),
+    ) -> list[Claim]:
+        """Claims a result for each slot (model, server) while there are any, the most urgent first.
+
+        `holding` are the tokens of claims the caller still works on: those it keeps, even if their leases ran out
+        while Postgres was away.
+        """
         if not slots:
             return []
         models, servers = _columns(slots, lambda slot: slot)
         async with self._database.hot() as connection:
-            rows = await connection.fetch(CLAIM, models, servers, lease_seconds, dispatcher)
+            rows = await connection.fetch(CLAIM, models, servers, lease_seconds, dispatcher, list(holding))
         return [_claim(row) for row in rows]
 
     async def renew(self, held: Sequence[tuple[UUID, UUID, str | None]], *, lease_seconds: float) -> dict[UUID, Held]:
-        """Renews the leases of (id, token, server) in one statement; an id that is missing is lost."""
+        """Renews the leases of (id, token, server) in one statement, by token; one that is missing is lost."""
         async with self._database.hot() as connection:
             rows = await connection.fetch(RENEW, *_columns(held, lambda claim: claim), lease_seconds)
-        return {row["id"]: Held(row["cancel_requested"], row["expired"]) for row in rows}
+        return {row["token"]: Held(row["cancel_requested"], row["expired"]) for row in rows}
 
     async def settle(self, settlements: Sequence[Settlement]) -> set[UUID]:
         """Writes final states; returns the ids that were still claimed under their token."""
@@ -479,7 +492,7 @@ def _settlement_row(settlement: Settlement) -> tuple[Any, ...]:
         settlement.outcome.value,
         settlement.server,
         texts[0] if texts else None,
-        None if outputs is None else to_json(outputs).decode(),
+        None if outputs is None else to_json(outputs, inf_nan_mode="null").decode(),
         _at(made.finish_reasons, 0),
         made.prompt_tokens,
         made.completion_tokens,

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from uuid import UUID
 
+from app.errors import DatabaseUnavailable
 from app.queue.store import QueueStore
 from app.queue.ticket import Submission
 
@@ -40,6 +41,8 @@ class Submitter:
             batch, self._waiting = self._waiting[:LARGEST_BATCH], self._waiting[LARGEST_BATCH:]
             try:
                 ids = await self._store.submit([submission for submission, _ in batch])
+            except DatabaseUnavailable as error:
+                _fail(batch, error)
             except Exception as error:
                 await self._apart(batch, error)
             else:
@@ -48,9 +51,7 @@ class Submitter:
     async def _apart(self, batch: Sequence[tuple[Submission, asyncio.Future[bool]]], error: Exception) -> None:
         """One ticket that cannot be stored must not take its neighbours down."""
         if len(batch) == 1:
-            _, stored = batch[0]
-            if not stored.done():
-                stored.set_exception(error)
+            _fail(batch, error)
             return
         for each in batch:
             try:
@@ -59,6 +60,12 @@ class Submitter:
                 await self._apart([each], its_own)
             else:
                 _tell([each], ids)
+
+
+def _fail(batch: Sequence[tuple[Submission, asyncio.Future[bool]]], error: Exception) -> None:
+    for _, stored in batch:
+        if not stored.done():
+            stored.set_exception(error)
 
 
 def _tell(batch: Sequence[tuple[Submission, asyncio.Future[bool]]], ids: set[UUID]) -> None:

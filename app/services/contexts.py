@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 
 from app.config import Settings
 from app.db.engine import Database, translated_errors
@@ -16,6 +16,8 @@ from app.queue.ticket import Status
 from app.services.idempotency import idempotency_of, made_before
 from app.services.pages import Page, Window, fetch_page
 from app.services.retention import removed_or
+
+PAGE_BYTES = 8 * 1024 * 1024
 
 
 class Contexts:
@@ -51,7 +53,26 @@ class Contexts:
         return dict(row)
 
     async def page(self, window: Window) -> Page:
-        return await fetch_page(self._database, select(contexts), contexts, window)
+        """Contexts can be large: a page ends early where its contents exceed PAGE_BYTES."""
+        sizes = await fetch_page(
+            self._database,
+            select(contexts.c.id, func.octet_length(contexts.c.content).label("bytes")),
+            contexts,
+            window,
+        )
+        ids: list[UUID] = []
+        total = 0
+        for row in sizes.rows:
+            total += row["bytes"]
+            if ids and total > PAGE_BYTES:
+                break
+            ids.append(row["id"])
+        async with self._database.reading() as connection:
+            found = await connection.execute(
+                select(contexts).where(contexts.c.id.in_(ids)).order_by(contexts.c.id.desc())
+            )
+            rows = found.mappings().all()
+        return Page(rows, sizes.next_after if len(ids) == len(sizes.rows) else ids[-1])
 
     async def delete(self, id_: UUID) -> None:
         """Removes a prompt with all its results and attempts.

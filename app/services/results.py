@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -93,6 +93,7 @@ class Results:
         self._contexts = contexts
         self._catalog = catalog
         self._board = board
+        self._reading: dict[UUID, asyncio.Task[Mapping[str, Any]]] = {}
         self._settings = settings
 
     async def submit(
@@ -207,16 +208,20 @@ class Results:
             ResultNotFound(f"No result has the id {id_}. GET /results/ lists those there are."),
         )
 
-    async def wait(self, id_: UUID, seconds: float) -> Mapping[str, Any]:
-        """The result once it is final, or as it stands after `seconds`."""
+    async def wait(self, id_: UUID, seconds: float, gone: Callable[[], Awaitable[bool]]) -> Mapping[str, Any]:
+        """The result once it is final, or as it stands after `seconds`, or once whoever waits is `gone`.
+
+        Raises:
+            ResultNotFound: no such result.
+        """
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         with self._board.watching(id_) as settled:
             while True:
                 settled.clear()
-                row = await self.get(id_)
+                row = await self._read_together(id_)
                 left = end - loop.time()
-                if Status(row["status"]).final or left <= 0 or self._board.closed:
+                if Status(row["status"]).final or left <= 0 or self._board.closed or await gone():
                     return row
                 try:
                     await asyncio.wait_for(settled.wait(), min(left, LOOK_AGAIN_SECONDS))
@@ -238,6 +243,18 @@ class Results:
         else:
             reason = "queued"
         return Waiting(reason, await self._store.position(row["model"], row["rank"], row["id"]))
+
+    async def _read_together(self, id_: UUID) -> Mapping[str, Any]:
+        """Thousands may wait for one result: those who look at the same moment share one query."""
+        reading = self._reading.get(id_)
+        if reading is None:
+            reading = self._reading[id_] = asyncio.create_task(self._read(id_))
+        return await asyncio.shield(reading)
+
+    async def _read(self, id_: UUID) -> Mapping[str, Any]:
+        # Whoever comes from here on may have been woken by something this query does not see yet.
+        del self._reading[id_]
+        return await self.get(id_)
 
     async def page(self, filters: Filters, window: Window) -> Page:
         query = select(*VISIBLE)

@@ -384,7 +384,7 @@ class TritonClient:
                     if task is not None and task.cancelling():
                         raise
                     # An error inside the request iterator shows up as a cancel nobody asked for.
-                    raise TritonError("request_not_sent", "The request could not be put on the wire.", FINAL) from None
+                    raise TritonError("request_not_sent", "The request could not be put on the wire.", RETRY) from None
                 if error is not None:
                     raise classify_text(error.message() or "")
                 try:

@@ -96,7 +96,7 @@ def decode(result: InferResult) -> Delta:
         delta.logprobs = [from_json(value.replace(b"\\u0000", b"\\ufffd")) for value in logprobs]
     cumulative = result.as_numpy("cumulative_logprob")
     if cumulative is not None:
-        delta.cumulative_logprobs = [None if math.isnan(value) else float(value) for value in cumulative]
+        delta.cumulative_logprobs = [float(value) if math.isfinite(value) else None for value in cumulative]
     return delta
 
 

@@ -1,19 +1,21 @@
 """vLLM's sampling parameters, checked before anything is stored.
 
-The engine answers every bad parameter with the same misleading sentence (docs/triton.md), so each rule of vLLM's
-`SamplingParams` that can be checked without the model is checked here.
+The engine answers every bad parameter with the same misleading sentence (`IN_STREAM_RULES` in client.py), so each rule
+of vLLM's `SamplingParams` that can be checked without the model is checked here.
 """
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
+
+from app.storable import StorableObject, StorableText
 
 INT64 = 2**63
 MAX_STOP_STRINGS = 64
 MAX_CHOICES = 128
 
-StopString = Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=r"^[^\x00]*$")]
+StopString = Annotated[StorableText, Field(min_length=1, max_length=1000)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -22,15 +24,15 @@ class StructuredOutputs(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    json_schema: dict[str, Any] | None = Field(None, alias="json", description="a JSON schema")
-    regex: str | None = None
-    choice: Annotated[list[str], Field(min_length=1)] | None = None
-    grammar: str | None = None
-    json_object: bool | None = None
+    json_schema: StorableObject | None = Field(None, alias="json", description="a JSON schema")
+    regex: StorableText | None = None
+    choice: Annotated[list[StorableText], Field(min_length=1)] | None = None
+    grammar: StorableText | None = None
+    json_object: Literal[True] | None = None
 
     @model_validator(mode="after")
     def _one_constraint(self) -> Self:
-        given = [name for name in type(self).model_fields if getattr(self, name) not in (None, False)]
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
         if len(given) != 1:
             raise PydanticCustomError(
                 "structured_outputs", "give exactly one of json, regex, choice, grammar, json_object"
@@ -52,7 +54,7 @@ class SamplingParameters(BaseModel):
         None, ge=1, lt=2**31, description="tokens to generate; the default is a setting of the service"
     )
     min_tokens: int | None = Field(None, ge=0, lt=2**31)
-    stop: Annotated[str, Field(min_length=1)] | list[StopString] | None = Field(
+    stop: StopString | list[StopString] | None = Field(
         None, description="texts that end the generation; not part of the output"
     )
     stop_token_ids: list[TokenId] | None = None
@@ -63,7 +65,7 @@ class SamplingParameters(BaseModel):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, gt=0, le=2)
     logprobs: int | None = Field(None, ge=0, le=1000, description="alternatives per token; engines allow 20")
-    logit_bias: dict[Annotated[str, StringConstraints(pattern=r"^\d{1,10}$")], float] | None = Field(
+    logit_bias: dict[Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}$")], float] | None = Field(
         None, description="token id to a bias from -100 to 100"
     )
     allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = None
@@ -80,8 +82,6 @@ class SamplingParameters(BaseModel):
             )
         if isinstance(self.stop, list) and len(self.stop) > MAX_STOP_STRINGS:
             raise PydanticCustomError("stop_too_many", f"stop takes at most {MAX_STOP_STRINGS} texts")
-        if isinstance(self.stop, str) and "\x00" in self.stop:
-            raise PydanticCustomError("stop_nul", "stop must not contain NUL characters")
         for token, bias in (self.logit_bias or {}).items():
             if not -100 <= bias <= 100:
                 raise PydanticCustomError("logit_bias", f"logit_bias of token {token} must be from -100 to 100")

@@ -145,6 +145,15 @@ async def test_a_body_not_declared_as_json_is_refused(api: Service, content_type
         ({"parameters": {"allowed_token_ids": []}}, "parameters.allowed_token_ids"),
         ({"parameters": {"structured_outputs": {}}}, "parameters.structured_outputs"),
         ({"parameters": {"structured_outputs": {"regex": "a", "choice": ["b"]}}}, "parameters.structured_outputs"),
+        ({"parameters": {"structured_outputs": {"regex": "\u0000"}}}, "parameters.structured_outputs.regex"),
+        ({"parameters": {"structured_outputs": {"grammar": "x\u0000"}}}, "parameters.structured_outputs.grammar"),
+        ({"parameters": {"structured_outputs": {"choice": ["\u0000"]}}}, "parameters.structured_outputs.choice"),
+        ({"parameters": {"structured_outputs": {"json": {"\u0000": 1}}}}, "parameters.structured_outputs.json"),
+        (
+            {"parameters": {"structured_outputs": {"json_object": False, "regex": "a"}}},
+            "parameters.structured_outputs.json_object",
+        ),
+        ({"parameters": {"logit_bias": {"\u0665": 1}}}, "parameters.logit_bias"),
         ({"parameters": {"prompt_logprobs": 1}}, "parameters.prompt_logprobs"),
         ({"parameters": {"stream": True}}, "parameters.stream"),
     ],
@@ -219,6 +228,34 @@ async def test_extreme_but_valid_times_are_answered(api: Service) -> None:
             assert (await api.client.get("/results/", params={name: moment})).status_code == 200
 
 
+async def test_a_number_beyond_a_double_in_a_schema_is_refused(api: Service) -> None:
+    context = await api.context()
+    body = b'{"parameters": {"structured_outputs": {"json": {"maximum": 1e999}}}}'
+    answer = await api.client.post(f"/models/send/tiny/{context}", content=body, headers=JSON)
+    check_problem(answer, 422, "invalid_request", "double")
+
+
+async def test_an_absurd_content_length_is_refused(api: Service) -> None:
+    url = api.client.base_url
+    for digits in (20, 5000):
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(b"POST /contexts/ HTTP/1.1\r\nHost: x\r\nContent-Length: " + b"0" * digits + b"\r\n\r\n")
+        status = await asyncio.wait_for(reader.readline(), 10)
+        writer.close()
+        assert status.split()[1][:1] == b"4", status
+
+
+async def test_a_declared_length_over_the_limit_is_refused_before_the_body_comes(api: Service) -> None:
+    url = api.client.base_url
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(b"POST /contexts/ HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n")
+    status = await asyncio.wait_for(reader.readline(), 10)
+    writer.close()
+    assert status.split()[1] == b"413"
+
+
 async def test_unknown_paths_and_methods_are_problems_too(api: Service) -> None:
     check_problem(await api.client.get("/contexts"), 404, "not_found", "trailing slash")
-    check_problem(await api.client.put("/contexts/"), 405, "method_not_allowed", "PUT")
+    answer = await api.client.put("/contexts/")
+    check_problem(answer, 405, "method_not_allowed", "PUT")
+    assert answer.headers["allow"] == "GET, POST"

@@ -48,6 +48,15 @@ async def test_a_full_last_page_has_no_next(api: Service) -> None:
     assert "next" not in last.links
 
 
+async def test_a_page_of_large_contexts_ends_early_and_goes_on(api: Service) -> None:
+    made = [await api.context("x" * 1_000_000) for _ in range(10)]
+    first = await api.client.get("/contexts/")
+    rest = await api.client.get(first.links["next"]["url"])
+    assert (len(first.json()), len(rest.json())) == (8, 2)
+    assert [context["id"] for context in first.json() + rest.json()] == made[::-1]
+    assert "next" not in rest.links
+
+
 async def test_time_filters_are_exclusive_bounds(api: Service) -> None:
     made = []
     for number in range(3):

@@ -35,7 +35,8 @@ class Faults:
         self.triton_deaths = 0
         self._stack = stack
         self._said = said
-        self._triton_held = False
+        # Held by whoever hits or starts the server.
+        self._triton = asyncio.Lock()
 
     async def run(self, lanes: list[list[Blow]]) -> None:
         """Returns when the last blow is made good."""
@@ -55,9 +56,9 @@ class Faults:
                 case Target.DISPATCHER:
                     await self._hit_service(self._stack.dispatchers[blow.index], struck)
                 case Target.TRITON | Target.STUB:
-                    self._triton_held = True
-                    await (self._hit_triton(struck) if blow.target is Target.TRITON else self._hit_stub(struck))
-                    self._triton_held = False
+                    async with self._triton:
+                        await self._revive_triton()
+                        await (self._hit_triton(struck) if blow.target is Target.TRITON else self._hit_stub(struck))
                 case _:
                     await self._hit_postgres(struck)
             self._said(f"{blow.kind} made good after {time.time() - struck.hit:.2f} s")
@@ -106,8 +107,9 @@ class Faults:
             stub.kill()
             self._tell(struck)
             await asyncio.sleep(struck.blow.hold)
-            # The server does not make a new stub and goes on saying that it is ready: an operator restarts it.
-            await asyncio.to_thread(self._stack.triton.stop)
+            # The server makes no new stub and goes on saying that it is ready, until an operator restarts it. A
+            # SIGTERM would make it wait for the requests that hang.
+            await asyncio.to_thread(self._stack.triton.kill)
             struck.healed = time.time()
             await self._stack.start_triton()
         else:
@@ -151,8 +153,16 @@ class Faults:
                     self.deaths.append(f"{service.name} ended by itself: {how}")
                     self._said(self.deaths[-1])
                     service.start()
-            if not self._triton_held and not self._stack.triton.running:
-                # A stub frozen for some seconds does this to it: the server gives up on a lock they share.
-                self.triton_deaths += 1
-                self._said("tritonserver ended by itself")
-                await self._stack.start_triton()
+            if not self._triton.locked():
+                async with self._triton:
+                    await self._revive_triton()
+
+    async def _revive_triton(self) -> None:
+        if self._stack.triton.running:
+            return
+        # A stub frozen for some seconds does this to it: the server gives up on a lock they share.
+        self.triton_deaths += 1
+        self._said("tritonserver ended by itself")
+        # Only cleans up: its stubs outlive it.
+        await asyncio.to_thread(self._stack.triton.kill)
+        await self._stack.start_triton()

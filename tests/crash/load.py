@@ -83,7 +83,7 @@ class Recipe:
 MIXED = (
     Recipe(0.75, "noop", "Say something.", (1, 8)),
     Recipe(0.2, "tiny", "Tell me a story.", (4, 40)),
-    Recipe(0.05, "tiny", "[[sim:slow=20]] Take your time.", (25, 200)),
+    Recipe(0.05, "tiny", "[[sim:slow=20]] Take your time.", (25, 150)),
 )
 
 
@@ -128,14 +128,16 @@ class Load:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """On the way out everybody waits for the answer to what was sent."""
+        """At the end everybody waits for the answer to what was sent."""
         users = [asyncio.create_task(self._send_until_the_end()) for _ in range(CONNECTIONS)]
         users += [asyncio.create_task(self._cancel_until_the_end()) for _ in range(CANCELLERS)]
+        patience = 0.0
         try:
             yield
+            patience = 2 * ANSWER_SECONDS
         finally:
             self._ending.set()
-            done, late = await asyncio.wait(users, timeout=2 * ANSWER_SECONDS)
+            done, late = await asyncio.wait(users, timeout=patience)
             for user in late:
                 user.cancel()
         for user in done:

@@ -11,13 +11,14 @@ from tests.crash.faults import Struck
 from tests.crash.load import Tally
 from tests.crash.schedule import Act, Target
 
-# What the clock runs to, from the moment of the blow; the time the kit held the victim down is part of it.
+# What the clock runs to, from the moment of the blow. The time the kit held the victim down is part of it, and so is
+# whatever else was down meanwhile.
 MEANING = {
-    Target.API: "next 202 after the API was started or thawed",
+    Target.API: "the next 202 after the API was started or thawed",
     Target.DISPATCHER: "its lost claims are claimed again; each ticket is a sample, those below priority 0 left out",
-    Target.TRITON: "next answer of an attempt begun after the server was started or thawed",
-    Target.STUB: "next answer of an attempt begun after the server was restarted, the stub thawed",
-    Target.POSTGRES: "next settle after Postgres was started or thawed",
+    Target.TRITON: "the next answer of an attempt begun after the server was started or thawed",
+    Target.STUB: "the next answer of an attempt begun after the server was restarted, the stub thawed",
+    Target.POSTGRES: "the next settle after Postgres was started or thawed",
 }
 
 # A frozen dispatcher's claims that are lost this much after the thaw were not lost to the freeze.

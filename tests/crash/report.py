@@ -37,12 +37,13 @@ def show(report: Report, console: Console) -> None:
     console.print(_verdict_table(report))
     if report.recoveries:
         console.print(_recovery_table(report.recoveries))
+        console.print(
+            "  held: how long the kit kept it down or frozen; other blows in between count too", highlight=False
+        )
         for target, meaning in MEANING.items():
-            console.print(
-                f"  {target}: until the {meaning}" if meaning.startswith("next") else f"  {target}: until {meaning}"
-            )
+            console.print(f"  {target}: until {meaning}", highlight=False)
     for problem in report.problems:
-        console.print(f"[bold red]{problem}", highlight=False)
+        console.print(problem, style="bold red", markup=False, highlight=False)
     if not report.problems:
         console.print("[bold green]Every promise held.")
 
@@ -78,7 +79,7 @@ def _verdict_table(report: Report) -> Table:
 
 
 def _recovery_table(recoveries: list[Recovery]) -> Table:
-    table = Table(title="recovery, in seconds from the blow", caption="held: how long the kit kept it down or frozen")
+    table = Table(title="recovery, in seconds from the blow")
     for name in ("kind", "blows", "held p50", "samples", "p50", "max"):
         table.add_column(name, justify="left" if name == "kind" else "right")
     for each in recoveries:

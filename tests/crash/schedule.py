@@ -78,7 +78,7 @@ def lanes(lease: float) -> list[Lane]:
                 *freezes(Target.TRITON),
                 *freezes(Target.STUB),
             ),
-            rest=14,
+            rest=20,
         ),
         Lane(
             (
@@ -87,7 +87,7 @@ def lanes(lease: float) -> list[Lane]:
                 *freezes(Target.POSTGRES),
                 Trick(Target.LISTENERS, Act.CUT, 0.0, 0.0, weight=2),
             ),
-            rest=12,
+            rest=15,
         ),
     ]
 

@@ -35,6 +35,8 @@ SETTINGS = {
     "LEASE_SECONDS": str(LEASE_SECONDS),
     "POLL_SECONDS": "0.5",
     "PROBE_SECONDS": "0.5",
+    # All dispatchers together no more than the model's engine takes at once, so that silence means a fault.
+    "MODEL_CONCURRENCY": "20",
     # Shorter than the longest freeze and than the wait for a stub's restart.
     "IDLE_TIMEOUT_SECONDS": "4",
     "RUN_TIMEOUT_SECONDS": "60",

@@ -1,15 +1,20 @@
 """The dispatcher at work, with servers that fail on demand."""
 
 import asyncio
+import contextlib
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import asyncpg
+import psutil
 import pytest
 
 from app.config import Settings
 from tests.engine import busy
+from tests.postgres_server import RunningPostgres
 from tests.servers import RunningTriton, start_triton
 from tests.service import Service, eventually, running_api, running_dispatcher
 
@@ -139,6 +144,54 @@ async def test_stopping_lets_runs_finish_and_then_gives_back_the_rest(make_setti
         done, back = await service.result(quick), await service.result(long)
         assert done["status"] == "completed"
         assert (back["status"], back["phase"], back["attempt_count"]) == ("pending", "queued", 0)
+
+
+async def test_postgres_away_for_longer_than_the_lease_costs_no_attempt(
+    make_settings: Callable[..., Settings], postgres: RunningPostgres
+) -> None:
+    """Every backend is frozen past the lease, then goes on: the runs that were under way are not started anew."""
+    settings = make_settings(lease_seconds=1.0)
+    async with running_api(settings) as service, running_dispatcher(settings):
+        context = await service.context("[[sim:slow=40]]")
+        ids = [await service.send(context, model="slow", parameters={"max_tokens": 120}) for _ in range(5)]
+
+        async def all_run() -> bool:
+            return all([(await service.result(id_))["phase"] == "running" for id_ in ids])
+
+        await eventually(all_run, "all run")
+        backends = [postgres.pid, *(child.pid for child in psutil.Process(postgres.pid).children(recursive=True))]
+        for pid in backends:
+            os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(2.5)
+        for pid in backends:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        results = [await service.settled(id_, 30) for id_ in ids]
+    assert {(result["status"], result["attempt_count"]) for result in results} == {("completed", 1)}
+
+
+async def test_renewals_and_settles_of_thousands_do_not_wait_for_each_other(
+    make_settings: Callable[..., Settings],
+) -> None:
+    """Leases so short that renewals and settles meet all the time, on the same rows in different orders."""
+    settings = make_settings(lease_seconds=0.3, model_concurrency=200)
+    async with running_api(settings) as service:
+        context = await service.context()
+        connection = await asyncpg.connect(settings.database_url)
+        await connection.execute(
+            "INSERT INTO results (id, context_id, model, parameters) SELECT uuidv7(), $1::uuid, 'noop',"
+            " '{\"max_tokens\": 1}' FROM generate_series(1, 3000)",
+            context,
+        )
+        async with running_dispatcher(settings):
+
+            async def done() -> bool:
+                return not await connection.fetchval("SELECT count(*) FROM results WHERE status = 'pending'")
+
+            await eventually(done, "all settle", 60)
+        assert await connection.fetchval("SELECT count(*) FROM results WHERE status = 'completed'") == 3000
+        assert await connection.fetchval("SELECT count(*) FROM attempts WHERE outcome = 'completed'") == 3000
+        await connection.close()
 
 
 @pytest.fixture

@@ -138,10 +138,40 @@ async def test_a_stale_token_changes_no_row(store: QueueStore, submit: Any, rows
     assert await store.renew([(id_, first.token, "s")], lease_seconds=LEASE) == {}
     assert await store.settle([failed(first)]) == set()
     assert await store.release([retried(first)]) == set()
-    assert set(await store.renew([(id_, second.token, "s")], lease_seconds=LEASE)) == {id_}
+    assert set(await store.renew([(id_, second.token, "s")], lease_seconds=LEASE)) == {second.token}
     assert await store.settle([completed(second)]) == {id_}
     ledger = await rows.fetch("SELECT number, outcome FROM attempts ORDER BY number")
     assert [tuple(row) for row in ledger] == [(1, "lease_lost"), (2, "completed")]
+
+
+async def test_a_claim_still_held_is_not_claimed_again_by_its_holder(store: QueueStore, submit: Any) -> None:
+    """After an outage longer than the lease, the work goes on instead of starting anew."""
+    await submit()
+    (held,) = await claim(store, lease=0.0)
+    again = await store.claim([("m", "s")], lease_seconds=LEASE, dispatcher="test", holding=[held.token])
+    assert again == []
+    assert held.token in await store.renew([(held.id, held.token, None)], lease_seconds=LEASE)
+    assert await store.settle([completed(held)]) == {held.id}
+
+
+async def test_log_probabilities_without_bound_are_stored_as_null(store: QueueStore, submit: Any, rows: Any) -> None:
+    await submit()
+    (found,) = await claim(store)
+    made = Generated(["x"], ["stop"], [[{"5": {"logprob": float("-inf")}}]], [float("-inf")], 1, 1)
+    end = Settlement(found.id, found.token, Status.COMPLETED, Outcome.COMPLETED, "s", made)
+    assert await store.settle([end]) == {found.id}
+    assert await rows.fetchval("SELECT outputs -> 0 -> 'logprobs' -> 0 -> '5' ->> 'logprob' FROM results") is None
+
+
+async def test_a_postgres_that_refuses_writes_is_one_error(database_url: str, submit: Any) -> None:
+    """As a server does that was demoted in a failover."""
+    await submit()
+    connection = await asyncpg.connect(database_url)
+    await connection.execute(f"ALTER DATABASE {database_url.rsplit('/', 1)[1]} SET default_transaction_read_only = on")
+    await connection.close()
+    async with open_database(Settings(database_url=database_url)) as read_only:
+        with pytest.raises(DatabaseUnavailable):
+            await claim(QueueStore(read_only))
 
 
 async def test_a_release_waits_its_delay_and_keeps_the_error(store: QueueStore, submit: Any, rows: Any) -> None:
@@ -169,10 +199,10 @@ async def test_renewal_tells_of_cancels_and_expiry(store: QueueStore, submit: An
     await store.cancel(cancelled)
     await rows.execute("UPDATE results SET expires_at = now() - interval '1 s' WHERE id = $1", expired)
     state = await store.renew([(c.id, c.token, None) for c in held.values()], lease_seconds=LEASE)
-    assert state[cancelled].cancel_requested
-    assert state[expired].expired
-    assert not (state[plain].cancel_requested)
-    assert not (state[plain].expired)
+    seen = {id_: state[claimed.token] for id_, claimed in held.items()}
+    assert (seen[cancelled].cancel_requested, seen[cancelled].expired) == (True, False)
+    assert (seen[expired].cancel_requested, seen[expired].expired) == (False, True)
+    assert (seen[plain].cancel_requested, seen[plain].expired) == (False, False)
     assert await store.cancelling() == [cancelled]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,8 +83,9 @@ class Database:
             with translated_errors():
                 yield connection
         except DatabaseUnavailable:
-            # Its protocol may be left in the middle of a message.
-            connection.terminate()
+            # Its protocol may be left in the middle of a message; one that noticed has left the pool by itself.
+            with suppress(asyncpg.InterfaceError):
+                connection.terminate()
             raise
         finally:
             await self.pool.release(connection)

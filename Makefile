@@ -53,6 +53,9 @@ lock: install ## pin the dependencies of pyproject.toml anew
 clean: ## remove .venv and the caches; CLEAN_DATA=1 deletes the local database too
 	@$(PYTHON) nvidia_triton/local/bootstrap.py clean
 
+bench: install ## measure against bare tritonclient and FastAPI: make bench ARGS="drain submits"
+	@$(BIN)/python -m bench $(ARGS)
+
 test-compose: ## bring docker compose up and test it
 	@bash tests/compose/run.sh
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
@@ -54,7 +55,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=chosen.max_body_bytes)
     app.add_middleware(Measure)
     install_handlers(app)
-    for module in (contexts_routes, models_routes, results_routes, health_routes):
+    for module in (models_routes, results_routes, contexts_routes, health_routes):
         app.include_router(module.router)
     _document_problems(app)
     return app
@@ -91,6 +92,9 @@ def _lifespan(settings: Settings) -> Lifespan:
                 asyncio.create_task(catalog.watch(settings.probe_seconds)),
             ]
             app.state.board = board
+            # What was imported stays: the collector need not look at it again and again.
+            gc.collect()
+            gc.freeze()
             try:
                 yield {"services": services}
             finally:

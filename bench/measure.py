@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import statistics
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
 from tritonclient.grpc import aio
 
 from app.db.engine import open_database
 from app.queue.store import QueueStore
 from app.services.results import GET
 from app.triton.codec import encode
+from bench.http_load import BODY, Connection
 from bench.raw_client import PARAMETERS
 from bench.stack import CONCURRENCY, Bench, Stopwatch, cpu_seconds, output_of
 from nvidia_triton.local.settings import free_ports
@@ -127,15 +128,18 @@ async def submits(bench: Bench) -> Figure:
 async def idle_latency(bench: Bench) -> Figure:
     """Submit to completed over HTTP with Prefer: wait, against the same call direct to Triton."""
     await bench.clear()
-    async with bench.api(), bench.dispatcher(), httpx.AsyncClient(base_url=bench.url, trust_env=False) as http:
+    async with bench.api(), bench.dispatcher():
         await bench.serving()
+        http = await Connection.open("127.0.0.1", bench.settings.api_port)
+        path = f"/models/send/noop/{bench.context}"
         async with aio.InferenceServerClient(bench.triton.grpc_url) as client:
 
             async def ours() -> float:
                 with Stopwatch() as watch:
-                    sent = await http.post(f"/models/send/noop/{bench.context}", json={"parameters": {"max_tokens": 1}})
-                    answer = await http.get(sent.headers["location"], headers={"Prefer": "wait=10"})
-                assert answer.json()["status"] == "completed", answer.text
+                    _, ticket = await http.ask("POST", path, BODY)
+                    url = json.loads(ticket)["status_url"]
+                    _, result = await http.ask("GET", url, headers="Prefer: wait=10\r\n")
+                assert json.loads(result)["status"] == "completed", result
                 return watch.seconds * 1000
 
             async def theirs() -> float:
@@ -152,6 +156,7 @@ async def idle_latency(bench: Bench) -> Figure:
             for _ in range(220):
                 times.append((await ours(), await theirs()))
                 await asyncio.sleep(0.01)
+        http.close()
     mine, other = (statistics.median(each[side] for each in times[20:]) for side in (0, 1))
     return Figure(
         "idle latency, submit to completed",
@@ -164,12 +169,13 @@ async def idle_latency(bench: Bench) -> Figure:
 
 
 async def slots_busy(bench: Bench) -> Figure:
+    """With a quarter more in flight than the engine has slots, so that it never waits for a claim."""
     count = 20 * CONCURRENCY
     shares = []
     for _ in range(2):
         await bench.clear()
         await bench.backlog("half-second", count)
-        async with bench.dispatcher():
+        async with bench.dispatcher(MODEL_CONCURRENCY=str(CONCURRENCY * 5 // 4)):
             seconds = await bench.settled(count)
         shares.append(count * 0.5 / CONCURRENCY / seconds)
     share = statistics.median(shares)

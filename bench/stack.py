@@ -66,8 +66,9 @@ class Bench:
         )
         await self.execute("VACUUM ANALYZE results")
 
-    def dispatcher(self) -> Process:
-        return Process("app.worker", self.settings, self.directory / "dispatcher.log", LOG_LEVEL="WARNING")
+    def dispatcher(self, **environment: str) -> Process:
+        log = self.directory / "dispatcher.log"
+        return Process("app.worker", self.settings, log, LOG_LEVEL="WARNING", **environment)
 
     def api(self) -> Process:
         return Process("app.main", self.settings, self.directory / "api.log", LOG_LEVEL="WARNING")

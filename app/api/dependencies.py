@@ -35,12 +35,13 @@ class Services:
     board: SettledBoard
 
 
-def services(request: Request) -> Services:
+def services_of(request: Request) -> Services:
     found: Services = request.state.services
     return found
 
 
-def window(
+# Dependencies are coroutines although they await nothing: plain functions would each cost a thread switch.
+async def window(
     limit: Annotated[int, Query(ge=1, le=1000, description="entries in one page")] = 100,
     after: Annotated[UUID | None, Query(description="the last id of the page before")] = None,
     created_after: Annotated[datetime | None, Query(description="RFC 3339; exclusive")] = None,
@@ -60,7 +61,7 @@ def _aware(name: str, moment: datetime | None) -> datetime | None:
         raise InvalidRequest(f"{name}: {message}", errors=[{"field": name, "message": message}]) from None
 
 
-def wait_seconds(
+async def wait_seconds(
     prefer: Annotated[
         str | None,
         Header(description="`wait=N` (RFC 7240) holds the answer up to N seconds, at most 60, for the result"),
@@ -69,21 +70,6 @@ def wait_seconds(
     """N of `Prefer: wait=N`, capped; None where there is none (unknown preferences are ignored)."""
     match = _WAIT.search(prefer or "")
     return min(int(match.group(1)), LONGEST_WAIT_SECONDS) if match else None
-
-
-def idempotency_key(
-    key: Annotated[
-        str | None,
-        Header(
-            alias="Idempotency-Key",
-            min_length=1,
-            max_length=255,
-            pattern=r"^[\x20-\x7e]+$",
-            description="the same key with the same request makes one thing, within 24 hours",
-        ),
-    ] = None,
-) -> str | None:
-    return key
 
 
 def mark_replayed(response: Response, replayed: bool) -> None:
@@ -98,9 +84,17 @@ def link_next(request: Request, response: Response, page: Page) -> None:
         response.headers["Link"] = f'<{target}>; rel="next"'
 
 
-ServicesDep = Annotated[Services, Depends(services)]
 WindowDep = Annotated[Window, Depends(window)]
-IdempotencyKeyDep = Annotated[str | None, Depends(idempotency_key)]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x20-\x7e]+$",
+        description="the same key with the same request makes one thing, within 24 hours",
+    ),
+]
 WaitDep = Annotated[int | None, Depends(wait_seconds)]
 
 PROBLEM_CONTENT: dict[str, Any] = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}

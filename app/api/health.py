@@ -1,8 +1,8 @@
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 
-from app.api.dependencies import ServicesDep
+from app.api.dependencies import services_of
 from app.api.schemas import Live, Ready, ServerHealth
 
 router = APIRouter(tags=["health"])
@@ -15,9 +15,9 @@ async def live() -> object:
 
 
 @router.get("/health/ready", response_model=Ready, responses={503: {"model": Ready}})
-async def ready(services: ServicesDep, response: Response) -> object:
+async def ready(request: Request, response: Response) -> object:
     """Postgres can be reached and is migrated. Triton's state is reported and changes nothing."""
-    database = await services.health.database()
+    database = await services_of(request).health.database()
     is_ready = database.reachable and database.migrated
     if not is_ready:
         response.status_code = 503
@@ -33,7 +33,7 @@ async def ready(services: ServicesDep, response: Response) -> object:
                 if server.up
                 else [],
             )
-            for server in services.fleet.servers
+            for server in services_of(request).fleet.servers
         ],
     )
 

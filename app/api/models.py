@@ -1,10 +1,10 @@
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Path, Request
 
 from app.api.body import StrictJsonRoute
-from app.api.dependencies import IdempotencyKeyDep, ServicesDep, problems
+from app.api.dependencies import IdempotencyKey, problems, services_of
 from app.api.schemas import Model, ModelDetail, SendOptions, Ticket
 from app.api.tickets import answer_with_ticket
 from app.services.catalog import CatalogEntry
@@ -12,19 +12,6 @@ from app.services.catalog import CatalogEntry
 router = APIRouter(prefix="/models", tags=["models"], route_class=StrictJsonRoute)
 
 ModelName = Annotated[str, Path(max_length=255, pattern=r"^[^\x00]+$")]
-
-
-@router.get("/", response_model=list[Model], responses=problems())
-async def list_models(services: ServicesDep) -> object:
-    """What the fleet serves, asked from Triton; models it no longer serves are `unavailable`."""
-    return [_rendered(entry) for entry in await services.catalog.models()]
-
-
-@router.get("/{model_name}", response_model=ModelDetail, responses=problems(404, 422))
-async def get_model(model_name: ModelName, services: ServicesDep) -> object:
-    """One model with its tensors and Triton's statistics."""
-    entry, details = await services.catalog.describe(model_name)
-    return _rendered(entry) | details
 
 
 @router.post(
@@ -36,14 +23,13 @@ async def get_model(model_name: ModelName, services: ServicesDep) -> object:
 async def send_context(
     model_name: ModelName,
     context_id: UUID,
-    services: ServicesDep,
-    key: IdempotencyKeyDep,
-    response: Response,
+    request: Request,
+    key: IdempotencyKey = None,
     body: SendOptions | None = None,
 ) -> object:
     """Sends a stored prompt to a model and answers with a ticket at once."""
     options = body or SendOptions()
-    row, replayed = await services.results.submit(
+    row, replayed = await services_of(request).results.submit(
         model_name,
         context_id,
         options.parameters,
@@ -52,7 +38,20 @@ async def send_context(
         client_reference=options.client_reference,
         idempotency_key=key,
     )
-    return answer_with_ticket(row, replayed, response)
+    return answer_with_ticket(row, replayed)
+
+
+@router.get("/", response_model=list[Model], responses=problems())
+async def list_models(request: Request) -> object:
+    """What the fleet serves, asked from Triton; models it no longer serves are `unavailable`."""
+    return [_rendered(entry) for entry in await services_of(request).catalog.models()]
+
+
+@router.get("/{model_name}", response_model=ModelDetail, responses=problems(404, 422))
+async def get_model(model_name: ModelName, request: Request) -> object:
+    """One model with its tensors and Triton's statistics."""
+    entry, details = await services_of(request).catalog.describe(model_name)
+    return _rendered(entry) | details
 
 
 def _rendered(entry: CatalogEntry) -> dict[str, Any]:

@@ -4,15 +4,15 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request, Response
 
 from app.api.dependencies import (
-    IdempotencyKeyDep,
-    ServicesDep,
+    IdempotencyKey,
     WaitDep,
     WindowDep,
     link_next,
     problems,
+    services_of,
 )
 from app.api.schemas import Attempt, ClientReference, Result, Ticket
-from app.api.tickets import POLL_AGAIN_SECONDS, answer_with_ticket
+from app.api.tickets import POLL_AGAIN_SECONDS, JsonBytes, answer_with_ticket
 from app.queue.ticket import Status
 from app.services.results import Filters
 from app.storable import StorableText
@@ -22,7 +22,6 @@ router = APIRouter(prefix="/results", tags=["results"])
 
 @router.get("/", response_model=list[Result], responses=problems(422))
 async def list_results(
-    services: ServicesDep,
     window: WindowDep,
     request: Request,
     response: Response,
@@ -32,40 +31,41 @@ async def list_results(
     client_reference: Annotated[ClientReference | None, Query()] = None,
 ) -> object:
     """Results, newest first."""
-    page = await services.results.page(Filters(status, model, context_id, client_reference), window)
+    page = await services_of(request).results.page(Filters(status, model, context_id, client_reference), window)
     link_next(request, response, page)
     return [Result.of(row) for row in page.rows]
 
 
 @router.get("/{result_id}", response_model=Result, responses=problems(404, 410, 422))
-async def get_result(
-    result_id: UUID, services: ServicesDep, wait: WaitDep, request: Request, response: Response
-) -> object:
+async def get_result(result_id: UUID, wait: WaitDep, request: Request) -> object:
     """One result as it stands; `Prefer: wait=N` holds the answer until it is final or N seconds are over."""
+    results = services_of(request).results
     if wait is None:
-        row = await services.results.get(result_id)
+        row = await results.get(result_id)
     else:
-        row = await services.results.wait(result_id, wait, request.is_disconnected)
+        row = await results.wait(result_id, wait, request.is_disconnected)
+    response = JsonBytes(Result.of(row, await results.waiting(row)))
+    if wait is not None:
         response.headers["Preference-Applied"] = f"wait={wait}"
     if not Status(row["status"]).final:
         response.headers["Retry-After"] = POLL_AGAIN_SECONDS
-    return Result.of(row, await services.results.waiting(row))
+    return response
 
 
 @router.post("/{result_id}/cancel", response_model=Result, responses=problems(404, 410, 422))
-async def cancel_result(result_id: UUID, services: ServicesDep) -> object:
+async def cancel_result(result_id: UUID, request: Request) -> object:
     """Cancels: at once while queued, through the engine while running; a final result is returned unchanged."""
-    return Result.of(await services.results.cancel(result_id))
+    return Result.of(await services_of(request).results.cancel(result_id))
 
 
 @router.post("/{result_id}/retry", status_code=202, response_model=Ticket, responses=problems(404, 409, 410, 422))
-async def retry_result(result_id: UUID, services: ServicesDep, key: IdempotencyKeyDep, response: Response) -> object:
+async def retry_result(result_id: UUID, request: Request, key: IdempotencyKey = None) -> object:
     """A new ticket for what a final result asked for; the old result stays as it is."""
-    row, replayed = await services.results.retry(result_id, key)
-    return answer_with_ticket(row, replayed, response)
+    row, replayed = await services_of(request).results.retry(result_id, key)
+    return answer_with_ticket(row, replayed)
 
 
 @router.get("/{result_id}/attempts", response_model=list[Attempt], responses=problems(404, 410, 422))
-async def list_attempts(result_id: UUID, services: ServicesDep) -> object:
+async def list_attempts(result_id: UUID, request: Request) -> object:
     """The ended attempts of a result, first to last."""
-    return [Attempt.of(row) for row in await services.results.attempts(result_id)]
+    return [Attempt.of(row) for row in await services_of(request).results.attempts(result_id)]

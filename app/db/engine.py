@@ -133,6 +133,8 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
         timeout=5,
         command_timeout=30,
         init=set_codecs,
+        # Fixed statements with arrays: planning them anew each time costs more than running them.
+        server_settings={"plan_cache_mode": "force_generic_plan"},
         reset=_keep,
         max_inactive_connection_lifetime=300,
     )

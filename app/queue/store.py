@@ -83,11 +83,14 @@ WITH given AS (
 SELECT id, (SELECT count(*) FROM woken) FROM stored
 """
 
+# A claim need not wait for the disk: one that a crash of Postgres forgets leaves the result queued, and its token void.
 # An expired lease is claimable again; the attempt it belonged to goes into the ledger in the same statement.
 CLAIM = """
-WITH slots AS (
+WITH unflushed AS MATERIALIZED (
+    SELECT set_config('synchronous_commit', 'off', true)
+), slots AS (
     SELECT model, server, row_number() OVER (PARTITION BY model ORDER BY place) AS number
-    FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS s(model, server, place)
+    FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS s(model, server, place), unflushed
 ), wanted AS (
     SELECT model, count(*) AS n FROM slots GROUP BY model
 ), picked AS MATERIALIZED (

@@ -2,7 +2,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install run test demo lint format migrate revision psql lock clean test-compose crashtest
+.PHONY: help install run test demo lint format migrate revision psql lock clean bench test-compose crashtest
 
 PYTHON ?= python3
 BIN := .venv/bin

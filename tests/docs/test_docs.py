@@ -51,10 +51,10 @@ async def test_the_readmes_commands_work_as_they_stand(service: Service) -> None
     url = str(service.client.base_url).rstrip("/")
     script = "\n".join(blocks(README, "sh")).replace("http://127.0.0.1:8887", url).replace("/send/demo/", "/send/tiny/")
     lines = [line for line in script.splitlines() if line]
-    assert len(lines) == 10
+    assert len(lines) == 11
     output = await asyncio.to_thread(shell, "; echo;\n".join(lines))
     answers = [json.loads(line) for line in output.splitlines() if line]
-    result, models, ticket, found, cancelled, attempts, ready, problem = answers
+    result, models, ticket, found, cancelled, attempts, ready, retried, problem = answers
     assert (result["status"], result["usage"]["completion_tokens"] > 0) == ("completed", True)
     assert result["output"]
     assert result["finish_reason"] in ("stop", "length")
@@ -64,6 +64,7 @@ async def test_the_readmes_commands_work_as_they_stand(service: Service) -> None
     assert cancelled == result
     assert len(attempts) == 1
     assert ready["status"] == "ready"
+    assert retried["retry_of"] == result["id"]
     assert problem == json.loads(blocks(README, "json")[1])
 
 

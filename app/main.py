@@ -25,7 +25,8 @@ from app.api.schemas import Problem
 from app.config import Settings, SettingsError, load_settings
 from app.db.engine import open_database
 from app.queue.notify import Listener, SettledBoard
-from app.queue.store import SETTLED_CHANNEL, QueueStore
+from app.queue.statements import SETTLED_CHANNEL
+from app.queue.store import QueueStore
 from app.services.catalog import Catalog
 from app.services.contexts import Contexts
 from app.services.health import Health

@@ -17,7 +17,8 @@ from app.db.engine import open_database
 from app.dispatch.janitor import sweep_forever, tidy_forever
 from app.dispatch.loop import Dispatcher
 from app.queue.notify import Listener
-from app.queue.store import CANCEL_CHANNEL, QUEUED_CHANNEL, QueueStore
+from app.queue.statements import CANCEL_CHANNEL, QUEUED_CHANNEL
+from app.queue.store import QueueStore
 from app.services.catalog import Catalog
 from app.services.health import Health
 from app.telemetry import configure_logging, logger

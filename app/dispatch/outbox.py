@@ -11,7 +11,8 @@ from uuid import UUID
 import asyncpg
 
 from app.errors import DatabaseUnavailable
-from app.queue.store import IDS_PER_NOTIFY, QueueStore
+from app.queue.statements import IDS_PER_NOTIFY
+from app.queue.store import QueueStore
 from app.queue.ticket import Generated, Outcome, Release, Settlement, Status
 from app.telemetry import logger
 

@@ -22,8 +22,8 @@ from app.queue.ticket import (
     backoff_seconds,
 )
 from app.telemetry import logger
-from app.triton.client import Disposition, TritonError
 from app.triton.codec import Accumulator
+from app.triton.faults import Disposition, TritonError
 from app.triton.fleet import Fleet, Lane
 
 log = logger("run")

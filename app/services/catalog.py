@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 from app.db.engine import Database, translated_errors
 from app.db.tables import models
 from app.errors import DatabaseUnavailable, ModelNotFound
-from app.triton.client import TritonError
+from app.triton.faults import TritonError
 from app.triton.fleet import Fleet
 
 FRESH_SECONDS = 1.0

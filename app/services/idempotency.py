@@ -7,7 +7,8 @@ from uuid import UUID
 from pydantic_core import to_json
 
 from app.errors import IdempotencyMismatch
-from app.queue.store import IDEMPOTENCY_HOURS, QueueStore
+from app.queue.statements import IDEMPOTENCY_HOURS
+from app.queue.store import QueueStore
 from app.queue.ticket import Idempotency
 
 

@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from app.telemetry import IN_FLIGHT, QUARANTINED, SERVER_UP, logger
-from app.triton.client import ModelState, TritonClient, TritonError
+from app.triton.client import ModelState, TritonClient
+from app.triton.faults import TritonError
 
 log = logger("fleet")
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import aclosing
 from enum import Enum, auto
 
-from app.triton.client import Disposition, TritonError
+from app.triton.faults import Disposition, TritonError
 from app.triton.fleet import Fleet, Lane
 
 # Triton takes a second to find out that a backend process is dead.

@@ -1,6 +1,6 @@
 """vLLM's sampling parameters, checked before anything is stored.
 
-The engine answers every bad parameter with the same misleading sentence (`IN_STREAM_RULES` in client.py), so each rule
+The engine answers every bad parameter with the same misleading sentence (`IN_STREAM_RULES` in faults.py), so each rule
 of vLLM's `SamplingParams` that can be checked without the model is checked here.
 """
 

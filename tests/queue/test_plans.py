@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from app.db.ids import uuid7
-from app.queue import store
+from app.queue import statements
 from app.services.results import GET
 from tests.conftest import with_database
 from tests.postgres_server import RunningPostgres
@@ -68,11 +68,11 @@ def check(found: dict[str, Any], index: str, most_rows: int) -> None:
 
 async def test_a_claim_reads_what_it_takes(history: Any) -> None:
     slots = ["m1"] * 20
-    check(await plan(history, store.CLAIM, slots, ["s"] * 20, 30.0, "d", []), "results_claim", 200)
+    check(await plan(history, statements.CLAIM, slots, ["s"] * 20, 30.0, "d", []), "results_claim", 200)
 
 
 async def test_a_claim_of_an_empty_queue_reads_nothing(history: Any) -> None:
-    check(await plan(history, store.CLAIM, ["nobody"], ["s"], 30.0, "d", []), "results_claim", 10)
+    check(await plan(history, statements.CLAIM, ["nobody"], ["s"], 30.0, "d", []), "results_claim", 10)
 
 
 async def test_a_poll_reads_one_row(history: Any) -> None:
@@ -81,12 +81,17 @@ async def test_a_poll_reads_one_row(history: Any) -> None:
 
 
 async def test_a_position_reads_no_further_than_its_limit(history: Any) -> None:
-    row = await history.fetchrow("SELECT rank, id FROM results WHERE status = 'pending' ORDER BY rank DESC LIMIT 1")
-    check(await plan(history, store.POSITION, "m1", row["rank"], row["id"]), "results_claim", store.POSITION_LIMIT)
+    last = "SELECT rank, id FROM results WHERE status = 'pending' ORDER BY rank DESC LIMIT 1"
+    row = await history.fetchrow(last)
+    check(
+        await plan(history, statements.POSITION, "m1", row["rank"], row["id"]),
+        "results_claim",
+        statements.POSITION_LIMIT,
+    )
 
 
 async def test_the_sweep_reads_only_what_is_due(history: Any) -> None:
-    found = await plan(history, store.SWEEP, 100)
+    found = await plan(history, statements.SWEEP, 100)
     used = {node["Index Name"] for node in nodes(found) if "Index Name" in node}
     assert {"results_expiry", "results_cancelling"} <= used
     assert sum(node["Actual Rows"] for node in nodes(found) if node.get("Relation Name") == "results") == 0

@@ -8,16 +8,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from app.triton.client import (
-    RPC_RULES,
-    Disposition,
-    TritonClient,
-    TritonError,
-    classify_rpc,
-    classify_text,
-    presentable,
-)
+from app.triton.client import TritonClient
 from app.triton.codec import Accumulator
+from app.triton.faults import RPC_RULES, Disposition, TritonError, classify_rpc, classify_text, presentable
 from nvidia_triton.local.settings import free_ports
 from tests.engine import busy
 from tests.servers import RunningTriton, start_triton

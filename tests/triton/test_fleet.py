@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from app.triton.client import Disposition, TritonError
+from app.triton.faults import Disposition, TritonError
 from app.triton.fleet import Fleet, open_fleet
 from nvidia_triton.local.settings import free_ports
 from tests.servers import RunningTriton

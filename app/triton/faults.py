@@ -1,0 +1,245 @@
+"""What goes wrong on a Triton server, in one table: its texts and gRPC statuses, and what each means for a ticket."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+import grpc
+from tritonclient.utils import InferenceServerException
+
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+
+
+class Disposition(StrEnum):
+    """What an error means for the ticket."""
+
+    RETRY = "retry"  # an attempt is spent, another may follow
+    WAIT = "wait"  # the request was never accepted: no attempt is spent
+    FINAL = "final"  # the same request would fail anywhere
+
+
+class TritonError(Exception):
+    """A request that did not end with an answer.
+
+    `message` is a sentence for the user. `server_fault` says that the server, not the request, is in trouble.
+    """
+
+    def __init__(
+        self, code: str, message: str, disposition: Disposition, *, server_fault: bool = False, raw: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.disposition = disposition
+        self.server_fault = server_fault
+        self.raw = raw
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One row of the table; `{detail}` in the message is what the pattern's group `detail` matched."""
+
+    pattern: re.Pattern[str]
+    code: str
+    disposition: Disposition
+    message: str
+    server_fault: bool = False
+
+
+def _rule(pattern: str, code: str, disposition: Disposition, message: str, *, fault: bool = False) -> Rule:
+    return Rule(re.compile(pattern, re.DOTALL), code, disposition, message, fault)
+
+
+RETRY, WAIT, FINAL = Disposition.RETRY, Disposition.WAIT, Disposition.FINAL
+
+# In-stream errors carry no code, so their text decides. First match wins.
+IN_STREAM_RULES: tuple[Rule, ...] = (
+    _rule(
+        r"This model's (?P<detail>maximum context length is \d+ tokens)",
+        "prompt_too_long",
+        FINAL,
+        "The prompt is too long for the model, whose {detail}: shorten it or lower max_tokens.",
+    ),
+    _rule(
+        r"longer than the maximum model length of (?P<detail>\d+)",
+        "prompt_too_long",
+        FINAL,
+        "The prompt leaves no room for output in the model's context of {detail} tokens: shorten it.",
+    ),
+    _rule(
+        r"decoder prompt cannot be empty",
+        "prompt_empty",
+        FINAL,
+        "The model's tokenizer makes no token of this prompt: send a prompt that has text.",
+    ),
+    _rule(
+        r"codec can't decode byte",
+        "prompt_not_text",
+        FINAL,
+        "The engine could not read the prompt as UTF-8 text.",
+    ),
+    _rule(
+        r"Requested (?P<detail>(?:sample|prompt) logprobs of \d+, which is greater than max allowed: \d+)",
+        "invalid_parameters",
+        FINAL,
+        "The engine refused the sampling parameters: requested {detail}.",
+    ),
+    _rule(
+        r"LoRA feature is not enabled",
+        "lora_not_enabled",
+        FINAL,
+        "This model was deployed without LoRA: send the request without lora_name.",
+    ),
+    _rule(
+        r"(?P<detail>LoRA \S+ is not supported)",
+        "lora_not_found",
+        FINAL,
+        "The model does not have this adapter: {detail}.",
+    ),
+    _rule(
+        r"does not support '(?P<detail>\w+)' request",
+        "not_supported_by_model",
+        FINAL,
+        "This model cannot serve a request of the kind '{detail}'.",
+    ),
+    _rule(
+        r"'NoneType' object has no attribute 'lora_name'|JSONDecodeError",
+        "invalid_parameters",
+        FINAL,
+        "The engine refused the sampling parameters; its reason is only in Triton's own log.",
+    ),
+    _rule(
+        r"Request for unknown model: '[^']*' (?:has no available versions)",
+        "model_unavailable",
+        WAIT,
+        "The model is not loaded on the server at the moment.",
+    ),
+    _rule(
+        r"Request for unknown model: '[^']*'.*is not found",
+        "model_unavailable",
+        WAIT,
+        "The server does not have this model.",
+    ),
+    _rule(
+        r"Stub process '[^']*' is not healthy",
+        "model_process_died",
+        WAIT,
+        "The model's process on the server has died; the server must be restarted.",
+        fault=True,
+    ),
+    _rule(
+        r"EngineCore encountered an issue|EngineDeadError|unhealthy vLLM engine",
+        "engine_died",
+        RETRY,
+        "The engine behind the model has died; the server must be restarted.",
+        fault=True,
+    ),
+    _rule(
+        r"unexpected inference input|data-type is|unexpected shape for input|inference request batch-size",
+        "model_contract",
+        FINAL,
+        'The model does not take the inputs of the vLLM backend; deploy it with backend: "vllm".',
+    ),
+    _rule(
+        r"exceeds maximum queue size|Exceeds maximum queue size",
+        "server_full",
+        WAIT,
+        "The server's queue is full.",
+    ),
+)
+
+# Failures of the call itself. UNAVAILABLE is told apart by its text, see classify_rpc.
+RPC_RULES: dict[grpc.StatusCode, tuple[str, Disposition, str, bool]] = {
+    grpc.StatusCode.DEADLINE_EXCEEDED: (
+        "run_timeout",
+        RETRY,
+        "The generation took longer than one attempt may.",
+        False,
+    ),
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ("server_full", WAIT, "The server is overloaded.", True),
+    grpc.StatusCode.CANCELLED: ("stream_cancelled", RETRY, "The server cancelled the generation.", False),
+    grpc.StatusCode.ABORTED: ("stream_aborted", RETRY, "The server aborted the generation.", False),
+    grpc.StatusCode.UNKNOWN: ("server_error", RETRY, "The server failed without saying why.", True),
+    grpc.StatusCode.INTERNAL: ("server_error", RETRY, "The server failed internally.", True),
+    grpc.StatusCode.DATA_LOSS: ("server_error", RETRY, "The answer arrived damaged.", True),
+    grpc.StatusCode.NOT_FOUND: ("model_unavailable", WAIT, "The server does not have this model.", False),
+    grpc.StatusCode.FAILED_PRECONDITION: ("model_unavailable", WAIT, "The model is not ready.", False),
+    grpc.StatusCode.INVALID_ARGUMENT: ("invalid_request", FINAL, "The server refused the request.", False),
+    grpc.StatusCode.OUT_OF_RANGE: ("invalid_request", FINAL, "The server refused the request.", False),
+    grpc.StatusCode.ALREADY_EXISTS: ("server_error", RETRY, "The server failed internally.", True),
+    grpc.StatusCode.UNIMPLEMENTED: (
+        "not_supported_by_model",
+        FINAL,
+        'The server cannot stream this model; deploy it with backend: "vllm".',
+        False,
+    ),
+    grpc.StatusCode.UNAUTHENTICATED: ("server_refused", WAIT, "The server asks for credentials.", True),
+    grpc.StatusCode.PERMISSION_DENIED: ("server_refused", WAIT, "The server denies access.", True),
+}
+
+_MESSAGE_TOO_LARGE = re.compile(r"message larger than max", re.IGNORECASE)
+_NEVER_CONNECTED = re.compile(r"failed to connect|connection refused|errors resolving|lookup failed|resolution", re.I)
+_EXITING = re.compile(r"Server exiting", re.I)
+_PATH = re.compile(r"(?:[A-Za-z]:)?/(?:[\w.@+-]+/)+[\w.@+-]*")
+_SHOWN_CHARS = 300
+
+
+def classify_text(text: str) -> TritonError:
+    """The error of an in-stream message."""
+    for rule in IN_STREAM_RULES:
+        if match := rule.pattern.search(text):
+            detail = match.groupdict().get("detail") or ""
+            return TritonError(
+                rule.code,
+                rule.message.replace("{detail}", detail),
+                rule.disposition,
+                server_fault=rule.server_fault,
+                raw=text,
+            )
+    return TritonError("engine_error", f"The engine failed: {presentable(text)}", RETRY, raw=text)
+
+
+def classify_rpc(status: grpc.StatusCode, details: str) -> TritonError:
+    """The error of a call that failed as a whole."""
+    if status is grpc.StatusCode.UNAVAILABLE:
+        if _EXITING.search(details):
+            return TritonError("server_draining", "The server is shutting down.", WAIT, server_fault=True)
+        if _NEVER_CONNECTED.search(details):
+            return TritonError(
+                "server_unreachable", "The server cannot be reached.", WAIT, server_fault=True, raw=details
+            )
+        return TritonError(
+            "server_died",
+            "The connection to the server broke while the generation ran.",
+            RETRY,
+            server_fault=True,
+            raw=details,
+        )
+    if _MESSAGE_TOO_LARGE.search(details):
+        limit = MAX_MESSAGE_BYTES // 1024 // 1024
+        return TritonError(
+            "message_too_large", f"The request or its answer is larger than {limit} MiB.", FINAL, raw=details
+        )
+    code, disposition, message, fault = RPC_RULES.get(status, ("server_error", RETRY, "The server failed.", True))
+    return TritonError(code, message, disposition, server_fault=fault, raw=details)
+
+
+def presentable(text: str) -> str:
+    """The first line of a foreign message, without paths and not too long."""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
+    line = _PATH.sub("…", line.removeprefix("Error generating stream: "))
+    return line if len(line) <= _SHOWN_CHARS else line[: _SHOWN_CHARS - 1] + "…"
+
+
+def classify_unary(error: InferenceServerException) -> TritonError:
+    """The error of a question about the server's state: no generation is in flight on such a call."""
+    name = (error.status() or "").removeprefix("StatusCode.")
+    status = getattr(grpc.StatusCode, name, grpc.StatusCode.UNKNOWN)
+    details = error.message() or ""
+    if status is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return TritonError("server_unreachable", "The server does not answer.", WAIT, server_fault=True, raw=details)
+    if status is grpc.StatusCode.UNAVAILABLE and not _EXITING.search(details):
+        return TritonError("server_unreachable", "The server cannot be reached.", WAIT, server_fault=True, raw=details)
+    return classify_rpc(status, details)

@@ -28,6 +28,7 @@ async def test_the_main_job_from_submit_to_answer(service: Service) -> None:
         "phase": "queued",
         "model": "tiny",
         "context_id": context,
+        "retry_of": None,
         "created_at": None,
         "status_url": f"/results/{id_}",
         "cancel_url": f"/results/{id_}/cancel",

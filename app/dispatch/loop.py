@@ -91,7 +91,7 @@ class Dispatcher:
     async def _claim_until_stopped(self) -> None:
         while not self._stopping:
             self._wake.clear()
-            lanes = [lane for lane in self._fleet.free_slots(CLAIM_BATCH) if lane.model not in self._drained]
+            lanes = self._fleet.free_slots(CLAIM_BATCH, without=self._drained)
             if lanes:
                 announced = self._announced
                 try:

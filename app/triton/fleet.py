@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -148,13 +148,16 @@ class Fleet:
         QUARANTINED.labels(lane.server.url, lane.model).set(0)
         self.changed()
 
-    def free_slots(self, limit: int) -> list[Lane]:
-        """Where requests may start now: a lane for each slot, those on the least busy servers first."""
+    def free_slots(self, limit: int, without: Collection[str] = ()) -> list[Lane]:
+        """Where requests may start now: a lane for each slot, those on the least busy servers first.
+
+        Models `without` are passed over.
+        """
         slots = []
         for server in self.servers:
             busy = server.in_flight
             for lane in server.lanes.values():
-                if lane.open:
+                if lane.open and lane.model not in without:
                     slots += [(busy + n, lane) for n in range(self._concurrency - lane.in_flight)]
         slots.sort(key=lambda slot: slot[0])
         room = {server: self._server_concurrency - server.in_flight for server in self.servers}

@@ -66,7 +66,7 @@ def check(found: dict[str, Any], index: str, most_rows: int) -> None:
             assert read <= most_rows, node
 
 
-async def test_a_claim_reads_what_it_takes(history: Any) -> None:
+async def test_cost_of_a_claim_does_not_grow_with_history(history: Any) -> None:
     slots = ["m1"] * 20
     check(await plan(history, statements.CLAIM, slots, ["s"] * 20, 30.0, "d", []), "results_claim", 200)
 
@@ -75,7 +75,7 @@ async def test_a_claim_of_an_empty_queue_reads_nothing(history: Any) -> None:
     check(await plan(history, statements.CLAIM, ["nobody"], ["s"], 30.0, "d", []), "results_claim", 10)
 
 
-async def test_a_poll_reads_one_row(history: Any) -> None:
+async def test_cost_of_a_poll_does_not_grow_with_history(history: Any) -> None:
     id_ = await history.fetchval("SELECT id FROM results WHERE status = 'completed' LIMIT 1")
     check(await plan(history, GET, id_), "results_pkey", 1)
 

@@ -27,15 +27,8 @@ def fault(code: str, disposition: Disposition = Disposition.RETRY, *, server: bo
 
 def slots(fleet: Fleet) -> Counter[str]:
     """Free slots by model, when only that model is asked for."""
-    found: Counter[str] = Counter()
-    for model in {lane.model for lane in fleet.lanes()}:
-        others = {lane: lane.cool_until for lane in fleet.lanes() if lane.model != model}
-        for lane in others:
-            lane.cool_until = float("inf")
-        found[model] = len(fleet.free_slots(1000))
-        for lane, cool_until in others.items():
-            lane.cool_until = cool_until
-    return +found
+    names = {lane.model for lane in fleet.lanes()}
+    return +Counter({model: len(fleet.free_slots(1000, without=names - {model})) for model in names})
 
 
 async def test_slots_are_those_of_servers_that_answer(fleet: Fleet) -> None:
@@ -64,6 +57,11 @@ async def test_slots_are_offered_on_the_least_busy_servers_first(fleet: Fleet) -
     offered = [lane.server for lane in fleet.free_slots(3)]
     assert offered[:2] == [second, second]
     assert len(fleet.free_slots(1000)) == 3 + 5
+
+
+async def test_a_model_without_work_takes_no_place_in_a_batch_from_others(fleet: Fleet) -> None:
+    models = {lane.model for lane in fleet.free_slots(4, without={"tiny", "lora", "slow"})}
+    assert models == {"noop"}
 
 
 async def test_all_models_of_a_server_share_its_bound(fleet: Fleet) -> None:

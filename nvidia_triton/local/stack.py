@@ -118,11 +118,14 @@ class Stack:
     async def _watch(self, process: Child) -> None:
         returncode = await process.wait()
         if not self._stopping and not self.failure.done():
-            self.failure.set_exception(
-                LocalError(
-                    f"{process.name} stopped on its own ({describe_exit(returncode)}): its lines above say why, "
-                    "and `LOG_LEVEL=DEBUG make run` shows more of them."
+            if returncode == -signal.SIGKILL:
+                advice = (
+                    "something outside ended it, perhaps the kernel for want of memory; `make run` goes on from there."
                 )
+            else:
+                advice = "its lines above say why, and `LOG_LEVEL=DEBUG make run` shows more of them."
+            self.failure.set_exception(
+                LocalError(f"{process.name} stopped on its own ({describe_exit(returncode)}): {advice}")
             )
 
     async def _until(self, ready: Callable[[], Awaitable[bool]], what: str) -> None:

@@ -4,7 +4,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-MIRROR=${MIRROR:-http://deb.debian.org/debian}
 CA_BUNDLE=${PIP_CERT:-/etc/ssl/certs/ca-certificates.crt}
 TRITON_TAG=${TRITON_TAG:-26.02}
 
@@ -78,9 +77,11 @@ start_daemon() { # arguments: how to enter the network, then dockerd's options
 
 say "making the base image from Debian"
 root="$scratch/root"
+# The archive that apt on this machine uses, not its security updates.
+mirror=${MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -v security | head -n 1)}
 debootstrap --variant=minbase \
     --include=ca-certificates,libpython3.11,python3,python3-venv \
-    bookworm "$root" "$MIRROR" >"$scratch/debootstrap.log" || { tail "$scratch/debootstrap.log"; exit 1; }
+    bookworm "$root" "$mirror" >"$scratch/debootstrap.log" || { tail "$scratch/debootstrap.log"; exit 1; }
 # Where the real image has its Python.
 chroot "$root" python3 -m venv /usr/local
 rm -rf "$root"/var/cache/apt/archives/*.deb

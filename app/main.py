@@ -68,13 +68,7 @@ def _lifespan(settings: Settings) -> Lifespan:
         configure_logging(settings.log_level)
         async with AsyncExitStack() as stack:
             database = await stack.enter_async_context(open_database(settings))
-            fleet = await stack.enter_async_context(
-                open_fleet(
-                    settings.triton_urls,
-                    concurrency=settings.model_concurrency,
-                    server_concurrency=settings.server_concurrency,
-                )
-            )
+            fleet = await stack.enter_async_context(open_fleet(settings))
             board = SettledBoard()
             catalog = Catalog(database, fleet)
             store = QueueStore(database)
@@ -86,7 +80,6 @@ def _lifespan(settings: Settings) -> Lifespan:
                 catalog=catalog,
                 health=Health(database),
                 fleet=fleet,
-                board=board,
             )
             helpers = [
                 asyncio.create_task(Listener(settings.database_url, {SETTLED_CHANNEL: board.received}).run()),

@@ -37,9 +37,6 @@ class FieldLogger:
     def __init__(self, name: str) -> None:
         self._logger = logging.getLogger(f"tickets.{name}")
 
-    def debug(self, message: str, **fields: Any) -> None:
-        self._log(logging.DEBUG, message, fields)
-
     def info(self, message: str, **fields: Any) -> None:
         self._log(logging.INFO, message, fields)
 

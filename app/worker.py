@@ -34,13 +34,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     name = f"{socket.gethostname()}:{os.getpid()}"
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(settings))
-        fleet = await stack.enter_async_context(
-            open_fleet(
-                settings.triton_urls,
-                concurrency=settings.model_concurrency,
-                server_concurrency=settings.server_concurrency,
-            )
-        )
+        fleet = await stack.enter_async_context(open_fleet(settings))
         if not await _migrated(Health(database), stop):
             return
         store = QueueStore(database)

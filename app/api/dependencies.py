@@ -10,7 +10,6 @@ from fastapi import Depends, Header, Query, Request, Response
 
 from app.config import Settings
 from app.errors import InvalidRequest
-from app.queue.notify import SettledBoard
 from app.services.catalog import Catalog
 from app.services.contexts import Contexts
 from app.services.health import Health
@@ -32,7 +31,6 @@ class Services:
     catalog: Catalog
     health: Health
     fleet: Fleet
-    board: SettledBoard
 
 
 def services_of(request: Request) -> Services:

@@ -57,7 +57,6 @@ class Database:
 
     engine: AsyncEngine
     pool: Pool
-    url: str
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
@@ -141,7 +140,7 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
     # A pool without minimum connects on first use only.
     await pool
     try:
-        yield Database(engine, pool, settings.database_url)
+        yield Database(engine, pool)
     finally:
         await engine.dispose()
         try:

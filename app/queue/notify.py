@@ -32,7 +32,7 @@ class Listener:
     def __init__(self, database_url: str, callbacks: dict[str, Callable[[str], None]]) -> None:
         self._url = database_url
         self._callbacks = callbacks
-        self.connected = asyncio.Event()
+        self._connected = False
 
     async def run(self) -> None:
         """Runs until cancelled."""
@@ -45,8 +45,7 @@ class Listener:
                     raise
                 log.warning("listening stopped", error=type(error).__name__, again_in=delay)
             finally:
-                was_connected = self.connected.is_set()
-                self.connected.clear()
+                was_connected, self._connected = self._connected, False
             delay = RECONNECT_FIRST_SECONDS if was_connected else min(delay * 2, RECONNECT_LONGEST_SECONDS)
             await asyncio.sleep(delay)
 
@@ -57,7 +56,7 @@ class Listener:
             connection.add_termination_listener(lambda _: ended.set())
             for channel in self._callbacks:
                 await connection.add_listener(channel, self._received)
-            self.connected.set()
+            self._connected = True
             for callback in self._callbacks.values():
                 callback("")
             while not ended.is_set():

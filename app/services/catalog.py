@@ -104,8 +104,8 @@ class Catalog:
 
     def state_of(self, name: str) -> str:
         """ready, loading or unavailable, as last seen; asks nobody."""
-        entry = self._served().get(name)
-        return "unavailable" if entry is None else entry.state
+        states = (server.models[name].state for server in self._fleet.servers if server.up and name in server.models)
+        return min(states, key=_ORDER.__getitem__, default="unavailable")
 
     async def watch(self, every_seconds: float) -> None:
         """Keeps the fleet's state fresh, for ever."""

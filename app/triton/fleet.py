@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Itera
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from app.config import Settings
 from app.telemetry import IN_FLIGHT, QUARANTINED, SERVER_UP, logger
 from app.triton.client import ModelState, TritonClient
 from app.triton.faults import TritonError
@@ -199,10 +200,10 @@ def _ready(server: Server) -> set[str]:
 
 
 @asynccontextmanager
-async def open_fleet(urls: Iterable[str], *, concurrency: int, server_concurrency: int) -> AsyncIterator[Fleet]:
+async def open_fleet(settings: Settings) -> AsyncIterator[Fleet]:
     """Clients connect on first use: a server that is down delays nothing here."""
-    clients = [TritonClient(url) for url in urls]
+    clients = [TritonClient(url) for url in settings.triton_urls]
     try:
-        yield Fleet(clients, concurrency=concurrency, server_concurrency=server_concurrency)
+        yield Fleet(clients, concurrency=settings.model_concurrency, server_concurrency=settings.server_concurrency)
     finally:
         await asyncio.gather(*(client.close() for client in clients))

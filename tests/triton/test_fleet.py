@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from app.config import Settings
 from app.triton.faults import Disposition, TritonError
 from app.triton.fleet import Fleet, open_fleet
 from nvidia_triton.local.settings import free_ports
@@ -15,8 +16,8 @@ from tests.servers import RunningTriton
 async def fleet(triton: RunningTriton) -> AsyncIterator[Fleet]:
     """One server by two addresses, and one that is not there."""
     port = triton.grpc_url.rsplit(":", 1)[1]
-    urls = [triton.grpc_url, f"localhost:{port}", f"127.0.0.1:{free_ports(1)[0]}"]
-    async with open_fleet(urls, concurrency=3, server_concurrency=5) as opened:
+    urls = (triton.grpc_url, f"localhost:{port}", f"127.0.0.1:{free_ports(1)[0]}")
+    async with open_fleet(Settings(triton_urls=urls, model_concurrency=3, server_concurrency=5)) as opened:
         await opened.refresh()
         yield opened
 

@@ -2,6 +2,7 @@
 
 from enum import StrEnum
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Self
 from urllib.parse import urlsplit
 
@@ -9,6 +10,8 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 DEVELOPMENT_PASSWORDS = frozenset({"tickets-dev-only", "postgres", "password", "changeme", ""})
+# What TRITON_URLS says where no server is fixed; an empty variable means the default.
+NO_SERVERS = "none"
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -20,6 +23,19 @@ class Environment(StrEnum):
 
 class SettingsError(Exception):
     """The environment holds a setting that cannot work; the text names it."""
+
+
+def server_address(text: str) -> str:
+    """The text again.
+
+    Raises:
+        ValueError: it is not host:port.
+    """
+    host, _, port = text.rpartition(":")
+    is_port = port.isascii() and port.isdecimal() and 0 < int(port) < 65536
+    if not host or not is_port or "/" in text or any(each.isspace() for each in text):
+        raise ValueError(f"{text!r} is not host:port, for example 127.0.0.1:8001")
+    return text
 
 
 class Settings(BaseSettings):
@@ -34,7 +50,11 @@ class Settings(BaseSettings):
     )
     database_pool_size: int = Field(10, ge=2, description="connections one process keeps to Postgres")
     triton_urls: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("127.0.0.1:8001",), description="gRPC addresses of the Triton servers, `host:port`, comma-separated"
+        ("127.0.0.1:8001",),
+        description="gRPC addresses of the Triton servers, `host:port`, comma-separated; `none` where there is none",
+    )
+    triton_servers_file: Path | None = Field(
+        None, description="JSON file with more servers, read again with every probe: [docs/scaling.md](docs/scaling.md)"
     )
 
     api_host: str = Field("127.0.0.1", description="address the API listens on")
@@ -71,7 +91,8 @@ class Settings(BaseSettings):
     def _split_lists(cls, values: dict[str, object]) -> dict[str, object]:
         urls = values.get("triton_urls")
         if isinstance(urls, str):
-            values["triton_urls"] = tuple(url.strip() for url in urls.split(",") if url.strip())
+            named = () if urls.strip().lower() == NO_SERVERS else urls.split(",")
+            values["triton_urls"] = tuple(url.strip() for url in named if url.strip())
         return values
 
     @model_validator(mode="after")
@@ -84,9 +105,10 @@ class Settings(BaseSettings):
                 "DATABASE_URL holds a development password and ENVIRONMENT is production: set one of your own"
             )
         for server in self.triton_urls:
-            host, _, port = server.rpartition(":")
-            if not host or not port.isdigit() or "/" in server:
-                raise ValueError(f"TRITON_URLS: {server!r} is not host:port, for example 127.0.0.1:8001")
+            try:
+                server_address(server)
+            except ValueError as error:
+                raise ValueError(f"TRITON_URLS: {error}") from None
         return self
 
     @cached_property

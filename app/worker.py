@@ -49,7 +49,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
             asyncio.create_task(sweep_forever(store, settings.poll_seconds), name="sweep"),
             asyncio.create_task(tidy_forever(store, settings.result_retention_days), name="tidy"),
         ]
-        log.info("dispatching", name=name, servers=",".join(settings.triton_urls))
+        log.info("dispatching", name=name, servers=",".join(server.url for server in fleet.servers) or "none")
         work = asyncio.create_task(dispatcher.run(stop), name="dispatcher")
         try:
             await asyncio.wait([work, *helpers], return_when=asyncio.FIRST_COMPLETED)

@@ -27,6 +27,7 @@ async def ready(request: Request, response: Response) -> object:
         triton=[
             ServerHealth(
                 url=server.url,
+                name=server.name,
                 up=server.up,
                 reason=server.reason or None,
                 ready_models=sorted(name for name, model in server.models.items() if model.state == "ready")

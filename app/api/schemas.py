@@ -212,6 +212,7 @@ class Live(BaseModel):
 
 class ServerHealth(BaseModel):
     url: str
+    name: str | None = Field(description="what TRITON_SERVERS_FILE calls it")
     up: bool
     reason: str | None
     ready_models: list[str]

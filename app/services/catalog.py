@@ -66,7 +66,8 @@ class Catalog:
             if server.url not in entries[name].servers:
                 continue
             try:
-                described = await server.client.describe(name, DESCRIBE_TIMEOUT_SECONDS)
+                with server.held() as client:
+                    described = await client.describe(name, DESCRIBE_TIMEOUT_SECONDS)
             except TritonError:
                 continue
             details["inputs"], details["outputs"] = described["inputs"], described["outputs"]
@@ -78,6 +79,8 @@ class Catalog:
         if name in self._known:
             return
         await self._refresh()
+        # A server that has just joined may be known by its own probe.
+        await self.remember()
         if name in self._known:
             return
         ever = [known for known, _ in await self._ever_served()]
@@ -108,10 +111,12 @@ class Catalog:
         return min(states, key=_ORDER.__getitem__, default="unavailable")
 
     async def watch(self, every_seconds: float) -> None:
-        """Keeps the fleet's state fresh, for ever."""
+        """Keeps the fleet and its state as they are, for ever."""
         try:
             while True:
-                await self._refresh()
+                await self._fleet.follow()
+                # A server that is slow to answer must not keep others from joining or leaving.
+                await self._refresh(PATIENCE_SECONDS)
                 await asyncio.sleep(every_seconds)
         finally:
             if self._refreshing is not None:
@@ -125,6 +130,8 @@ class Catalog:
         if self._refreshing is None or self._refreshing.done():
             if time.monotonic() - self._refreshed < FRESH_SECONDS:
                 return
+            if self._refreshing is not None:
+                self._refreshing.result()
             self._refreshing = asyncio.create_task(self._ask())
         done, _ = await asyncio.wait({self._refreshing}, timeout=patience)
         for task in done:

@@ -28,7 +28,8 @@ CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # A server that comes back is found within a second or two, not after two minutes.
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
+    # This is also the time a connection may take to be made; a host on another continent needs a second.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 2000),
     # An address that moved, as a restarted container's does, is asked for again soon.
     ("grpc.dns_min_time_between_resolutions_ms", 1000),

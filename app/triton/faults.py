@@ -181,6 +181,8 @@ RPC_RULES: dict[grpc.StatusCode, tuple[str, Disposition, str, bool]] = {
 
 _MESSAGE_TOO_LARGE = re.compile(r"message larger than max", re.IGNORECASE)
 _NEVER_CONNECTED = re.compile(r"failed to connect|connection refused|errors resolving|lookup failed|resolution", re.I)
+# What gRPC makes of a connection that breaks while the request is on its way.
+_CUT_WHILE_SENDING = re.compile(r"Internal error from Core")
 _EXITING = re.compile(r"Server exiting", re.I)
 _PATH = re.compile(r"(?:[A-Za-z]:)?/(?:[\w.@+-]+/)+[\w.@+-]*")
 _SHOWN_CHARS = 300
@@ -203,6 +205,8 @@ def classify_text(text: str) -> TritonError:
 
 def classify_rpc(status: grpc.StatusCode, details: str) -> TritonError:
     """The error of a call that failed as a whole."""
+    if status is grpc.StatusCode.INTERNAL and _CUT_WHILE_SENDING.search(details):
+        status = grpc.StatusCode.UNAVAILABLE
     if status is grpc.StatusCode.UNAVAILABLE:
         if _EXITING.search(details):
             return TritonError("server_draining", "The server is shutting down.", WAIT, server_fault=True)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from app.config import Settings
 from app.telemetry import IN_FLIGHT, QUARANTINED, SERVER_UP, logger
 from app.triton.client import ModelState, TritonClient
-from app.triton.faults import TritonError
+from app.triton.faults import Disposition, TritonError
+from app.triton.servers import ServerEntry, ServerList
 
 log = logger("fleet")
 
@@ -41,6 +42,7 @@ class Lane:
         state = self.server.models.get(self.model)
         return (
             self.server.up
+            and self.server.listed
             and not self.quarantine
             and self.cool_until <= time.monotonic()
             and state is not None
@@ -54,17 +56,47 @@ class Lane:
 
 @dataclass(eq=False)
 class Server:
-    """One Triton endpoint as this process sees it."""
+    """One Triton endpoint as this process sees it; no longer `listed`, it only ends what it has in flight.
 
-    client: TritonClient
+    `hourly_price` is in dollars.
+    """
+
+    url: str
+    connection: TritonClient | None
+    name: str | None = None
+    hourly_price: float | None = None
+    listed: bool = True
     up: bool = False
     reason: str = "not asked yet"
     models: dict[str, ModelState] = field(default_factory=dict)
     lanes: dict[str, Lane] = field(default_factory=dict)
+    _held: int = 0
 
     @property
-    def url(self) -> str:
-        return self.client.url
+    def client(self) -> TritonClient:
+        """Raises TritonError when the server has left the fleet."""
+        if self.connection is None:
+            raise TritonError("server_unreachable", "The server has left the fleet.", Disposition.WAIT)
+        return self.connection
+
+    @contextmanager
+    def held(self) -> Iterator[TritonClient]:
+        """The client, kept open for a question: closing it would cancel who waits for the answer."""
+        client = self.client
+        self._held += 1
+        try:
+            yield client
+        finally:
+            self._held -= 1
+
+    async def close(self) -> None:
+        client, self.connection = self.client, None
+        self.up = False
+        await client.close()
+
+    @property
+    def idle(self) -> bool:
+        return not self.in_flight and not self._held
 
     @property
     def in_flight(self) -> int:
@@ -82,19 +114,69 @@ class Fleet:
     `concurrency` bounds the requests of one model on one server, `server_concurrency` those of all its models.
     """
 
-    def __init__(self, clients: Iterable[TritonClient], *, concurrency: int, server_concurrency: int) -> None:
-        self.servers = [Server(client) for client in clients]
+    def __init__(
+        self, listing: Callable[[], Sequence[ServerEntry]], *, concurrency: int, server_concurrency: int
+    ) -> None:
+        self.servers: list[Server] = []
+        self._leaving: list[Server] = []
+        self._listing = listing
+        self._probes: dict[Server, asyncio.Task[None]] = {}
         self._concurrency = concurrency
         self._server_concurrency = server_concurrency
         self.changed: Callable[[], None] = lambda: None
+        self._follow_listing()
 
     def lanes(self) -> Iterator[Lane]:
-        for server in self.servers:
+        for server in (*self.servers, *self._leaving):
             yield from server.lanes.values()
 
+    async def follow(self) -> None:
+        """Takes in servers that are listed now, and lets go of those that no longer are."""
+        before = self.servers
+        self._follow_listing()
+        for server in self.servers:
+            if server not in before:
+                log.info("server joins", server=server.url, name=server.name or "none")
+                self._start_probe(server)
+        for server in before:
+            if not server.listed:
+                log.info("server leaves", server=server.url, name=server.name or "none", in_flight=server.in_flight)
+        gone = [server for server in self._leaving if server.idle and server not in self._probes]
+        self._leaving = [server for server in self._leaving if server not in gone]
+        for server in gone:
+            _forget_metrics(server)
+        await asyncio.gather(*(server.close() for server in gone))
+
+    def _follow_listing(self) -> None:
+        """One that is listed again while it leaves stays as it is."""
+        known = {server.url: server for server in (*self.servers, *self._leaving)}
+        self.servers = []
+        for entry in self._listing():
+            server = known.pop(entry.url, None) or Server(entry.url, TritonClient(entry.url))
+            server.name, server.hourly_price, server.listed = entry.name, entry.hourly_price, True
+            self.servers.append(server)
+        self._leaving = list(known.values())
+        for server in self._leaving:
+            server.listed = False
+
     async def refresh(self) -> None:
-        """Asks every server for its models, all at once."""
-        await asyncio.gather(*(self._probe(server) for server in self.servers))
+        """Follows the list, then asks every server for its models, all at once."""
+        await self.follow()
+        for server in (*self.servers, *self._leaving):
+            self._start_probe(server)
+        await asyncio.gather(*self._probes.values())
+
+    def _start_probe(self, server: Server) -> None:
+        """One at a time for each server."""
+        if server not in self._probes:
+            probe = self._probes[server] = asyncio.create_task(self._probe(server))
+            probe.add_done_callback(lambda _: self._probes.pop(server))
+
+    async def close(self) -> None:
+        for probe in self._probes.values():
+            probe.cancel()
+        await asyncio.gather(*self._probes.values(), return_exceptions=True)
+        await asyncio.gather(*(server.close() for server in (*self.servers, *self._leaving)))
 
     async def _probe(self, server: Server) -> None:
         try:
@@ -102,7 +184,7 @@ class Fleet:
                 models = await server.client.models(PROBE_TIMEOUT_SECONDS)
         except (TritonError, TimeoutError) as error:
             self._mark_down(server, error.message if isinstance(error, TritonError) else "The server does not answer.")
-            if not server.in_flight:
+            if server.idle:
                 await server.client.reconnect()
             return
         before = _ready(server) if server.up else set()
@@ -199,11 +281,19 @@ def _ready(server: Server) -> set[str]:
     return {name for name, model in server.models.items() if model.state == "ready"}
 
 
+def _forget_metrics(server: Server) -> None:
+    IN_FLIGHT.remove(server.url)
+    SERVER_UP.remove(server.url)
+    for model in server.lanes:
+        QUARANTINED.remove(server.url, model)
+
+
 @asynccontextmanager
 async def open_fleet(settings: Settings) -> AsyncIterator[Fleet]:
     """Clients connect on first use: a server that is down delays nothing here."""
-    clients = [TritonClient(url) for url in settings.triton_urls]
+    servers = ServerList(settings.triton_urls, settings.triton_servers_file)
+    fleet = Fleet(servers.read, concurrency=settings.model_concurrency, server_concurrency=settings.server_concurrency)
     try:
-        yield Fleet(clients, concurrency=settings.model_concurrency, server_concurrency=settings.server_concurrency)
+        yield fleet
     finally:
-        await asyncio.gather(*(client.close() for client in clients))
+        await fleet.close()

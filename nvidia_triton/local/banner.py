@@ -23,15 +23,21 @@ def curl_lines(url: str) -> list[str]:
 def banner(settings: LocalSettings, seconds: float, *, colour: bool) -> str:
     bold, plain = ("\x1b[1m", "\x1b[0m") if colour else ("", "")
     url = settings.api_url
+    if settings.no_fixed_server:
+        there = "those of" if settings.servers_file.exists() else "none yet; they are read from"
+        rest = [
+            f"  Servers   {there} {settings.servers_file}",
+            "",
+            "Tickets wait until a server is there; one that is added or removed needs no restart.",
+        ]
+    else:
+        rest = ["", "Try it in a second terminal (`make demo` does the same):", "", *curl_lines(url)]
     return "\n".join([
         "",
         f"{bold}Ready after {seconds:.1f} s.{plain} Ctrl-C stops everything.",
         "",
         f"  API       {bold}{url}{plain}",
         f"  API docs  {bold}{url}/docs{plain}",
-        "",
-        "Try it in a second terminal (`make demo` does the same):",
-        "",
-        *curl_lines(url),
+        *rest,
         "",
     ])  # fmt: skip

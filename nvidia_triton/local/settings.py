@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}  # noqa: S104
 # Shorter than the runner's own patience, so that a dispatcher hands its work back instead of being killed.
 DRAIN_SECONDS = "8"
+# The others of models/ are for GPUs; here each would cost a process that simulates it.
+DEFAULT_MODELS = ("demo",)
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,14 @@ class LocalSettings:
     @property
     def api_url(self) -> str:
         return f"http://{WILDCARDS.get(self.api_host, self.api_host)}:{self.api_port}"
+
+    @property
+    def servers_file(self) -> Path:
+        return Path(self.environment["TRITON_SERVERS_FILE"])
+
+    @property
+    def no_fixed_server(self) -> bool:
+        return self.environment["TRITON_URLS"].strip().lower() == "none"
 
     @property
     def lock_file(self) -> Path:
@@ -69,6 +79,7 @@ def local_settings(environ: Mapping[str, str], root: Path = ROOT) -> LocalSettin
         http_port=port("TRITON_HTTP_PORT", 8000),
         grpc_port=port("TRITON_GRPC_PORT", 8001),
         metrics_port=port("TRITON_METRICS_PORT", 8002),
+        models=tuple((merged.get("MODELS") or "").split()) or DEFAULT_MODELS,
     )
     triton_urls = f"{HOST}:{triton.grpc_port}"
     foreign_triton = environ.get("TRITON_URLS") not in (None, "", triton_urls)
@@ -78,6 +89,7 @@ def local_settings(environ: Mapping[str, str], root: Path = ROOT) -> LocalSettin
         environment["DATABASE_URL"] = postgres.url
     if not foreign_triton:
         environment["TRITON_URLS"] = triton_urls
+    environment["TRITON_SERVERS_FILE"] = merged.get("TRITON_SERVERS_FILE") or str(local_dir / "servers.json")
     return LocalSettings(
         root=root,
         local_dir=local_dir,

@@ -38,6 +38,7 @@ class Stack:
         settings = self.settings
         check_port(settings.api_host, settings.api_port, "the API", "API_PORT")
         if settings.triton:
+            settings.triton.check_models()
             check_port(HOST, settings.triton.http_port, "Triton", "TRITON_HTTP_PORT")
             check_port(HOST, settings.triton.grpc_port, "Triton", "TRITON_GRPC_PORT")
             check_port(HOST, settings.triton.metrics_port, "Triton", "TRITON_METRICS_PORT")

@@ -29,6 +29,8 @@ from nvidia_triton.local.process import LocalError, shielded
 
 HOST = "127.0.0.1"
 BACKEND = Path(__file__).with_name("backend")
+# Modules of this project that the backend uses too; they import the standard library alone.
+SHARED_MODULES = (Path(__file__).parents[1] / "engine_arguments.py",)
 STUB = "triton_python_backend_stub"
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 REGIONS = "triton_*_shm_region_*"
@@ -71,6 +73,8 @@ class TritonServer:
             shutil.copy(self._wheel.stub, python / STUB)
             (python / STUB).chmod(0o755)
             shutil.copytree(BACKEND, made / "vllm", ignore=shutil.ignore_patterns("__pycache__"))
+            for module in SHARED_MODULES:
+                shutil.copy(module, made / "vllm")
             made.chmod(0o755)
             # Fails when another process was faster; what it made is the same.
             with contextlib.suppress(OSError):
@@ -138,6 +142,17 @@ class TritonServer:
                 raise LocalError(f"tritonserver was not ready within {timeout:g} s: its log may say why.")
             time.sleep(POLL_SECONDS)
 
+    def check_models(self) -> None:
+        """
+        Raises:
+            LocalError: a model to load is not in the repository.
+        """
+        repository = f"{self.model_repository.name}/"
+        there = sorted(path.parent.name for path in self.model_repository.glob("*/config.pbtxt"))
+        if missing := [name for name in self.models if name not in (*there, "*")]:
+            choice = f"it holds {', '.join(there)}" if there else "it holds no folder with a config.pbtxt"
+            raise LocalError(f"{repository} has no model {missing[0]!r}: {choice}. Name others in MODELS.")
+
     def check_ports(self) -> None:
         """
         Raises:
@@ -155,7 +170,7 @@ class TritonServer:
     def backends(self) -> Path:
         """Named after its content, so that a running server keeps the one it was started with."""
         digest = hashlib.sha256(f"{self._wheel.version} {self._wheel.stub}".encode())
-        for path in sorted(BACKEND.glob("*.py")):
+        for path in (*sorted(BACKEND.glob("*.py")), *SHARED_MODULES):
             digest.update(f"\0{path.name}\0".encode() + path.read_bytes())
         return self.work_dir.absolute() / f"backends-{digest.hexdigest()[:16]}"
 
@@ -260,6 +275,7 @@ def _mapped_regions() -> set[Path]:
 def run(server: TritonServer) -> int:
     """Run a server in the foreground; returns its exit code, as a shell would number it."""
     server.prepare()
+    server.check_models()
     server.check_ports()
     process = subprocess.Popen(
         shielded(server.command(), death_signal=signal.SIGTERM),

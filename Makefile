@@ -7,11 +7,12 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 BIN := .venv/bin
 LOCAL := $(BIN)/python -m nvidia_triton.local
+VAST := $(BIN)/python -m nvidia_triton.vast
 COMPILE := $(BIN)/uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-emit-index-url \
 	--custom-compile-command "make lock" pyproject.toml
 
 help: ## show this table
-	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 42
 
 install: ## make .venv with the pinned dependencies (every target does)
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or 3.12 is needed and there is no $(PYTHON): install one."; exit 1; }
@@ -48,7 +49,7 @@ psql: install ## open psql on the local database
 lock: install ## pin the dependencies of pyproject.toml anew
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install -q uv==0.13.8
 	@$(COMPILE) -o requirements.txt
-	@$(COMPILE) --extra local --extra dev -c requirements.txt -o requirements-dev.txt
+	@$(COMPILE) --extra local --extra vast --extra dev -c requirements.txt -o requirements-dev.txt
 
 clean: ## remove .venv and the caches; CLEAN_DATA=1 deletes the local database too
 	@$(PYTHON) nvidia_triton/local/bootstrap.py clean
@@ -61,3 +62,56 @@ test-compose: ## bring docker compose up and test it
 
 crashtest: install ## kill and freeze everything at random under load for five minutes, then count
 	@$(BIN)/python -m tests.crash
+
+.PHONY: search-instance create-instance ssh-instance run-tritonserver ssh-tunnels-tritonserver stop-tunnels \
+	deploy-models-tritonserver check-health-tritonserver check-logs-tritonserver check-model-stats-tritonserver \
+	list-instances stop-instance start-instance destroy-instance gpu-up gpu-down
+# Variables go to these through the environment: INSTANCE_ID, CONTRACT_ID, MODELS, MAX_PRICE, RESTART, FOLLOW, DEFINITION.
+
+gpu-up: install ## rent a GPU, set it up and answer a first ticket: make gpu-up [MAX_PRICE=0.80]
+	@exec $(VAST) gpu-up
+
+gpu-down: install ## end the tunnel and the instance, and print the cost
+	@exec $(VAST) gpu-down
+
+search-instance: install ## offers on Vast.ai that fit nvidia_triton/vastai_instance_definition.yaml
+	@exec $(VAST) search-instance
+
+create-instance: install ## rent an offer: make create-instance INSTANCE_ID=<offer id>
+	@exec $(VAST) create-instance
+
+list-instances: install ## instances of this project and their cost
+	@exec $(VAST) list-instances
+
+ssh-instance: install ## open a shell on the instance (CONTRACT_ID= where there are several)
+	@exec $(VAST) ssh-instance
+
+run-tritonserver: install ## start Triton on the instance; RESTART=1 stops it first
+	@exec $(VAST) run-tritonserver
+
+deploy-models-tritonserver: install ## send models to the instance and load them: MODELS="a b"
+	@exec $(VAST) deploy-models-tritonserver
+
+ssh-tunnels-tritonserver: install ## start the tunnel to the instance; it reconnects by itself
+	@exec $(VAST) ssh-tunnels-tritonserver
+
+stop-tunnels: install ## stop the tunnels
+	@exec $(VAST) stop-tunnels
+
+check-health-tritonserver: install ## print 1 when Triton is well, else 0 and why
+	@exec $(VAST) check-health-tritonserver
+
+check-logs-tritonserver: install ## the last lines of Triton's log; FOLLOW=1 goes on
+	@exec $(VAST) check-logs-tritonserver
+
+check-model-stats-tritonserver: install ## requests, failures, times and tokens of each model
+	@exec $(VAST) check-model-stats-tritonserver
+
+stop-instance: install ## stop the instance; its disk goes on costing
+	@exec $(VAST) stop-instance
+
+start-instance: install ## start a stopped instance
+	@exec $(VAST) start-instance
+
+destroy-instance: install ## end the instance, its disk and its bill
+	@exec $(VAST) destroy-instance

@@ -1,0 +1,65 @@
+"""What every target is given, and an instance as the targets see it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from nvidia_triton.vast.servers import ServersFile
+from nvidia_triton.vast.settings import VastSettings
+from nvidia_triton.vast.state import State
+
+if TYPE_CHECKING:
+    from nvidia_triton.vast.definition import InstanceDefinition
+
+
+@dataclass(frozen=True)
+class Context:
+    """Settings, the instance definition, the state of this checkout, and where to write."""
+
+    settings: VastSettings
+    definition: InstanceDefinition
+    state: State
+    servers: ServersFile
+    console: Console
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where SSH answers."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One rented instance. `addresses` holds the direct one first, then the proxy; empty until it runs.
+
+    `status` is Vast's actual_status ("" while it is null); `dph_total` is dollars an hour, `start_date` Unix seconds.
+    """
+
+    id: int
+    label: str
+    status: str
+    status_msg: str
+    intended_status: str
+    addresses: tuple[Address, ...]
+    gpu_name: str
+    num_gpus: int
+    dph_total: float
+    start_date: float | None
+    image: str
+
+    @property
+    def name(self) -> str:
+        """What the fleet and known_hosts call it."""
+        return f"vast-{self.id}"
+
+    @property
+    def spent(self) -> float:
+        """Dollars since the start, an estimate: the bill counts storage and traffic too."""
+        return 0.0 if self.start_date is None else max(0.0, time.time() - self.start_date) / 3600 * self.dph_total

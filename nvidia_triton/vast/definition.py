@@ -1,0 +1,216 @@
+"""What is rented and what runs on it: nvidia_triton/vastai_instance_definition.yaml, checked key by key."""
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from nvidia_triton.vast.errors import TargetError
+
+# CUDA and the least driver of each image: the compatibility matrix of NVIDIA's Triton release notes.
+IMAGES = {
+    "25.07": ("12.9", "575.51"),
+    "25.10": ("13.0", "580.95"),
+    "25.12": ("13.1", "590.44"),
+    "26.02": ("13.1", "590.48"),
+    "26.04": ("13.2", "595.58"),
+    "26.07": ("13.3", "610.43"),
+}
+ONSTART_CHARS = 4000
+VALUE_CHARS = 255
+OURS = ("--model-repository", "--model-control-mode", "--http-", "--grpc-port", "--grpc-address", "--metrics-")
+MODEL_REPOSITORY = "/opt/models"
+
+
+def _unquoted_number(value: Any) -> Any:
+    """Hints at the one mistake that would go unseen: YAML reads 13.10 as the number 13.1."""
+    if isinstance(value, int | float):
+        raise ValueError('write it in quotes, "13.0", since YAML takes 13.10 and 13.1 for the same number')
+    return value
+
+
+Version = Annotated[str, BeforeValidator(_unquoted_number), Field(pattern=r"^\d+(\.\d+)*$")]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Port = Annotated[int, Field(ge=1024, le=65535)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Image(Part):
+    """`cuda` and `driver` are what the image asks of the host; known for the usual tags."""
+
+    repository: str = "nvcr.io/nvidia/tritonserver"
+    tag: str = "25.10-vllm-python-py3"
+    cuda: Version = ""
+    driver: Version = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        tag = str(values.get("tag", cls.model_fields["tag"].default))
+        known = IMAGES.get(tag.split("-")[0])
+        if known is None and not {"cuda", "driver"} <= values.keys():
+            raise ValueError(
+                f"what {tag} asks of the host is not known here: add `cuda` and `driver` from the release notes, "
+                f"or use one of {', '.join(IMAGES)}"
+            )
+        return dict(zip(("cuda", "driver"), known or (), strict=False)) | values
+
+    @property
+    def name(self) -> str:
+        return f"{self.repository}:{self.tag}"
+
+
+class Query(Part):
+    """What an offer must have. `gpu_ram` in GB for each GPU, `inet_down` in Mbit/s, `countries` as two letters."""
+
+    num_gpus: int = Field(1, ge=1)
+    gpu_ram: float = Field(24, gt=0)
+    gpu_names: tuple[str, ...] = ()
+    countries: tuple[Annotated[str, Field(pattern="^[A-Z]{2}$")], ...] = ()
+    direct_port_count: int = Field(1, ge=0)
+    inet_down: float = Field(500, ge=0)
+    reliability: float = Field(0.98, ge=0, le=1)
+    verified: bool = True
+
+
+class Ports(Part):
+    """Where Triton listens, on the loopback of the instance."""
+
+    http: Port = 8000
+    grpc: Port = 8001
+    metrics: Port = 8002
+
+
+class Triton(Part):
+    """`flags` come after those that keep it private and under our control."""
+
+    ports: Ports = Ports()
+    flags: tuple[str, ...] = ()
+
+    @field_validator("flags")
+    @classmethod
+    def _not_ours(cls, flags: tuple[str, ...]) -> tuple[str, ...]:
+        for flag in flags:
+            if not flag.startswith("--"):
+                raise ValueError(f"{flag!r} does not start with --")
+            if flag.startswith(OURS):
+                raise ValueError(
+                    f"{flag.split('=')[0]} is set by the targets: Triton has no authentication, so it listens on the "
+                    "instance's loopback alone; `triton.ports` moves it"
+                )
+        return flags
+
+    def arguments(self) -> list[str]:
+        """All arguments of tritonserver."""
+        local = "127.0.0.1"
+        return [
+            f"--model-repository={MODEL_REPOSITORY}",
+            "--model-control-mode=explicit",
+            *(f"--{name}-address={local}" for name in ("http", "grpc", "metrics")),
+            f"--http-port={self.ports.http}",
+            f"--grpc-port={self.ports.grpc}",
+            f"--metrics-port={self.ports.metrics}",
+            *self.flags,
+        ]
+
+
+class Needs(Part):
+    """What run-tritonserver checks on the instance before it starts Triton."""
+
+    shm_mib: int = Field(128, ge=0)
+    free_disk_gb: float = Field(2, ge=0)
+
+
+class Deadlines(Part):
+    """Minutes after which waiting ends with an error."""
+
+    running: float = Field(30, gt=0)
+    ssh: float = Field(5, gt=0)
+    triton: float = Field(5, gt=0)
+    load: float = Field(60, gt=0)
+
+
+class InstanceDefinition(Part):
+    """`max_price` in dollars an hour, `disk` in GB."""
+
+    image: Image = Field(default_factory=lambda: Image.model_validate({}))
+    query: Query = Query()
+    max_price: float = Field(0.8, gt=0)
+    disk: float = Field(80, ge=10)
+    env: dict[Variable, str] = Field(default_factory=dict)
+    onstart: str
+    triton: Triton = Triton()
+    needs: Needs = Needs()
+    models: tuple[str, ...] = Field(min_length=1)
+    deadline_minutes: Deadlines = Deadlines()
+
+    @field_validator("env")
+    @classmethod
+    def _short_and_not_secret(cls, env: dict[str, str]) -> dict[str, str]:
+        for name, value in env.items():
+            if len(value) > VALUE_CHARS:
+                raise ValueError(f"{name} is longer than {VALUE_CHARS} characters, which is all Vast.ai takes")
+            if name in ("HF_TOKEN", "VAST_API_KEY"):
+                raise ValueError(
+                    f"{name} is a secret and this file is tracked by git: put it into .env.vast or export it"
+                )
+        return env
+
+    @field_validator("onstart")
+    @classmethod
+    def _fits(cls, script: str) -> str:
+        if len(script) >= ONSTART_CHARS:
+            raise ValueError(f"has {len(script)} characters, and Vast.ai takes fewer than {ONSTART_CHARS}")
+        return script
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        ports = self.triton.ports
+        if len({ports.http, ports.grpc, ports.metrics}) < 3:
+            raise ValueError("triton.ports: three different ports are needed")
+        return self
+
+
+def load_definition(path: Path) -> InstanceDefinition:
+    """
+    Raises:
+        TargetError: the file is missing or does not hold a definition; each wrong key is named.
+    """
+    try:
+        found = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise TargetError(f"The instance definition {path.name} cannot be read: {error.strerror}.") from None
+    except yaml.YAMLError as error:
+        raise TargetError(f"{path.name} is not YAML: {_first_line(error)}.") from None
+    try:
+        return InstanceDefinition.model_validate(found or {})
+    except ValidationError as error:
+        problems = "\n".join(f"  {_key(each['loc'])}: {_reason(each)}" for each in error.errors(include_url=False))
+        raise TargetError(f"{path.name} has keys that cannot be used:\n{problems}") from None
+
+
+def _first_line(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or "it cannot be read"
+    return f"line {mark.line + 1}: {problem}" if mark else str(problem)
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location if part != "[key]") or "the file"
+
+
+def _reason(problem: Any) -> str:
+    if problem["type"] == "extra_forbidden":
+        return "there is no such key; check its spelling"
+    if problem["type"] == "too_short":
+        return "must hold at least one"
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    message = str(problem["msg"])
+    return message[0].lower() + message[1:]

@@ -1,0 +1,131 @@
+"""From an API key to an answered ticket, and back to nothing that costs money."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from nvidia_triton.local.banner import PROMPT
+from nvidia_triton.vast import deploy, instances, monitor, offers, preflight, remote, service, startup, ticket, tunnel
+from nvidia_triton.vast.context import Context, Instance
+from nvidia_triton.vast.errors import TargetError
+from nvidia_triton.vast.progress import dollars, done, say
+from nvidia_triton.vast.vast import OfferGone, Row, Unavailable, VastClient
+
+CREATE_TRIES = 3
+BUSY = "Another gpu-up, gpu-down or create-instance of this checkout is at work: wait for its end."
+
+
+def up(context: Context, contract_id: str | None, names: Sequence[str], max_price: float | None) -> None:
+    """Every step does only what is not done yet, so a second call goes on where one was interrupted."""
+    console = context.console
+    with context.state.locked("gpu", busy=BUSY):
+        preflight.check_access(context)
+        preflight.check_models(context, names)
+        client = VastClient(context.settings)
+        rented = _rented(context, client, contract_id)
+        found = [] if rented else offers.search(context, client, max_price)
+        plan = f"goes on with {rented.name}" if rented else f"{len(found)} offers fit"
+        done(console, "preflight", f"API key, key pair, ssh, rsync, definition and models are in order; {plan}")
+        done(console, "service", service.ensure(context))
+        instance = _ready(context, client, rented, found)
+        done(console, "instance", f"CONTRACT_ID={instance.id}: {instances.summary(instance)}")
+        remote.run_tritonserver(context, instance)
+        done(console, "triton", f"tritonserver serves on {instance.name}")
+        deploy.deploy(context, instance, names)
+        done(console, "models", ", ".join(names))
+        link = tunnel.start(context, instance)
+        done(console, "tunnel", f"127.0.0.1:{link.http_port} HTTP, {link.grpc_port} gRPC, {link.metrics_port} metrics")
+        healthy, reason = monitor.health(context, instance.id)
+        if not healthy:
+            raise TargetError(f"{instance.name} is not healthy: {reason}")
+        done(console, "health", reason)
+        answer = ticket.first_ticket(context, instance, names[0])
+        done(console, "ticket", f"{names[0]} answered in {answer.seconds:.1f} s through {answer.server}")
+    say(console, f"\n  prompt  {PROMPT}\n  answer  {answer.text.strip()}\n")
+    say(
+        console,
+        f"{dollars(instance.spent)} spent so far, {dollars(instance.dph_total)} an hour. Send tickets to "
+        f"{context.settings.api_url} (docs at /docs); `make gpu-down` ends the instance and the bill.",
+    )
+
+
+def rent(context: Context, client: VastClient, found: Sequence[Row]) -> int:
+    """Rents the first offer that is still there; returns the contract id."""
+    for row in found:
+        say(context.console, f"  {offers.describe(row)}")
+        for attempt in range(1, CREATE_TRIES + 1):
+            try:
+                return instances.create(context, client, int(row["id"]))
+            except OfferGone:
+                say(context.console, "  is gone; the next one")
+                break
+            except (instances.NotMade, Unavailable) as problem:
+                if attempt == CREATE_TRIES:
+                    raise
+                say(context.console, f"  {problem}")
+                time.sleep(context.settings.poll_seconds)
+    raise TargetError(f"All {len(found)} offers that fit were rented by others meanwhile: try again.")
+
+
+def down(context: Context, contract_id: str | None) -> None:
+    """Ends the tunnel, the instance and a service that gpu-up started; fine where there is nothing."""
+    console = context.console
+    with context.state.locked("gpu", busy=BUSY):
+        client = VastClient(context.settings)
+        here = instances.recover(context, client)
+        if contract_id or here:
+            take_down(context, client, instances.resolve(context, client, contract_id))
+        else:
+            tunnel.stop(context, None)
+            done(console, "instance", "this checkout has rented none, so there is nothing to pay for")
+        if not instances.find(context, client).here and service.stop(context):
+            done(console, "service", f"{context.settings.api_url} stopped; its data stays")
+        elsewhere = instances.find(context, client).elsewhere
+    for each in elsewhere:
+        say(
+            console,
+            f"note: instance {each.id} has this project's label and was not rented by this checkout: "
+            f"{instances.summary(each)}. `make destroy-instance CONTRACT_ID={each.id}` ends it.",
+        )
+
+
+def take_down(context: Context, client: VastClient, instance: Instance) -> None:
+    """Ends the tunnel to an instance, and the instance."""
+    stop_tunnel(context, instance)
+    instances.destroy(context, client, instance.id)
+    # The tunnel's process may have put its entry back while it ended.
+    context.servers.remove(instance.name)
+    hours = 0.0 if instance.start_date is None else max(0.0, time.time() - instance.start_date) / 3600
+    done(
+        context.console,
+        "instance",
+        f"{instance.id} destroyed: about {dollars(instance.spent)} for {hours:.2f} hours at "
+        f"${instance.dph_total:.3f} (an estimate; traffic comes on top)",
+    )
+
+
+def stop_tunnel(context: Context, instance: Instance) -> None:
+    """A tunnel that cannot be stopped must not keep an instance alive that costs money."""
+    try:
+        stopped = tunnel.stop(context, instance.id)
+    except TargetError as error:
+        say(context.console, f"  {error}")
+        return
+    if stopped:
+        done(context.console, "tunnel", f"to {instance.name} stopped")
+
+
+def _rented(context: Context, client: VastClient, contract_id: str | None) -> Instance | None:
+    here = instances.recover(context, client)
+    return instances.resolve(context, client, contract_id) if contract_id or here else None
+
+
+def _ready(context: Context, client: VastClient, rented: Instance | None, found: Sequence[Row]) -> Instance:
+    """An instance that SSH answers on: the rented one, started where it was stopped, or else a new one."""
+    if rented is None:
+        return startup.wait_until_ready(context, client, rent(context, client, found))
+    stopped = rented.intended_status == "stopped"
+    if stopped:
+        client.start(rented.id)
+    return startup.wait_until_ready(context, client, rented.id, restarted=stopped)

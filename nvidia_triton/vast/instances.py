@@ -1,0 +1,257 @@
+"""Instances of this project: made once, found again by their label, ended for good."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nvidia_triton.vast.context import Context, Instance
+from nvidia_triton.vast.errors import TargetError
+from nvidia_triton.vast.progress import dollars, say
+from nvidia_triton.vast.vast import (
+    Doubtful,
+    OfferGone,
+    Refused,
+    Unavailable,
+    VastClient,
+    no_such_instance,
+)
+
+PREFIX = "triton-tickets-"
+CONTRACT = "contract-"
+INTENT = "intent-"
+# Calls of the list that an instance may take to show up in it, or to go from it.
+PATIENCE = 3
+INTENT_SECONDS = 86400.0
+PAUSE_SECONDS = 2.0
+DESTROY_TRIES = 4
+
+
+class NotMade(TargetError):
+    """A create failed and left nothing behind, as far as Vast.ai shows."""
+
+
+@dataclass(frozen=True)
+class Ours:
+    """Instances with this project's label: those this checkout rented, and others, of another checkout say."""
+
+    here: tuple[Instance, ...]
+    elsewhere: tuple[Instance, ...]
+
+
+def find(context: Context, client: VastClient) -> Ours:
+    """All instances of the project."""
+    listed = [each for each in client.instances() if _is_ours(context, each)]
+    here = tuple(each for each in listed if _is_known(context, each))
+    return Ours(here, tuple(each for each in listed if each not in here))
+
+
+def resolve(context: Context, client: VastClient, contract_id: str | None) -> Instance:
+    """The instance with this CONTRACT_ID; without one, the only one of this checkout.
+
+    Raises:
+        TargetError: no such instance, none at all, several, or one that is not the project's.
+    """
+    if contract_id:
+        if not contract_id.isdigit():
+            raise TargetError(
+                f"CONTRACT_ID={contract_id} is not a contract id, which is a number: `make list-instances` shows them."
+            )
+        instance = client.instance(int(contract_id))
+        if instance is None:
+            raise no_such_instance(int(contract_id))
+        if not _is_ours(context, instance):
+            raise TargetError(
+                f"Instance {instance.id} was not made by this project (its label does not start with {PREFIX}), so the "
+                "targets leave it alone: use Vast.ai's console for it."
+            )
+        return instance
+    ours = find(context, client)
+    if len(ours.here) == 1:
+        return ours.here[0]
+    if ours.here:
+        listed = "\n".join(f"  CONTRACT_ID={each.id}  {summary(each)}" for each in ours.here)
+        raise TargetError(f"There are {len(ours.here)} instances, so say which one:\n{listed}")
+    hint = ""
+    if ours.elsewhere:
+        ids = ", ".join(str(each.id) for each in ours.elsewhere)
+        hint = f" Instances this checkout does not know have the project's label: {ids}; name one with CONTRACT_ID=."
+    raise TargetError(f"This checkout has rented no instance: `make gpu-up` rents one and sets it up.{hint}")
+
+
+def create(context: Context, client: VastClient, offer: int) -> int:
+    """Rents an offer once and returns the contract id. Its label is on record before the call.
+
+    Raises:
+        OfferGone, Refused, Unavailable: nothing was made.
+        NotMade: the answer was lost, and nothing with the label shows up.
+    """
+    definition, settings = context.definition, context.settings
+    environment = dict(definition.env)
+    if settings.hf_token is not None:
+        environment["HF_TOKEN"] = settings.hf_token.get_secret_value()
+    label = PREFIX + secrets.token_hex(4)
+    intent = INTENT + label.removeprefix(PREFIX)
+    context.state.write(intent, {"label": label, "offer": offer, "at": time.time()})
+    try:
+        contract = client.create(
+            offer,
+            image=definition.image.name,
+            disk=definition.disk,
+            label=label,
+            env=environment,
+            onstart=definition.onstart,
+        )
+    except (OfferGone, Refused, Unavailable):
+        context.state.remove(intent)
+        raise
+    except Doubtful as doubt:
+        say(context.console, f"  {doubt} Looking for an instance with the label {label}.")
+        found = _by_label(context, client, label)
+        if found is None:
+            raise NotMade(
+                f"The create failed and no instance with the label {label} shows up, so nothing was rented as far as "
+                "Vast.ai says: try again, and look at `make list-instances` a minute later."
+            ) from None
+        contract = found
+    context.state.write(f"{CONTRACT}{contract}", {"label": label})
+    context.state.remove(intent)
+    return contract
+
+
+def recover(context: Context, client: VastClient) -> tuple[Instance, ...]:
+    """Instances of this checkout, after what an interrupted call left is put in order.
+
+    An instance whose create was interrupted is taken over, a second one of the same label destroyed, and what
+    Vast.ai no longer has is forgotten.
+    """
+    for name in context.state.names(INTENT):
+        intent = context.state.read(name)
+        label, at = str(intent.get("label") or ""), float(intent.get("at") or 0)
+        fresh = time.time() - at < context.settings.poll_seconds * PATIENCE
+        contract = _by_label(context, client, label, PATIENCE if fresh else 1) if label else None
+        if contract is not None:
+            context.state.write(f"{CONTRACT}{contract}", {"label": label})
+        if contract is not None or time.time() - at > INTENT_SECONDS:
+            context.state.remove(name)
+    here = find(context, client).here
+    first: dict[str, Instance] = {}
+    for each in here:
+        key = each.label if each.label.startswith(PREFIX) else str(each.id)
+        kept = first.setdefault(key, each)
+        if kept is not each:
+            _destroy_double(context, client, each.id)
+    listed = {each.id for each in here}
+    for ident in known_ids(context) - listed:
+        if client.instance(ident) is None:
+            forget(context, ident)
+    return tuple(first.values())
+
+
+def destroy(context: Context, client: VastClient, contract_id: int) -> None:
+    """Destroys it and looks until it is gone.
+
+    Raises:
+        TargetError: it is still there, and costs money.
+    """
+    problem = "Vast.ai agrees and still lists it"
+    for _ in range(DESTROY_TRIES):
+        try:
+            client.destroy(contract_id)
+            if _goes(context, client, contract_id):
+                forget(context, contract_id)
+                return
+        except (Refused, Unavailable) as refused:
+            problem = str(refused).rstrip(".")
+            time.sleep(min(context.settings.poll_seconds, PAUSE_SECONDS))
+    raise TargetError(
+        f"Instance {contract_id} could not be destroyed and STILL COSTS MONEY: {problem}. Try again with "
+        f"`make destroy-instance CONTRACT_ID={contract_id}`, or destroy it on https://cloud.vast.ai/instances/."
+    )
+
+
+def _goes(context: Context, client: VastClient, contract_id: int) -> bool:
+    for _ in range(PATIENCE):
+        if client.instance(contract_id) is None:
+            return True
+        time.sleep(min(context.settings.poll_seconds, PAUSE_SECONDS))
+    return False
+
+
+def forget(context: Context, contract_id: int) -> None:
+    context.state.remove(f"{CONTRACT}{contract_id}")
+
+
+def known_ids(context: Context) -> set[int]:
+    names = (name.removeprefix(CONTRACT) for name in context.state.names(CONTRACT))
+    return {int(name) for name in names if name.isdigit()}
+
+
+def left_running(context: Context) -> str:
+    """For someone who interrupts: what this checkout has rented and how it ends, without asking Vast.ai."""
+    lines = []
+    for ident in sorted(known_ids(context)):
+        record = context.state.read(f"{CONTRACT}{ident}")
+        price = f" at ${record['dph_total']:.3f} an hour" if record.get("dph_total") else ""
+        lines.append(
+            f"Instance {ident} exists and costs money{price}. `make gpu-up` goes on with it, "
+            f"`make destroy-instance CONTRACT_ID={ident}` ends it."
+        )
+    for name in context.state.names(INTENT):
+        lines.append(
+            f"An instance labelled {context.state.read(name).get('label')} was about to be rented and may exist: "
+            "`make list-instances` shows it, `make gpu-up` goes on with it, `make gpu-down` ends it."
+        )
+    return "\n".join(lines)
+
+
+def state_of(instance: Instance) -> str:
+    """In a word: Vast.ai calls a stopped instance `exited` as it does one that failed."""
+    stopped = instance.intended_status == "stopped" and instance.status == "exited"
+    return "stopped" if stopped else instance.status or "being made"
+
+
+def summary(instance: Instance) -> str:
+    return (
+        f"{instance.num_gpus}x {instance.gpu_name}, {state_of(instance)}, "
+        f"${instance.dph_total:.3f} an hour, {dollars(instance.spent)} so far"
+    )
+
+
+def _is_known(context: Context, instance: Instance) -> bool:
+    if instance.id in known_ids(context):
+        return True
+    names = [*context.state.names(INTENT), *context.state.names(CONTRACT)]
+    return instance.label in {context.state.read(name).get("label") for name in names}
+
+
+def _is_ours(context: Context, instance: Instance) -> bool:
+    return instance.label.startswith(PREFIX) or instance.id in known_ids(context)
+
+
+def remember(context: Context, instance: Instance) -> None:
+    context.state.update(f"{CONTRACT}{instance.id}", label=instance.label, dph_total=instance.dph_total)
+
+
+def _by_label(context: Context, client: VastClient, label: str, patience: int = PATIENCE) -> int | None:
+    """The contract with this label; any further one of the same create is destroyed."""
+    found: Sequence[int] = ()
+    for attempt in range(patience):
+        if attempt:
+            time.sleep(context.settings.poll_seconds)
+        found = sorted(each.id for each in client.instances() if each.label == label)
+        if found:
+            break
+    if not found:
+        return None
+    context.state.write(f"{CONTRACT}{found[0]}", {"label": label})
+    for double in found[1:]:
+        _destroy_double(context, client, double)
+    return found[0]
+
+
+def _destroy_double(context: Context, client: VastClient, contract_id: int) -> None:
+    say(context.console, f"  One create made a second instance, {contract_id}: destroying it.")
+    destroy(context, client, contract_id)

@@ -1,0 +1,156 @@
+"""The bash scripts that run on an instance. They travel over standard input: see ssh.wrapped."""
+
+DIRECTORY = "/opt/triton"
+MODELS = "/opt/models"
+BINARY = "/opt/tritonserver/bin/tritonserver"
+LOG = f"{DIRECTORY}/tritonserver.log"
+STAGING = f"{DIRECTORY}/staging"
+INCOMING = f"{DIRECTORY}/incoming"
+PREVIOUS = f"{DIRECTORY}/previous"
+DIGESTS = f"{DIRECTORY}/digests"
+
+# A pid alone may by now belong to another process: its start time, field 22 of stat, tells them apart.
+_COMMON = f"""
+set -u
+umask 077
+mkdir -p {DIRECTORY} {MODELS}
+born() {{ local stat; stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1; set -- ${{stat##*) }}; echo "${{20}}"; }}
+running() {{
+  local pid time
+  read -r pid time 2>/dev/null <{DIRECTORY}/tritonserver.pid || return 1
+  [ -n "$time" ] && [ "$(born "$pid")" = "$time" ] && [ "$(state "$pid")" != Z ] && echo "$pid"
+}}
+state() {{ local stat; stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1; set -- ${{stat##*) }}; echo "$1"; }}
+live() {{
+  local line=
+  exec 3<>"/dev/tcp/127.0.0.1/$http_port" || return 1
+  printf 'GET /v2/health/live HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n' >&3
+  read -r -t 5 line <&3
+  exec 3>&-
+  case $line in *" 200 "*) return 0 ;; esac
+  return 1
+}} 2>/dev/null
+"""
+
+STATUS = f"""{_COMMON}
+echo "pid=$(running)"
+if live; then echo live=yes; fi
+"""
+
+FACTS = f"""{_COMMON}
+gpus=$(nvidia-smi --query-gpu=driver_version,name,memory.total --format=csv,noheader 2>/dev/null | tr '\\n' ';')
+echo "gpus=$gpus"
+echo "shm_kib=$(df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 {{ print $2 }}')"
+echo "disk_kib=$(df -Pk /opt 2>/dev/null | awk 'NR == 2 {{ print $4 }}')"
+if [ -x {BINARY} ]; then echo binary=yes; fi
+if [ -f {DIRECTORY}/triton.env ]; then echo environment=yes; fi
+"""
+
+START = f"""{_COMMON}
+cd {DIRECTORY}
+pid=$(running)
+if [ -z "$pid" ]; then
+  if [ -f {LOG} ]; then mv -f {LOG} {LOG}.1; fi
+  eval "set -- $arguments"
+  (
+    if [ -f triton.env ]; then . ./triton.env; fi
+    exec setsid nohup {BINARY} "$@" >>{LOG} 2>&1 </dev/null
+  ) &
+  pid=$!
+  echo "$pid $(born "$pid")" >tritonserver.pid
+fi
+end=$((SECONDS + seconds))
+result=late
+while [ "$SECONDS" -lt "$end" ]; do
+  if [ -z "$(running)" ]; then result=ended; break; fi
+  if live; then result=live; break; fi
+  sleep 0.2
+done
+echo "pid=$pid"
+echo "result=$result"
+if [ -s {LOG} ]; then echo log=yes; fi
+"""
+
+# Triton gets SIGTERM, so that requests in flight finish; what then remains of its group is killed.
+STOP = f"""{_COMMON}
+pid=$(running)
+if [ -n "$pid" ]; then
+  kill -TERM "$pid"
+  end=$((SECONDS + seconds))
+  while [ -n "$(running)" ] && [ "$SECONDS" -lt "$end" ]; do sleep 0.2; done
+  kill -KILL -- "-$pid" 2>/dev/null
+  while [ -n "$(running)" ]; do sleep 0.1; done
+  rm -f /dev/shm/triton_python_backend_shm_region_*
+fi
+rm -f {DIRECTORY}/tritonserver.pid
+"""
+
+# The errors may stand far above the end: an unknown flag is followed by the whole usage.
+LAST_WORDS = f"""
+{{ grep -m 3 -E 'unrecognized option|^E[0-9]{{4}} ' {LOG}; tail -n "$lines" {LOG}; }} | awk '!seen[$0]++'
+"""
+
+TAIL = f'[ -f {LOG} ] && tail -n "$lines" {LOG}'
+FOLLOW = f'[ -f {LOG} ] && tail -n "$lines" -F {LOG} 2>/dev/null'
+
+# Megabytes of the weights' cache, then the last line of the log.
+GROWTH = f"""
+if [ -f {DIRECTORY}/triton.env ]; then . {DIRECTORY}/triton.env; fi
+size=$(du -sm "${{HF_HOME:-${{HOME:-/root}}/.cache/huggingface}}" 2>/dev/null | cut -f 1)
+echo "${{size:-0}}"
+tail -n 1 {LOG} 2>/dev/null
+:
+"""
+
+# A digest is written once a model has loaded: it says that models/<name> is good, and what it holds.
+SURVEY = f"""{_COMMON}
+mkdir -p {STAGING} {PREVIOUS} {DIGESTS} {INCOMING}
+if command -v rsync >/dev/null; then echo rsync=yes; fi
+if live; then echo live=yes; fi
+echo "disk_kib=$(df -Pk {MODELS} | awk 'NR == 2 {{ print $4 }}')"
+for file in {DIGESTS}/*; do
+  name=${{file##*/}}
+  if [ -f "$file" ] && [ -d "{MODELS}/$name" ]; then echo "digest:$name=$(cat "$file")"; fi
+done
+"""
+
+# Hard links: staging keeps what was sent, so the next deployment sends only what has changed since.
+# Interrupted at any line, a repetition comes to the same end: without its digest a served folder is not kept.
+SWAP = f"""
+set -eu
+find {STAGING}/"$name" -name .rsync-partial -prune -exec rm -rf {{}} +
+rm -rf {INCOMING}/"$name"
+cp -al {STAGING}/"$name" {INCOMING}/"$name"
+if [ -f {DIGESTS}/"$name" ] && [ -d {MODELS}/"$name" ]; then
+  rm -rf {PREVIOUS}/"$name" {PREVIOUS}/"$name.digest"
+  mv {MODELS}/"$name" {PREVIOUS}/"$name"
+  mv {DIGESTS}/"$name" {PREVIOUS}/"$name.digest"
+fi
+rm -rf {DIGESTS}/"$name" {MODELS}/"$name"
+mv {INCOMING}/"$name" {MODELS}/"$name"
+"""
+
+KEEP = f"""
+set -eu
+umask 077
+printf %s "$digest" >{DIGESTS}/."$name"
+mv {DIGESTS}/."$name" {DIGESTS}/"$name"
+"""
+
+RESTORE = f"""
+set -eu
+if [ -d {PREVIOUS}/"$name" ]; then
+  rm -rf {MODELS}/"$name"
+  mv {PREVIOUS}/"$name" {MODELS}/"$name"
+  echo restored
+fi
+"""
+
+RESTORED = f"""
+set -eu
+if [ -f {PREVIOUS}/"$name.digest" ]; then mv {PREVIOUS}/"$name.digest" {DIGESTS}/"$name"; fi
+"""
+
+SERVED = f"""
+cd {MODELS} && for each in */config.pbtxt; do if [ -f "$each" ]; then dirname "$each"; fi; done
+"""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import traceback
 from typing import Annotated, Any
 
 import typer
@@ -225,10 +227,22 @@ def main() -> int:
     except Exception as error:
         # Click's own: a flag that is no such flag.
         if (show := getattr(error, "show", None)) is None:
-            raise
+            return _fail(_defect(error))
         show()
         return 2
     return code if isinstance(code, int) else 0
+
+
+def _defect(error: Exception) -> str:
+    """Keeps the trace of what nobody foresaw, and says where; what is rented is named."""
+    context = open_context(needs_definition=False)
+    trace = context.state.prepare().file("error.log")
+    trace.write_text(context.settings.redact("".join(traceback.format_exception(error))))
+    return (
+        f"This failed in a way that nobody foresaw ({type(error).__name__}); the details are in "
+        f"{os.path.relpath(trace)}. "
+        f"{instances.left_running(context)}"
+    ).strip()
 
 
 def _fail(text: str, code: int = 1) -> int:

@@ -5,6 +5,8 @@ MAKEFLAGS += --no-print-directory
 .PHONY: help install run test demo lint format migrate revision psql lock clean bench test-compose crashtest
 
 PYTHON ?= python3
+# Files of tests at once; they wait for other processes most of the time.
+JOBS ?= 3
 BIN := .venv/bin
 LOCAL := $(BIN)/python -m nvidia_triton.local
 VAST := $(BIN)/python -m nvidia_triton.vast
@@ -21,8 +23,8 @@ install: ## make .venv with the pinned dependencies (every target does)
 run: install ## start Postgres, Triton, the dispatcher and the API on http://127.0.0.1:8887; Ctrl-C stops all
 	@exec $(LOCAL).run --with-parent
 
-test: install ## run the tests; they start what they need
-	@$(BIN)/pytest $(ARGS)
+test: install ## run the tests; they start what they need. One alone: make test ARGS=tests/queue JOBS=0
+	@$(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 demo: install ## store a prompt, send it to a model and wait for the answer
 	@exec $(LOCAL).demo

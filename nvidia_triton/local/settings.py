@@ -1,5 +1,6 @@
 """What the local stack is to start, from .env.api.dev, .env.db.dev and the real environment, which wins."""
 
+import random
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}  # noqa: S104
 # Shorter than the runner's own patience, so that a dispatcher hands its work back instead of being killed.
 DRAIN_SECONDS = "8"
+UNASSIGNED_PORTS = (15000, 32000)
 # The others of models/ are for GPUs; here each would cost a process that simulates it.
 DEFAULT_MODELS = ("demo",)
 
@@ -102,11 +104,19 @@ def local_settings(environ: Mapping[str, str], root: Path = ROOT) -> LocalSettin
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on right now; all are held until the last is found, so they differ."""
-    sockets = [socket.socket() for _ in range(count)]
+    """Ports nobody listens on right now; all are held until the last is found, so they differ.
+
+    They lie below those that Linux gives to outgoing connections, of which one could take a port before it is used.
+    """
+    sockets: list[socket.socket] = []
     try:
-        for each in sockets:
-            each.bind((HOST, 0))
+        while len(sockets) < count:
+            each = socket.socket()
+            sockets.append(each)
+            try:
+                each.bind((HOST, random.randint(*UNASSIGNED_PORTS)))  # noqa: S311
+            except OSError:
+                sockets.pop().close()
         return [each.getsockname()[1] for each in sockets]
     finally:
         for each in sockets:

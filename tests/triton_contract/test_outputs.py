@@ -240,12 +240,9 @@ async def test_an_adapter_is_accepted_where_there_is_one(client: Client) -> None
 
 
 async def test_slots_limit_what_runs_at_once(client: Client) -> None:
-    """Three times as many sequences as `slow` has slots take three times as long."""
-    started = time.monotonic()
+    """Three times as many sequences as `slow` has slots take three rounds of three steps of 100 ms."""
     prompt = "[[sim:first=0]][[sim:slow=100]][[sim:tokens=4]]"
-    [message] = await client.ask("slow", prompt, sampling={"n": 64})
-    alone = time.monotonic() - started
-    assert len(message.text) == 64
     started = time.monotonic()
-    await asyncio.gather(*(client.ask("slow", prompt, sampling={"n": 64}) for _ in range(3)))
-    assert time.monotonic() - started > 2.5 * alone
+    messages = await asyncio.gather(*(client.ask("slow", prompt, sampling={"n": 64}) for _ in range(3)))
+    assert [len(each[0].text) for each in messages] == [64] * 3
+    assert time.monotonic() - started > 0.85

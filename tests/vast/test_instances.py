@@ -4,6 +4,7 @@ import dataclasses
 import io
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -179,10 +180,17 @@ def test_one_that_loads_for_ever_meets_the_deadline(vast: FakeVast, context: Con
 
 
 def test_a_key_that_comes_late_is_waited_for(vast: FakeVast, context: Context, client: VastClient) -> None:
-    vast.faults.ssh_key_seconds = 2.0
+    vast.faults.ssh_key_seconds = 600.0
     ident = instances.create(context, client, OFFER)
-    assert startup.wait_until_ready(context, client, ident).id == ident
-    assert "the SSH key is on its way" in said(context)
+
+    def arrives() -> None:
+        until(lambda: "the SSH key is on its way" in said(context), "is told that the key is late")
+        vast.faults.ssh_key_seconds = 0.0
+
+    with ThreadPoolExecutor(1) as thread:
+        arrived = thread.submit(arrives)
+        assert startup.wait_until_ready(context, client, ident).id == ident
+        arrived.result()
 
 
 def test_a_key_that_never_comes_meets_the_deadline(vast: FakeVast, context: Context, client: VastClient) -> None:

@@ -102,7 +102,7 @@ class Contract:
             number = max(self.keys, default=self.ident * 10) + 1
             self.keys[number] = key
             if self._faults.ssh_key_seconds > 0:
-                self._start(self._authorize_late(key, self._faults.ssh_key_seconds))
+                self._start(self._authorize_late(key))
             else:
                 authorize(self.host.opt, key)
 
@@ -150,9 +150,12 @@ class Contract:
         self.set_status("running", f"success, running {self._body['image']}")
         self._running.set()
 
-    async def _authorize_late(self, key: str, seconds: float) -> None:
+    async def _authorize_late(self, key: str) -> None:
         await self._running.wait()
-        await asyncio.sleep(seconds)
+        started = time.monotonic()
+        # Read anew each time, so that a test can let the key arrive when it has seen enough.
+        while time.monotonic() - started < self._faults.ssh_key_seconds:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
         authorize(self.host.opt, key)
 
     def _since_last(self) -> float:

@@ -2,7 +2,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install run test demo lint format migrate revision psql lock clean bench test-compose crashtest
+.PHONY: help install run test demo lint format migrate revision psql key keys revoke-key webhook-secret lock clean bench test-compose crashtest
 
 PYTHON ?= python3
 # Files of tests at once; they wait for other processes most of the time.
@@ -47,6 +47,22 @@ revision: install ## write a migration from the tables' difference: make revisio
 
 psql: install ## open psql on the local database
 	@exec $(LOCAL).database psql
+
+key: install ## make an API key and print it once: make key NAME=alice RPM=60 (docs/keys.md has the other options)
+	@$(LOCAL).database app.keys create "$${NAME:?say whose: make key NAME=alice}" $${OWNER:+--owner "$$OWNER"} \
+		$${SCOPES:+--scopes "$$SCOPES"} $${EXPIRES_DAYS:+--expires-days "$$EXPIRES_DAYS"} \
+		$${RPM:+--requests-per-minute "$$RPM"} $${PENDING:+--pending "$$PENDING"} \
+		$${TOKENS_PER_DAY:+--tokens-per-day "$$TOKENS_PER_DAY"} $${WEIGHT:+--weight "$$WEIGHT"} \
+		$${WEBHOOK:+--webhook "$$WEBHOOK"}
+
+keys: install ## list the API keys
+	@$(LOCAL).database app.keys list
+
+revoke-key: install ## end an API key for good: make revoke-key KEY=<id>
+	@$(LOCAL).database app.keys revoke "$${KEY:?say which: make revoke-key KEY=<id from make keys>}"
+
+webhook-secret: install ## print what signs webhooks: make webhook-secret OWNER=alice (ROTATE=1 makes a new one)
+	@$(LOCAL).database app.webhooks $${OWNER:+"$$OWNER"} $${ROTATE:+--rotate}
 
 lock: install ## pin the dependencies of pyproject.toml anew
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install -q uv==0.13.8

@@ -2,6 +2,7 @@
 
 from enum import StrEnum
 from functools import cached_property
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Self
 from urllib.parse import urlsplit
@@ -60,7 +61,11 @@ class Settings(BaseSettings):
     api_host: str = Field("127.0.0.1", description="address the API listens on")
     api_port: int = Field(8887, ge=1, le=65535, description="port the API listens on")
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="largest request body, in bytes")
+    max_file_bytes: int = Field(200 * 1024 * 1024, ge=1024, description="largest file of batch requests, in bytes")
     max_content_chars: int = Field(1_000_000, ge=1, description="longest `content` of a context")
+    model_repository: str = Field(
+        "models", description="folder of the Triton model repository, where the models' chat templates are read"
+    )
     default_max_tokens: int = Field(512, ge=1, description="`max_tokens` where a request names none")
 
     model_concurrency: int = Field(64, ge=1, description="requests in flight per model on each server")
@@ -80,6 +85,23 @@ class Settings(BaseSettings):
     result_retention_days: float | None = Field(
         None, gt=0, description="final results and their contexts are removed after this; empty keeps all"
     )
+    stream_retention_seconds: Seconds = Field(
+        600.0, description="how long after a result's end a cut stream of it can be resumed"
+    )
+
+    auth_required: bool | None = Field(
+        None,
+        description="whether a request needs an API key; empty: yes, unless `API_HOST` is loopback and `ENVIRONMENT` "
+        "is not `production`, which always needs one",
+    )
+
+    webhook_allow_private: bool = Field(
+        False, description="webhooks may go to loopback and private addresses; for development"
+    )
+    webhook_allow_networks: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="networks that webhooks may go to although they are not public, `10.1.0.0/16`, comma-separated"
+    )
+    webhook_allow_http: bool = Field(False, description="webhooks may go to `http://` also in production")
 
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     dispatcher_metrics_port: int = Field(
@@ -93,6 +115,9 @@ class Settings(BaseSettings):
         if isinstance(urls, str):
             named = () if urls.strip().lower() == NO_SERVERS else urls.split(",")
             values["triton_urls"] = tuple(url.strip() for url in named if url.strip())
+        networks = values.get("webhook_allow_networks")
+        if isinstance(networks, str):
+            values["webhook_allow_networks"] = tuple(each.strip() for each in networks.split(",") if each.strip())
         return values
 
     @model_validator(mode="after")
@@ -104,16 +129,42 @@ class Settings(BaseSettings):
             raise ValueError(
                 "DATABASE_URL holds a development password and ENVIRONMENT is production: set one of your own"
             )
+        if self.environment is Environment.PRODUCTION and self.auth_required is False:
+            raise ValueError(
+                "AUTH_REQUIRED is off and ENVIRONMENT is production: leave AUTH_REQUIRED empty, and make a key with "
+                "`make key NAME=...` or `python -m app.keys create NAME`"
+            )
         for server in self.triton_urls:
             try:
                 server_address(server)
             except ValueError as error:
                 raise ValueError(f"TRITON_URLS: {error}") from None
+        for network in self.webhook_allow_networks:
+            try:
+                ip_network(network)
+            except ValueError:
+                raise ValueError(f"WEBHOOK_ALLOW_NETWORKS: {network!r} is no network, as 10.1.0.0/16 is") from None
         return self
+
+    @cached_property
+    def keys_needed(self) -> bool:
+        """Whether a request without an API key is refused."""
+        if self.auth_required is not None:
+            return self.auth_required
+        return self.environment is Environment.PRODUCTION or not _is_loopback(self.api_host)
 
     @cached_property
     def sqlalchemy_url(self) -> str:
         return "postgresql+asyncpg://" + self.database_url.split("://", 1)[1]
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def load_settings() -> Settings:

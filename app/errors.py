@@ -1,5 +1,6 @@
 """Errors a user can meet: each has a stable code, an HTTP status and a sentence that says what to do."""
 
+from math import ceil
 from typing import Any, ClassVar
 
 
@@ -80,9 +81,30 @@ class ResultNotFound(NotFound):
     title = "No such result"
 
 
+class DeliveryNotFound(NotFound):
+    code = "delivery_not_found"
+    title = "No such delivery of a webhook"
+
+
 class ModelNotFound(NotFound):
     code = "model_not_found"
     title = "No such model"
+
+
+class FileNotFound(NotFound):
+    code = "file_not_found"
+    title = "No such file"
+
+
+class BatchNotFound(NotFound):
+    code = "batch_not_found"
+    title = "No such batch"
+
+
+class BatchEnded(AppError):
+    code = "batch_ended"
+    status = 409
+    title = "The batch has ended"
 
 
 class IdempotencyMismatch(AppError):
@@ -107,6 +129,106 @@ class Removed(AppError):
     code = "removed"
     status = 410
     title = "It was here and has been removed"
+
+
+class Unauthorized(AppError):
+    """Whoever asks has shown no key that counts."""
+
+    code = "invalid_api_key"
+    status = 401
+    title = "A valid API key is needed"
+
+    def __init__(self, detail: str, challenge: str = 'Bearer error="invalid_token"') -> None:
+        super().__init__(detail, headers={"WWW-Authenticate": challenge})
+
+
+class ApiKeyExpired(Unauthorized):
+    code = "api_key_expired"
+    title = "The API key has expired"
+
+
+class ApiKeyRevoked(Unauthorized):
+    code = "api_key_revoked"
+    title = "The API key was revoked"
+
+
+class ScopeMissing(AppError):
+    code = "scope_missing"
+    status = 403
+    title = "The API key may not do this"
+
+
+class KeyNotFound(NotFound):
+    code = "key_not_found"
+    title = "No such API key"
+
+
+class OwnerNotFound(NotFound):
+    code = "owner_not_found"
+    title = "No such owner"
+
+
+class LimitReached(AppError):
+    """A limit of the key; nothing was stored. `seconds` until it is worth trying again."""
+
+    status = 429
+    title = "A limit of the API key is reached"
+
+    def __init__(self, detail: str, seconds: float) -> None:
+        super().__init__(detail, headers={"Retry-After": str(max(1, ceil(seconds)))})
+
+
+class RequestLimitReached(LimitReached):
+    code = "request_limit_reached"
+
+
+class PendingLimitReached(LimitReached):
+    code = "pending_limit_reached"
+
+
+class TokenLimitReached(LimitReached):
+    code = "token_limit_reached"
+
+
+class UnsupportedParameter(InvalidRequest):
+    code = "unsupported_parameter"
+    title = "The request asks for something the service cannot do"
+
+
+class NoChatTemplate(AppError):
+    code = "no_chat_template"
+    status = 400
+    title = "The model has no chat template"
+
+
+class ChatTemplateRefused(AppError):
+    code = "chat_template_refused"
+    status = 400
+    title = "The model's chat template does not take this chat"
+
+
+class ChatTemplateBroken(AppError):
+    code = "chat_template_broken"
+    status = 500
+    title = "The model's chat template cannot be used"
+
+
+class ServiceStopping(AppError):
+    code = "service_stopping"
+    status = 503
+    title = "This process is stopping"
+
+
+class StreamRestarted(AppError):
+    code = "stream_restarted"
+    status = 409
+    title = "The generation was begun anew and says something else"
+
+
+class StreamExpired(AppError):
+    code = "stream_expired"
+    status = 410
+    title = "The events of this stream were removed"
 
 
 class DatabaseUnavailable(AppError):

@@ -15,22 +15,41 @@ from fastapi import FastAPI
 
 from app.api import contexts as contexts_routes
 from app.api import health as health_routes
+from app.api import keys as keys_routes
 from app.api import models as models_routes
 from app.api import results as results_routes
+from app.api import streams as streams_routes
+from app.api import usage as usage_routes
+from app.api import webhooks as webhooks_routes
+from app.api.auth import Authenticate
 from app.api.body import BodyLimit
 from app.api.dependencies import Services
 from app.api.measure import Measure
-from app.api.problems import install_handlers
+from app.api.openai import batches, chat, completions, embeddings, files, responses
+from app.api.openai import models as openai_models
+from app.api.problems import install_handlers, is_openai
+from app.api.request_id import RequestId
 from app.api.schemas import Problem
 from app.config import Settings, SettingsError, load_settings
 from app.db.engine import open_database
-from app.queue.notify import Listener, SettledBoard
+from app.queue.deliveries import DeliveryStore
+from app.queue.events import EVENTS_CHANNEL
+from app.queue.notify import Listener, SettledBoard, both
 from app.queue.statements import SETTLED_CHANNEL
 from app.queue.store import QueueStore
+from app.services.batches import Batches
 from app.services.catalog import Catalog
 from app.services.contexts import Contexts
+from app.services.files import Files
 from app.services.health import Health
+from app.services.keys import Keys
+from app.services.limits import Limits
+from app.services.loading import Loader
 from app.services.results import Results
+from app.services.streams import Streams
+from app.services.templates import Templates
+from app.services.usage import Usage
+from app.services.webhooks import Webhooks
 from app.telemetry import configure_logging
 from app.triton.fleet import open_fleet
 
@@ -53,11 +72,28 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=_lifespan(chosen),
         redirect_slashes=False,
     )
-    app.add_middleware(BodyLimit, max_bytes=chosen.max_body_bytes)
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=chosen.max_body_bytes,
+        uploads={files.PATH: chosen.max_file_bytes + files.FORM_BYTES},
+    )
+    app.add_middleware(Authenticate, required=chosen.keys_needed)
     app.add_middleware(Measure)
+    app.add_middleware(RequestId)
     install_handlers(app)
-    for module in (models_routes, results_routes, contexts_routes, health_routes):
+    for module in (
+        models_routes,
+        results_routes,
+        streams_routes,
+        contexts_routes,
+        keys_routes,
+        usage_routes,
+        webhooks_routes,
+        health_routes,
+    ):
         app.include_router(module.router)
+    for openai_module in (chat, completions, responses, embeddings, files, batches, openai_models):
+        app.include_router(openai_module.router)
     _document_problems(app)
     return app
 
@@ -73,19 +109,41 @@ def _lifespan(settings: Settings) -> Lifespan:
             catalog = Catalog(database, fleet)
             store = QueueStore(database)
             contexts = Contexts(database, store, settings)
+            limits = Limits(database)
+            results = Results(database, store, contexts, catalog, board, limits, settings)
+            streams = Streams(database, results, settings)
+            stored_files = Files(database, settings)
             services = Services(
                 settings=settings,
                 contexts=contexts,
-                results=Results(database, store, contexts, catalog, board, settings),
+                results=results,
+                streams=streams,
+                templates=Templates(settings),
                 catalog=catalog,
                 health=Health(database),
+                keys=Keys(database),
+                limits=limits,
+                usage=Usage(database),
+                webhooks=Webhooks(DeliveryStore(database), results),
+                files=stored_files,
+                batches=Batches(database, store, stored_files, settings),
                 fleet=fleet,
             )
+            loader = Loader(database, stored_files, batches.preparing(services), services.batches.arrived, settings)
             helpers = [
-                asyncio.create_task(Listener(settings.database_url, {SETTLED_CHANNEL: board.received}).run()),
+                asyncio.create_task(
+                    Listener(
+                        settings.database_url,
+                        {SETTLED_CHANNEL: both(board.received, streams.announced), EVENTS_CHANNEL: streams.announced},
+                    ).run()
+                ),
+                asyncio.create_task(streams.run()),
                 asyncio.create_task(catalog.watch(settings.probe_seconds)),
+                asyncio.create_task(limits.share()),
+                asyncio.create_task(loader.run()),
             ]
             app.state.board = board
+            app.state.streams = streams
             # What was imported stays: the collector need not look at it again and again.
             gc.collect()
             gc.freeze()
@@ -106,18 +164,30 @@ def _document_problems(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         document = make()
         document["components"]["schemas"].setdefault("Problem", Problem.model_json_schema())
+        # What FastAPI adds by itself for every route with parameters.
+        for path, operations in document["paths"].items():
+            if is_openai(path):
+                for operation in operations.values():
+                    operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            document["components"]["schemas"].pop(name, None)
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}, {}]
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
 class Server(uvicorn.Server):
-    """Lets long-polls answer with the current state as soon as the process is asked to stop."""
+    """Lets long-polls answer, and streams end, as soon as the process is asked to stop."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         board: SettledBoard | None = getattr(self.config.app.state, "board", None)  # type: ignore[union-attr]
         if board is not None:
             board.close()
+        streams: Streams | None = getattr(self.config.app.state, "streams", None)  # type: ignore[union-attr]
+        if streams is not None:
+            streams.close()
         super().handle_exit(sig, frame)
 
 

@@ -13,7 +13,8 @@ def _text(value: str) -> str:
     return value
 
 
-def _document(value: Any) -> Any:
+def check_document(value: Any) -> Any:
+    """Raises PydanticCustomError where something within cannot be stored."""
     pending = [value]
     while pending:
         item = pending.pop()
@@ -30,4 +31,4 @@ def _document(value: Any) -> Any:
 
 
 StorableText = Annotated[str, AfterValidator(_text)]
-StorableObject = Annotated[dict[str, Any], AfterValidator(_document)]
+StorableObject = Annotated[dict[str, Any], AfterValidator(check_document)]

@@ -12,10 +12,15 @@ from contextlib import AsyncExitStack, suppress
 import uvloop
 from prometheus_client import start_http_server
 
+from app.api.openai.batches import render_line
+from app.api.schemas import Result
 from app.config import Settings, SettingsError, load_settings
 from app.db.engine import open_database
-from app.dispatch.janitor import sweep_forever, tidy_forever
+from app.dispatch.batches import batches_forever
+from app.dispatch.janitor import drop_events_forever, sweep_forever, tidy_forever
 from app.dispatch.loop import Dispatcher
+from app.dispatch.webhooks import deliver_forever, drop_deliveries_forever
+from app.queue.events import STREAM_CHANNEL, EventStore
 from app.queue.notify import Listener
 from app.queue.statements import CANCEL_CHANNEL, QUEUED_CHANNEL
 from app.queue.store import QueueStore
@@ -38,16 +43,25 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         if not await _migrated(Health(database), stop):
             return
         store = QueueStore(database)
-        dispatcher = Dispatcher(store, fleet, settings, name)
+        events = EventStore(database)
+        dispatcher = Dispatcher(store, events, fleet, settings, name)
         listener = Listener(
             settings.database_url,
-            {QUEUED_CHANNEL: dispatcher.work_announced, CANCEL_CHANNEL: dispatcher.cancel_announced},
+            {
+                QUEUED_CHANNEL: dispatcher.work_announced,
+                CANCEL_CHANNEL: dispatcher.cancel_announced,
+                STREAM_CHANNEL: dispatcher.follow_announced,
+            },
         )
         helpers = [
             asyncio.create_task(listener.run(), name="listener"),
             asyncio.create_task(Catalog(database, fleet).watch(settings.probe_seconds), name="fleet"),
             asyncio.create_task(sweep_forever(store, settings.poll_seconds), name="sweep"),
+            asyncio.create_task(deliver_forever(database, settings, Result.of), name="webhooks"),
+            asyncio.create_task(drop_deliveries_forever(database), name="deliveries"),
+            asyncio.create_task(batches_forever(database, settings, render_line), name="batches"),
             asyncio.create_task(tidy_forever(store, settings.result_retention_days), name="tidy"),
+            asyncio.create_task(drop_events_forever(events, settings.stream_retention_seconds), name="events"),
         ]
         log.info("dispatching", name=name, servers=",".join(server.url for server in fleet.servers) or "none")
         work = asyncio.create_task(dispatcher.run(stop), name="dispatcher")

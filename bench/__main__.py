@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import measure
+from bench import fairness, measure, streaming
 from bench.measure import Figure
 from bench.stack import Bench, running_bench
 
@@ -26,7 +26,9 @@ MEASURES: dict[str, Callable[[Bench], Awaitable[Figure]]] = {
     "submits": measure.submits,
     "latency": measure.idle_latency,
     "slots": measure.slots_busy,
+    "fair": fairness.fair_share,
     "bulk": measure.bulk,
+    "streaming": streaming.streaming,
     "history": lambda bench: measure.history(bench, HISTORY_ROWS),
 }
 

@@ -84,6 +84,11 @@ class Bench:
                     pass
                 await asyncio.sleep(0.05)
 
+    async def all_settled(self) -> None:
+        """Waits until nothing is pending."""
+        while await self.value("SELECT count(*) FROM results WHERE status = 'pending'"):  # noqa: ASYNC110 - others do
+            await asyncio.sleep(0.05)
+
     async def settled(self, count: int) -> float:
         """Waits until `count` results are settled; returns the seconds from the first claim to the last settle."""
         connection = await self.connect()
@@ -108,7 +113,9 @@ async def running_bench() -> AsyncIterator[Bench]:
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         directory = Path(name)
         postgres = start_postgres(directory / "postgres", fsync=True, settings={"shared_buffers": "512MB"})
-        triton = start_triton(directory / "triton", ("noop", "half-second"), Path(__file__).with_name("models"))
+        triton = start_triton(
+            directory / "triton", ("noop", "half-second", "clock"), Path(__file__).with_name("models")
+        )
         try:
             assert alembic(postgres.url, "upgrade", "head").returncode == 0
             settings = Settings(

@@ -134,8 +134,9 @@ class Process:
     def __init__(self, module: str, settings: Settings, log: Path, **environment: str) -> None:
         self.log = log
         given = settings.model_dump(mode="json", exclude_none=True)
-        values = {name.upper(): str(value) for name, value in given.items()}
-        values["TRITON_URLS"] = ",".join(settings.triton_urls)
+        values = {
+            name.upper(): ",".join(value) if isinstance(value, list) else str(value) for name, value in given.items()
+        }
         values["LOG_LEVEL"] = "INFO"
         with log.open("ab") as output:
             self.process = subprocess.Popen(

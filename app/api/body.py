@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from pydantic_core import from_json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.problems import problem_response
+from app.api.problems import error_response
 from app.errors import BodyTooLarge
 
 # A refused body is read and thrown away up to this many times the limit.
@@ -46,17 +46,24 @@ class StrictJsonRoute(APIRoute):
 class BodyLimit:
     """Refuses request bodies over `max_bytes` with 413, counted while they arrive."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, uploads: Mapping[str, int] | None = None) -> None:
+        """`uploads` are paths with limits of their own, whose bodies are not held here."""
         self._app = app
         self._max_bytes = max_bytes
+        self._uploads = uploads or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
-        if declared.isdigit() and (len(declared) > LONGEST_LENGTH or int(declared) > self._max_bytes):
+        upload = self._uploads.get(scope["path"]) if scope["method"] == "POST" else None
+        largest = upload or self._max_bytes
+        if declared.isdigit() and (len(declared) > LONGEST_LENGTH or int(declared) > largest):
             await self._refuse(scope, receive, send)
+            return
+        if upload is not None:
+            await self._app(scope, _counted(receive, upload), send)
             return
         if declared or scope["method"] in ("GET", "HEAD", "DELETE", "OPTIONS"):
             await self._app(scope, receive, send)
@@ -87,16 +94,43 @@ class BodyLimit:
         await self._app(scope, replay, send)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # A client still sending would see its connection reset instead of the answer: swallow what is under way.
-        swallowed = 0
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_SECONDS):
-                while swallowed < self._max_bytes * LINGER_BODIES:
-                    message = await receive()
-                    swallowed += len(message.get("body", b""))
-                    if message["type"] != "http.request" or not message.get("more_body"):
-                        break
-        error = BodyTooLarge(f"The body is larger than {self._max_bytes:,} bytes; send less, or raise MAX_BODY_BYTES.")
-        response = problem_response(error)
+        upload = self._uploads.get(scope["path"]) if scope["method"] == "POST" else None
+        await _swallow(receive, upload or self._max_bytes)
+        response = error_response(scope["path"], _too_large(upload or self._max_bytes, upload is not None))
         response.headers["connection"] = "close"
         await response(scope, receive, send)
+
+
+def _counted(receive: Receive, most: int) -> Receive:
+    """Raises BodyTooLarge, in whoever reads the body, once it has more than `most` bytes."""
+    size = 0
+
+    async def counted() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > most:
+            await _swallow(receive, most)
+            raise _too_large(most, upload=True)
+        return message
+
+    return counted
+
+
+async def _swallow(receive: Receive, largest: int) -> None:
+    """A client still sending would see its connection reset instead of the answer: take what is under way."""
+    swallowed = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            while swallowed < largest * LINGER_BODIES:
+                message = await receive()
+                swallowed += len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body"):
+                    break
+
+
+def _too_large(most: int, upload: bool) -> BodyTooLarge:
+    name = "MAX_FILE_BYTES" if upload else "MAX_BODY_BYTES"
+    return BodyTooLarge(
+        f"The body is larger than {most:,} bytes; send less, or raise {name}.", headers={"Connection": "close"}
+    )

@@ -3,7 +3,7 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 
 from app.api.body import StrictJsonRoute
-from app.api.dependencies import IdempotencyKey, WindowDep, link_next, mark_replayed, problems, services_of
+from app.api.dependencies import IdempotencyKey, WindowDep, caller_of, link_next, mark_replayed, problems, services_of
 from app.api.schemas import Context, ContextCreate
 from app.errors import InvalidRequest
 
@@ -19,7 +19,7 @@ async def create_context(
     if len(body.content) > longest:
         message = f"is longer than {longest:,} characters"
         raise InvalidRequest(f"content: {message}", errors=[{"field": "content", "message": message}])
-    context, replayed = await services_of(request).contexts.create(body.content, body.metadata, key)
+    context, replayed = await services_of(request).contexts.create(caller_of(request), body.content, body.metadata, key)
     mark_replayed(response, replayed)
     response.headers["Location"] = f"/contexts/{context['id']}"
     return context
@@ -28,7 +28,7 @@ async def create_context(
 @router.get("/", response_model=list[Context], responses=problems(422))
 async def list_contexts(window: WindowDep, request: Request, response: Response) -> object:
     """Stored prompts, newest first."""
-    page = await services_of(request).contexts.page(window)
+    page = await services_of(request).contexts.page(caller_of(request), window)
     link_next(request, response, page)
     return page.rows
 
@@ -36,10 +36,10 @@ async def list_contexts(window: WindowDep, request: Request, response: Response)
 @router.get("/{context_id}", response_model=Context, responses=problems(404, 410, 422))
 async def get_context(context_id: UUID, request: Request) -> object:
     """One stored prompt."""
-    return await services_of(request).contexts.get(context_id)
+    return await services_of(request).contexts.get(caller_of(request), context_id)
 
 
 @router.delete("/{context_id}", status_code=204, responses=problems(404, 409, 410, 422))
 async def delete_context(context_id: UUID, request: Request) -> None:
     """Removes a prompt with its results and attempts; 409 while any of them is pending."""
-    await services_of(request).contexts.delete(context_id)
+    await services_of(request).contexts.delete(caller_of(request), context_id)

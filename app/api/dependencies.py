@@ -10,11 +10,20 @@ from fastapi import Depends, Header, Query, Request, Response
 
 from app.config import Settings
 from app.errors import InvalidRequest
+from app.services.batches import Batches
+from app.services.callers import ANONYMOUS, Caller
 from app.services.catalog import Catalog
 from app.services.contexts import Contexts
+from app.services.files import Files
 from app.services.health import Health
+from app.services.keys import Keys
+from app.services.limits import Limits
 from app.services.pages import Page, Window
 from app.services.results import Results
+from app.services.streams import Streams
+from app.services.templates import Templates
+from app.services.usage import Usage
+from app.services.webhooks import Webhooks
 from app.triton.fleet import Fleet
 
 LONGEST_WAIT_SECONDS = 60
@@ -28,14 +37,27 @@ class Services:
     settings: Settings
     contexts: Contexts
     results: Results
+    streams: Streams
+    templates: Templates
     catalog: Catalog
     health: Health
+    keys: Keys
+    limits: Limits
+    usage: Usage
+    webhooks: Webhooks
+    files: Files
+    batches: Batches
     fleet: Fleet
 
 
 def services_of(request: Request) -> Services:
     found: Services = request.state.services
     return found
+
+
+def caller_of(request: Request) -> Caller:
+    """On whose behalf the request is made."""
+    return getattr(request.state, "caller", ANONYMOUS)
 
 
 # Dependencies are coroutines although they await nothing: plain functions would each cost a thread switch.
@@ -98,16 +120,24 @@ WaitDep = Annotated[int | None, Depends(wait_seconds)]
 PROBLEM_CONTENT: dict[str, Any] = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 DESCRIPTIONS = {
     400: "The body is not JSON",
+    401: "No valid API key; `WWW-Authenticate` says what is expected",
+    403: "The API key lacks the scope",
     404: "Not found",
     409: "Not possible in this state",
     410: "It was here and has been removed",
     413: "The body is too large",
     415: "The body is not declared as JSON",
     422: "Not valid; `errors` names the fields",
+    429: "A limit of the API key is reached; nothing was stored",
     503: "Postgres cannot serve requests now; `detail` says whether nothing was stored",
 }
 
 
+# What any route may answer.
+ANYWHERE = (401, 403, 429, 503)
+
+
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The error answers of a route, for the OpenAPI document."""
-    return {status: {"description": DESCRIPTIONS[status], "content": PROBLEM_CONTENT} for status in (*statuses, 503)}
+    possible = (*statuses, *ANYWHERE)
+    return {status: {"description": DESCRIPTIONS[status], "content": PROBLEM_CONTENT} for status in possible}

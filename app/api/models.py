@@ -4,10 +4,11 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Request
 
 from app.api.body import StrictJsonRoute
-from app.api.dependencies import IdempotencyKey, problems, services_of
+from app.api.dependencies import IdempotencyKey, caller_of, problems, services_of
 from app.api.schemas import Model, ModelDetail, SendOptions, Ticket
 from app.api.tickets import answer_with_ticket
 from app.services.catalog import CatalogEntry
+from app.services.webhooks import accepted
 
 router = APIRouter(prefix="/models", tags=["models"], route_class=StrictJsonRoute)
 
@@ -30,6 +31,7 @@ async def send_context(
     """Sends a stored prompt to a model and answers with a ticket at once."""
     options = body or SendOptions()
     row, replayed = await services_of(request).results.submit(
+        caller_of(request),
         model_name,
         context_id,
         options.parameters,
@@ -37,6 +39,7 @@ async def send_context(
         expires_in=options.expires_in,
         client_reference=options.client_reference,
         idempotency_key=key,
+        webhook=accepted(options.webhook, services_of(request).settings),
     )
     return answer_with_ticket(row, replayed)
 

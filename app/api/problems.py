@@ -1,8 +1,8 @@
-"""Errors as application/problem+json (RFC 9457), all in one place."""
+"""Errors, all in one place: as application/problem+json (RFC 9457), and below /v1 as OpenAI has them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -28,9 +28,12 @@ log = logger("api")
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:triton-tickets:error:"
 MESSAGE_CHARS = 500
+LOCATIONS = ("body", "query", "path", "header")
+OPENAI_PREFIX = "/v1"
+OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
-def problem_response(error: AppError) -> Response:
+def problem_document(error: AppError) -> dict[str, Any]:
     document: dict[str, Any] = {
         "type": TYPE_PREFIX + error.code,
         "title": error.title,
@@ -41,32 +44,70 @@ def problem_response(error: AppError) -> Response:
     if error.errors:
         document["errors"] = error.errors
     document.update(error.extra)
-    return Response(to_json(document), error.status, error.headers, MEDIA_TYPE)
+    return document
+
+
+def problem_response(error: AppError) -> Response:
+    return Response(to_json(problem_document(error)), error.status, error.headers, MEDIA_TYPE)
+
+
+def is_openai(path: str) -> bool:
+    return path == OPENAI_PREFIX or path.startswith(OPENAI_PREFIX + "/")
+
+
+def openai_status(error: AppError) -> int:
+    """OpenAI's clients know no 422."""
+    return 400 if error.status == 422 else error.status
+
+
+def openai_error(error: AppError) -> dict[str, Any]:
+    """The `error` object of OpenAI's API."""
+    document: dict[str, Any] = {
+        "message": error.detail,
+        "type": OPENAI_TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error"),
+        "param": error.errors[0]["field"] or None if error.errors else None,
+        "code": error.code,
+    }
+    return document
+
+
+def error_response(path: str, error: AppError) -> Response:
+    """In the shape that clients of this path expect."""
+    if is_openai(path):
+        document = to_json({"error": openai_error(error)})
+        return Response(document, openai_status(error), error.headers, "application/json")
+    return problem_response(error)
+
+
+def invalid(field: str, message: str) -> InvalidRequest:
+    return InvalidRequest(f"{field}: {message}" if field else message, errors=[{"field": field, "message": message}])
 
 
 def install_handlers(app: FastAPI) -> None:
     @app.exception_handler(AppError)
-    async def render(_: Request, error: Exception) -> Response:
+    async def render(request: Request, error: Exception) -> Response:
         assert isinstance(error, AppError)
-        return problem_response(error)
+        return error_response(request.url.path, error)
 
     @app.exception_handler(RequestValidationError)
     async def render_validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return problem_response(_from_validation(request, error))
+        return error_response(request.url.path, _from_validation(request, error))
 
     @app.exception_handler(HTTPException)
     async def render_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return problem_response(_from_http(request, error))
+        return error_response(request.url.path, _from_http(request, error))
 
     @app.exception_handler(Exception)
     async def render_defect(request: Request, error: Exception) -> Response:
-        if is_passing(error):
-            return problem_response(DatabaseUnavailable())
-        return problem_response(
-            AppError("The service failed on this request. The cause is in its log; nothing is wrong with yours.")
-        )
+        failure: AppError = DatabaseUnavailable()
+        if not is_passing(error):
+            failure = AppError(
+                "The service failed on this request. The cause is in its log; nothing is wrong with yours."
+            )
+        failure.headers["X-Request-Id"] = getattr(request.state, "request_id", "")
+        return error_response(request.url.path, failure)
 
 
 def _from_validation(request: Request, error: RequestValidationError) -> AppError:
@@ -79,16 +120,32 @@ def _from_validation(request: Request, error: RequestValidationError) -> AppErro
     if any(problem["loc"] == ("body",) and isinstance(problem.get("input"), bytes) for problem in problems):
         declared = f"declared as {content_type.split(';')[0]}" if content_type else "without a Content-Type"
         return UnsupportedMediaType(f"The body came {declared}; send JSON with Content-Type: application/json.")
-    errors = [{"field": _field(problem["loc"]), "message": _message(problem)} for problem in problems[:20]]
+    name = parameter if is_openai(request.url.path) else _field
+    errors = [{"field": name(problem["loc"]), "message": _message(problem)} for problem in problems[:20]]
     first = errors[0]
     return InvalidRequest(f"{first['field']}: {first['message']}", errors=errors)
 
 
 def _field(location: Sequence[Any]) -> str:
     parts = [str(part) for part in location]
-    if parts[0] in ("body", "query", "path", "header"):
+    if parts[0] in LOCATIONS:
         parts = parts[1:] or parts
     return ".".join(parts)[:200]
+
+
+def parameter(location: Iterable[str | int]) -> str:
+    """The parameter's name as a client writes it; the branches of unions, which pydantic names too, are left out."""
+    text = ""
+    for place, part in enumerate(location):
+        if place == 0 and part in LOCATIONS:
+            continue
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif not part.isidentifier() or part in ("str", "int", "float", "bool", "dict", "list"):
+            break
+        else:
+            text += f".{part}" if text else part
+    return text
 
 
 def _message(problem: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from app.api.dependencies import (
     IdempotencyKey,
     WaitDep,
     WindowDep,
+    caller_of,
     link_next,
     problems,
     services_of,
@@ -31,7 +32,9 @@ async def list_results(
     client_reference: Annotated[ClientReference | None, Query()] = None,
 ) -> object:
     """Results, newest first."""
-    page = await services_of(request).results.page(Filters(status, model, context_id, client_reference), window)
+    page = await services_of(request).results.page(
+        caller_of(request), Filters(status, model, context_id, client_reference), window
+    )
     link_next(request, response, page)
     return [Result.of(row) for row in page.rows]
 
@@ -41,9 +44,9 @@ async def get_result(result_id: UUID, wait: WaitDep, request: Request) -> object
     """One result as it stands; `Prefer: wait=N` holds the answer until it is final or N seconds are over."""
     results = services_of(request).results
     if wait is None:
-        row = await results.get(result_id)
+        row = await results.get(caller_of(request), result_id)
     else:
-        row = await results.wait(result_id, wait, request.is_disconnected)
+        row = await results.wait(caller_of(request), result_id, wait, request.is_disconnected)
     response = JsonBytes(Result.of(row, await results.waiting(row)))
     if wait is not None:
         response.headers["Preference-Applied"] = f"wait={wait}"
@@ -55,17 +58,17 @@ async def get_result(result_id: UUID, wait: WaitDep, request: Request) -> object
 @router.post("/{result_id}/cancel", response_model=Result, responses=problems(404, 410, 422))
 async def cancel_result(result_id: UUID, request: Request) -> object:
     """Cancels: at once while queued, through the engine while running; a final result is returned unchanged."""
-    return Result.of(await services_of(request).results.cancel(result_id))
+    return Result.of(await services_of(request).results.cancel(caller_of(request), result_id))
 
 
 @router.post("/{result_id}/retry", status_code=202, response_model=Ticket, responses=problems(404, 409, 410, 422))
 async def retry_result(result_id: UUID, request: Request, key: IdempotencyKey = None) -> object:
     """A new ticket for what a final result asked for; the old result stays as it is."""
-    row, replayed = await services_of(request).results.retry(result_id, key)
+    row, replayed = await services_of(request).results.retry(caller_of(request), result_id, key)
     return answer_with_ticket(row, replayed)
 
 
 @router.get("/{result_id}/attempts", response_model=list[Attempt], responses=problems(404, 410, 422))
 async def list_attempts(result_id: UUID, request: Request) -> object:
     """The ended attempts of a result, first to last."""
-    return [Attempt.of(row) for row in await services_of(request).results.attempts(result_id)]
+    return [Attempt.of(row) for row in await services_of(request).results.attempts(caller_of(request), result_id)]

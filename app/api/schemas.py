@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.queue.ticket import PRIORITY_HIGHEST, PRIORITY_LOWEST, Phase, Status
 from app.services.results import Waiting, phase
+from app.services.webhooks import Webhook
 from app.storable import StorableObject, StorableText
 from app.triton.sampling import SamplingParameters
 
@@ -43,6 +44,7 @@ class SendOptions(RequestBody):
         description="seconds; a result not finished by then fails with the code `expired`",
     )
     client_reference: ClientReference | None = Field(None, description="a name of your own, to find it by")
+    webhook: Webhook | None = Field(None, description="whom to tell of the end; else whom the API key names")
 
 
 class Ticket(BaseModel):
@@ -74,7 +76,9 @@ class Cancellation(BaseModel):
 
 class WaitingState(BaseModel):
     reason: str = Field(description="queued, no_server, model_loading or backoff")
-    position: int = Field(description="1 is next; 1001 stands for everything beyond 1,000")
+    position: int = Field(
+        description="among the owner's results for the model; 1 is next, 1001 is everything beyond 1,000"
+    )
 
 
 class Choice(BaseModel):
@@ -173,6 +177,43 @@ class Attempt(BaseModel):
             error=ResultError(code=row["error_code"], message=row["error_message"]) if row["error_code"] else None,
             usage=Usage(prompt_tokens=row["prompt_tokens"], completion_tokens=row["completion_tokens"]),
         )
+
+
+class Delivery(BaseModel):
+    id: UUID = Field(description="what the receiver gets as `webhook-id`, the same at each try")
+    event: str
+    url: str
+    status: Literal["pending", "delivered", "given_up"]
+    tries: int
+    last_error: str | None
+    created_at: datetime
+    next_try_at: datetime | None
+    delivered_at: datetime | None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Self:
+        status: Literal["pending", "delivered", "given_up"] = "pending"
+        if row["due_at"] is None:
+            status = "given_up" if row["delivered_at"] is None else "delivered"
+        return cls(
+            id=row["id"],
+            event=row["event"],
+            url=row["url"],
+            status=status,
+            tries=row["tries"],
+            last_error=row["last_error"],
+            created_at=row["created_at"],
+            next_try_at=row["due_at"],
+            delivered_at=row["delivered_at"],
+        )
+
+
+class WebhookSecret(BaseModel):
+    secret: str = Field(examples=["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"])
+
+
+class RotatedSecret(WebhookSecret):
+    old_secret_signs_until: datetime
 
 
 class Model(BaseModel):

@@ -19,6 +19,12 @@ from app.errors import DatabaseUnavailable
 
 # Waiting for a connection of the pool is no sign of a lost database, unless it lasts.
 ACQUIRE_SECONDS = 30
+# Fixed statements with arrays: planning them anew each time costs more than running them, and compiling them many times
+# more still. A plan that is kept outlives the state of the tables it was made for, so reading a whole one, which is
+# right while it is empty, must not be among its choices.
+HOT_SETTINGS = {"plan_cache_mode": "force_generic_plan", "jit": "off", "enable_seqscan": "off"}
+# Plans are made anew this often, so that they follow the tables' growth.
+PLAN_SECONDS = 60
 
 Pool = Any  # asyncpg.Pool[asyncpg.Record]; asyncpg's generics differ between releases
 
@@ -89,6 +95,21 @@ class Database:
         finally:
             await self.pool.release(connection)
 
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Any]:
+        """As `hot`, in a transaction that is committed at the end.
+
+        One that is left in the middle is gone, and so is its connection, which may be in the middle of a COPY.
+        """
+        async with self.hot() as connection:
+            try:
+                async with connection.transaction():
+                    yield connection
+            except BaseException:
+                with suppress(asyncpg.InterfaceError):
+                    connection.terminate()
+                raise
+
 
 @contextmanager
 def translated_errors(*, stored_nothing: bool = False) -> Iterator[None]:
@@ -132,8 +153,8 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
         timeout=5,
         command_timeout=30,
         init=set_codecs,
-        # Fixed statements with arrays: planning them anew each time costs more than running them.
-        server_settings={"plan_cache_mode": "force_generic_plan"},
+        server_settings=HOT_SETTINGS,
+        max_cached_statement_lifetime=PLAN_SECONDS,
         reset=_keep,
         max_inactive_connection_lifetime=300,
     )

@@ -2,13 +2,17 @@
 
 import asyncio
 from contextlib import suppress
+from datetime import UTC, datetime
 
 from app.errors import DatabaseUnavailable
+from app.queue.events import EventStore
 from app.queue.store import QueueStore
 from app.services.retention import oldest_kept
 
 REMOVE_BATCH = 1000
 TIDY_SECONDS = 60.0
+# Streams are refused by then, so no reader meets half of the events.
+EVENTS_MARGIN_SECONDS = 60.0
 DAY_SECONDS = 86_400.0
 
 
@@ -22,10 +26,12 @@ async def sweep_forever(store: QueueStore, every_seconds: float) -> None:
 
 
 async def tidy_forever(store: QueueStore, retention_days: float | None) -> None:
-    """Removes what the retention takes, and Idempotency-Keys that ran out."""
+    """Removes what the retention takes and what ran out, and merges the counts of usage."""
     while True:
         with suppress(DatabaseUnavailable):
             await store.forget_keys()
+            await store.forget_requests()
+            await store.compact_usage()
             if retention_days is not None:
                 await remove_old(store, retention_days)
         await asyncio.sleep(TIDY_SECONDS)
@@ -38,3 +44,21 @@ async def remove_old(store: QueueStore, retention_days: float) -> None:
         pass
     while await store.remove_contexts(limit, REMOVE_BATCH) == REMOVE_BATCH:
         pass
+
+
+async def drop_events_forever(events: EventStore, kept_seconds: float) -> None:
+    """Removes the stored events of results that ended some time ago."""
+    while True:
+        with suppress(DatabaseUnavailable):
+            await drop_events(events, kept_seconds + EVENTS_MARGIN_SECONDS)
+        await asyncio.sleep(TIDY_SECONDS)
+
+
+async def drop_events(events: EventStore, kept_seconds: float) -> int:
+    """One pass over all that is older, in batches; returns how many were removed."""
+    moment: datetime | None = datetime.fromtimestamp(0, UTC)
+    removed = 0
+    while moment is not None:
+        dropped, moment = await events.drop(moment, kept_seconds)
+        removed += dropped
+    return removed

@@ -9,9 +9,11 @@ from collections.abc import Collection, Sequence
 from uuid import UUID
 
 from app.config import Settings
+from app.dispatch.events import EventWriter
 from app.dispatch.outbox import Outbox
 from app.dispatch.run import Run, Stop, attempt, server_of
 from app.errors import DatabaseUnavailable
+from app.queue.events import EventStore
 from app.queue.store import QueueStore
 from app.queue.ticket import Claim, Outcome, Release, Settlement, backoff_seconds
 from app.telemetry import ATTEMPT_SECONDS, ATTEMPTS_RETURNED, LEASES_LOST, SETTLED, logger
@@ -22,6 +24,8 @@ log = logger("dispatch")
 
 CLAIM_BATCH = 200
 DATABASE_RETRY_SECONDS = 0.5
+# Another dispatcher holds the rows that were due: it is done with them at once.
+RACED_SECONDS = 0.02
 
 
 class Dispatcher:
@@ -30,8 +34,10 @@ class Dispatcher:
     `name` only labels: nothing depends on it.
     """
 
-    def __init__(self, store: QueueStore, fleet: Fleet, settings: Settings, name: str) -> None:
+    def __init__(self, store: QueueStore, events: EventStore, fleet: Fleet, settings: Settings, name: str) -> None:
         self._store = store
+        self._events = events
+        self._event_writer = EventWriter(events)
         self._fleet = fleet
         self._settings = settings
         self._name = name
@@ -39,7 +45,7 @@ class Dispatcher:
         self._runs: dict[UUID, Run] = {}
         # Renewing and settling touch the same rows: one at a time, or they wait for each other in Postgres.
         self._writing = asyncio.Lock()
-        self._outbox = Outbox(store, self._writing, self._written)
+        self._outbox = Outbox(store, self._writing, self._event_writer.confirm, self._written)
         self._quarantine = Quarantine(fleet, settings.stall_seconds, self._give_up)
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -47,6 +53,8 @@ class Dispatcher:
         # Models whose queue was seen empty, and how often new work was announced since the start.
         self._drained: set[str] = set()
         self._announced = 0
+        # While a claim is under way: whom somebody began to follow, for the answer may not know it yet.
+        self._followed: set[UUID] | None = None
         fleet.changed = self.work_announced
 
     def work_announced(self, _payload: str = "") -> None:
@@ -59,6 +67,24 @@ class Dispatcher:
         """A cancel was asked for; an empty payload means that some may have been missed."""
         if payload:
             self._cancel({UUID(payload)})
+
+    def follow_announced(self, payload: str) -> None:
+        """Somebody follows a result; an empty payload means that the connection was lost meanwhile.
+
+        What was missed then is found by a tick.
+        """
+        if payload:
+            self._stream({UUID(payload)})
+            if self._followed is not None:
+                self._followed.add(UUID(payload))
+        else:
+            self._event_writer.doubt()
+
+    def _stream(self, ids: Collection[UUID]) -> None:
+        for run in list(self._runs.values()):
+            if run.claim.id in ids and not run.streamed:
+                run.streamed = True
+                self._event_writer.moved(run)
 
     def _cancel(self, ids: Collection[UUID]) -> None:
         for run in list(self._runs.values()):
@@ -73,6 +99,7 @@ class Dispatcher:
                 tasks.create_task(self._renew_forever()),
                 tasks.create_task(self._tick_forever()),
                 tasks.create_task(self._outbox.run()),
+                tasks.create_task(self._event_writer.run()),
                 tasks.create_task(self._quarantine.watch(self._settings.probe_seconds)),
             ]
             await stop.wait()
@@ -94,23 +121,31 @@ class Dispatcher:
             lanes = self._fleet.free_slots(CLAIM_BATCH, without=self._drained)
             if lanes:
                 announced = self._announced
+                self._followed = set()
                 try:
-                    claims = await self._store.claim(
+                    claimed = await self._store.claim(
                         [(lane.model, lane.server.url) for lane in lanes],
                         lease_seconds=self._settings.lease_seconds,
                         dispatcher=self._name,
                         holding=list(self._runs),
+                        running=Counter((run.claim.model, run.claim.owner_id) for run in self._runs.values()),
                     )
                 except DatabaseUnavailable:
                     log.warning("postgres is away, no claims")
                     await asyncio.sleep(DATABASE_RETRY_SECONDS)
                     continue
+                claims = claimed.claims
                 got = Counter(claim.model for claim in claims)
-                if announced == self._announced:
+                if claimed.raced and not claims:
+                    await asyncio.sleep(RACED_SECONDS)
+                    continue
+                if announced == self._announced and not claimed.raced:
                     wanted = Counter(lane.model for lane in lanes)
                     self._drained.update(model for model, n in wanted.items() if got[model] < n)
+                followed, self._followed = self._followed, None
                 for claim in claims:
                     self._start(claim)
+                self._stream(followed)
                 if claims:
                     # Lets the new runs take their slots before they are counted again.
                     await asyncio.sleep(0)
@@ -118,7 +153,7 @@ class Dispatcher:
             await self._wake.wait()
 
     def _start(self, claim: Claim) -> None:
-        run = self._runs[claim.token] = Run(claim)
+        run = self._runs[claim.token] = Run(claim, streamed=claim.streamed)
         run.task = asyncio.create_task(self._work(run))
         if self._stopping:
             # Claimed just before the stop: it goes back before it starts.
@@ -127,7 +162,7 @@ class Dispatcher:
     async def _work(self, run: Run) -> None:
         started = time.monotonic()
         try:
-            end = await attempt(run, self._fleet, self._settings)
+            end = await attempt(run, self._fleet, self._settings, self._event_writer.moved)
         except Exception:
             log.exception("a defect of the dispatcher ended an attempt", result=run.claim.id)
             end = _after_defect(run)
@@ -146,6 +181,7 @@ class Dispatcher:
         self._outbox.put(end)
 
     def _written(self, tokens: Sequence[UUID]) -> None:
+        self._event_writer.ended(tokens)
         for token in tokens:
             self._runs.pop(token, None)
         if self._stopping and not self._runs:
@@ -166,6 +202,7 @@ class Dispatcher:
                 pause = min(DATABASE_RETRY_SECONDS, self._settings.lease_seconds / 3)
                 continue
             pause = self._settings.lease_seconds / 3
+            self._stream({id_ for id_, token, _ in held if (state := kept.get(token)) and state.streamed})
             for _, token, _ in held:
                 run = self._runs.get(token)
                 if run is None:
@@ -179,17 +216,18 @@ class Dispatcher:
                     run.stop(Stop.EXPIRY)
 
     async def _tick_forever(self) -> None:
-        """What notifications usually bring sooner: new work, ended backoffs, cancels."""
+        """What notifications usually bring sooner: new work, ended backoffs, cancels, followers."""
         while True:
             await asyncio.sleep(self._settings.poll_seconds)
             self.work_announced()
             if not self._runs:
                 continue
             try:
-                cancelling = await self._store.cancelling()
+                self._cancel(await self._store.cancelling())
+                if alone := [run.claim.id for run in self._runs.values() if not run.streamed]:
+                    self._stream(await self._events.followed(alone))
             except DatabaseUnavailable:
                 continue
-            self._cancel(cancelling)
 
     async def _drain(self) -> None:
         log.info("stopping", running=len(self._runs), drain_seconds=self._settings.drain_seconds)

@@ -25,13 +25,20 @@ End = TypeVar("End", Settlement, Release)
 class Outbox:
     """Collects while a statement is under way, so that batches grow with the load and wait for nothing without it.
 
-    `written` is called with the tokens that are done with, whether the row still was ours or not. Statements hold
-    `writing`.
+    `confirm` is awaited with the tokens that are about to end, `written` called with those that are done with, whether
+    the row still was ours or not. Statements hold `writing`.
     """
 
-    def __init__(self, store: QueueStore, writing: asyncio.Lock, written: Callable[[Sequence[UUID]], None]) -> None:
+    def __init__(
+        self,
+        store: QueueStore,
+        writing: asyncio.Lock,
+        confirm: Callable[[Sequence[UUID]], Awaitable[None]],
+        written: Callable[[Sequence[UUID]], None],
+    ) -> None:
         self._store = store
         self._writing = writing
+        self._confirm = confirm
         self._written = written
         self._ends: list[Settlement | Release] = []
         self._filled = asyncio.Event()
@@ -66,6 +73,7 @@ class Outbox:
         while True:
             try:
                 async with self._writing:
+                    await self._confirm([end.token for end in batch])
                     done = await statement(batch)
                 break
             except DatabaseUnavailable:

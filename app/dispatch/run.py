@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import NamedTuple
 
 from app.config import Settings
 from app.queue.ticket import (
@@ -25,6 +27,7 @@ from app.telemetry import logger
 from app.triton.codec import Accumulator
 from app.triton.faults import Disposition, TritonError
 from app.triton.fleet import Fleet, Lane
+from app.triton.shares import Share
 
 log = logger("run")
 
@@ -54,8 +57,11 @@ class Run:
     task: asyncio.Task[None] | None = None
     started: bool = False
     lane: Lane | None = None
+    share: Share | None = None
     stopped: Stop | None = None
     settling: bool = False
+    # Whether somebody follows it.
+    streamed: bool = False
     answer: Accumulator = field(default_factory=Accumulator)
 
     def stop(self, reason: Stop) -> None:
@@ -66,8 +72,13 @@ class Run:
                 self.task.cancel()
 
 
-async def attempt(run: Run, fleet: Fleet, settings: Settings) -> Settlement | Release | None:
-    """Runs one attempt to its end; None when the claim is no longer ours."""
+async def attempt(
+    run: Run, fleet: Fleet, settings: Settings, spoke: Callable[[Run], None]
+) -> Settlement | Release | None:
+    """Runs one attempt to its end; None when the claim is no longer ours.
+
+    `spoke` is called with each message of a run that somebody follows.
+    """
     claim = run.claim
     run.started = True
     if run.stopped is not None:
@@ -83,7 +94,7 @@ async def attempt(run: Run, fleet: Fleet, settings: Settings) -> Settlement | Re
     lane = fleet.acquire(claim.model, claim.server)
     if lane is None:
         return _released(run, NO_SLOT_SECONDS)
-    run.lane = lane
+    run.lane, run.share = lane, lane.server.shares.join()
     expiry = None
     if claim.expires_in is not None:
         expiry = asyncio.get_running_loop().call_later(claim.expires_in, run.stop, Stop.EXPIRY)
@@ -101,6 +112,8 @@ async def attempt(run: Run, fleet: Fleet, settings: Settings) -> Settlement | Re
             async for delta in messages:
                 lane.moved()
                 run.answer.add(delta)
+                if run.streamed:
+                    spoke(run)
     except TritonError as error:
         fleet.report(lane, error)
         return _after_error(run, error, settings)
@@ -111,6 +124,7 @@ async def attempt(run: Run, fleet: Fleet, settings: Settings) -> Settlement | Re
     finally:
         if expiry is not None:
             expiry.cancel()
+        run.share.end()
         fleet.release(lane)
     return _after_answer(run, settings)
 
@@ -119,6 +133,7 @@ def _after_answer(run: Run, settings: Settings) -> Settlement | Release:
     if not run.answer.finished or ABORTED in run.answer.finish_reasons:
         error = TritonError("answer_incomplete", "The engine ended without finishing its answer.", Disposition.RETRY)
         return _after_error(run, error, settings)
+    used = _used(run)
     return Settlement(
         id=run.claim.id,
         token=run.claim.token,
@@ -126,6 +141,8 @@ def _after_answer(run: Run, settings: Settings) -> Settlement | Release:
         outcome=Outcome.COMPLETED,
         server=server_of(run),
         generated=_generated(run),
+        gpu_seconds=used.seconds,
+        cost=used.cost,
     )
 
 
@@ -166,6 +183,7 @@ def _after_stop(run: Run, settings: Settings) -> Settlement | Release | None:
 def _failed(
     run: Run, outcome: Outcome, code: str, message: str, *, spent: bool = True, engine_stopped: bool = False
 ) -> Settlement:
+    used = _used(run)
     return Settlement(
         id=run.claim.id,
         token=run.claim.token,
@@ -177,10 +195,13 @@ def _failed(
         error_message=message,
         attempt_spent=spent,
         engine_stopped=engine_stopped,
+        gpu_seconds=used.seconds,
+        cost=used.cost,
     )
 
 
 def _released(run: Run, delay: float, error: TritonError | None = None) -> Release:
+    used = _used(run, error)
     return Release(
         id=run.claim.id,
         token=run.claim.token,
@@ -190,7 +211,25 @@ def _released(run: Run, delay: float, error: TritonError | None = None) -> Relea
         attempt_spent=error is not None and error.disposition is Disposition.RETRY,
         error_code=error.code if error else None,
         error_message=error.message if error else None,
+        gpu_seconds=used.seconds,
+        cost=used.cost,
     )
+
+
+class Used(NamedTuple):
+    """Seconds of a server, and dollars where its price is known."""
+
+    seconds: float = 0.0
+    cost: float | None = None
+
+
+def _used(run: Run, error: TritonError | None = None) -> Used:
+    """The run's share of its server's time, which ends here; none where the server had no part in it."""
+    if run.lane is None or run.share is None or (error is not None and error.disposition is Disposition.WAIT):
+        return Used()
+    seconds = run.share.end()
+    hourly_price = run.lane.server.hourly_price
+    return Used(seconds, None if hourly_price is None else seconds * hourly_price / 3600)
 
 
 def _generated(run: Run) -> Generated:

@@ -73,6 +73,16 @@ class Listener:
         self._callbacks[channel](payload)
 
 
+def both(first: Callable[[str], None], second: Callable[[str], None]) -> Callable[[str], None]:
+    """One callback for two who listen to the same channel."""
+
+    def call(payload: str) -> None:
+        first(payload)
+        second(payload)
+
+    return call
+
+
 class SettledBoard:
     """Wakes those who wait for a result of a given id."""
 

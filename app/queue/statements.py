@@ -21,50 +21,79 @@ LOST_LEASE = """INSERT INTO attempts (result_id, number, dispatcher, server, sta
     SELECT id, lost_number, lost_dispatcher, lost_server, lost_started_at, now(), 'lease_lost', 'dispatcher_lost',
            'The dispatcher stopped renewing its lease; the attempt counts as lost.'"""
 
+# What a statement that makes results final returns of them, for the two inserts below.
+ENDED = "r.owner_id, r.key_id, r.model, r.status, r.webhook"
+WEBHOOKS = """INSERT INTO webhook_deliveries (owner_id, result_id, event, url)
+    SELECT owner_id, id, 'result.' || status, webhook->>'url'"""
+WEBHOOK_WANTED = "webhook IS NOT NULL AND webhook->'events' ? ('result.' || status)"
+
+
+def count_usage(prompt: str = "0", completion: str = "0", gpu_seconds: str = "0", cost: str = "NULL::float8") -> str:
+    """Appends to the usage table, in the statement that settles, so that each ticket counts once."""
+    return f"""INSERT INTO usage (day, owner_id, key_id, model, requests, failures, prompt_tokens, completion_tokens,
+                       gpu_seconds, cost)
+    SELECT (now() AT TIME ZONE 'UTC')::date, owner_id, key_id, model, count(*),
+           count(*) FILTER (WHERE status = 'failed'), coalesce(sum({prompt}), 0), coalesce(sum({completion}), 0),
+           coalesce(sum({gpu_seconds}), 0), sum({cost})"""
+
+
 IDEMPOTENCY_HOURS = 24
 
 # A key that is in use conflicts, also while the request that brought it is still under way; an old one is free again.
-TAKE_OVER_OLD_KEY = f"""ON CONFLICT (key) DO UPDATE
+TAKE_OVER_OLD_KEY = f"""ON CONFLICT (owner_id, key) DO UPDATE
     SET fingerprint = excluded.fingerprint, resource_id = excluded.resource_id, created_at = now()
     WHERE k.created_at < now() - interval '{IDEMPOTENCY_HOURS} hours'"""
 
 CREATE_CONTEXT = f"""
 WITH keyed AS (
-    INSERT INTO idempotency_keys AS k (key, fingerprint, resource_id)
-    SELECT $5::text, $6::bytea, $1::uuid WHERE $5::text IS NOT NULL
+    INSERT INTO idempotency_keys AS k (owner_id, key, fingerprint, resource_id)
+    SELECT $7::int, $5::text, $6::bytea, $1::uuid WHERE $5::text IS NOT NULL
     {TAKE_OVER_OLD_KEY}
     RETURNING resource_id
 )
-INSERT INTO contexts (id, content, metadata, created_at)
-SELECT $1, $2, $3::text::jsonb, $4 WHERE $5::text IS NULL OR EXISTS (SELECT FROM keyed)
+INSERT INTO contexts (id, owner_id, content, metadata, created_at)
+SELECT $1, $7, $2, $3::text::jsonb, $4 WHERE $5::text IS NULL OR EXISTS (SELECT FROM keyed)
 RETURNING id
 """
 
 KEY_IN_USE = f"""
 SELECT fingerprint, resource_id FROM idempotency_keys
-WHERE key = $1 AND created_at >= now() - interval '{IDEMPOTENCY_HOURS} hours'
+WHERE owner_id = $1 AND key = $2 AND created_at >= now() - interval '{IDEMPOTENCY_HOURS} hours'
 """
 
+# A ticket comes for a stored context of its owner, or with `content`: then its context is stored with it.
 SUBMIT = f"""
 WITH given AS (
     SELECT * FROM unnest(
         $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::int[], $6::timestamptz[], $7::timestamptz[],
-        $8::timestamptz[], $9::text[], $10::uuid[], $11::text[], $12::bytea[]
+        $8::timestamptz[], $9::text[], $10::uuid[], $11::text[], $12::bytea[], $13::int[], $14::uuid[], $15::text[],
+        $16::text[], $17::bool[], $18::text[], $19::text[], $20::text[], $21::text[]
     ) AS g(id, context_id, model, parameters, priority, rank, created_at, expires_at, client_reference, retry_of,
-           key, fingerprint)
+           key, fingerprint, owner_id, key_id, kind, request, streamed, webhook, content, messages, metadata)
 ), possible AS (
-    SELECT g.* FROM given g JOIN contexts c ON c.id = g.context_id
+    SELECT g.* FROM given g WHERE g.content IS NOT NULL
+    UNION ALL
+    SELECT g.* FROM given g JOIN contexts c ON c.id = g.context_id AND c.owner_id = g.owner_id
+    WHERE g.content IS NULL
 ), keyed AS (
-    INSERT INTO idempotency_keys AS k (key, fingerprint, resource_id)
-    SELECT key, fingerprint, id FROM possible WHERE key IS NOT NULL
+    INSERT INTO idempotency_keys AS k (owner_id, key, fingerprint, resource_id)
+    SELECT owner_id, key, fingerprint, id FROM possible WHERE key IS NOT NULL
     {TAKE_OVER_OLD_KEY}
     RETURNING resource_id
+), accepted AS (
+    SELECT * FROM possible p WHERE key IS NULL OR EXISTS (SELECT FROM keyed WHERE resource_id = p.id)
+), worded AS (
+    INSERT INTO contexts (id, owner_id, content, messages, metadata, created_at)
+    SELECT context_id, owner_id, content, messages::jsonb, metadata::jsonb, created_at
+    FROM accepted WHERE content IS NOT NULL
 ), stored AS (
     INSERT INTO results (
-        id, context_id, model, parameters, priority, rank, created_at, expires_at, client_reference, retry_of
+        id, context_id, model, parameters, priority, rank, created_at, expires_at, client_reference, retry_of,
+        owner_id, key_id, kind, request, streamed, webhook
     )
-    SELECT id, context_id, model, parameters::jsonb, priority, rank, created_at, expires_at, client_reference, retry_of
-    FROM possible p WHERE key IS NULL OR EXISTS (SELECT FROM keyed WHERE resource_id = p.id)
+    SELECT id, context_id, model, parameters::jsonb, priority, rank, created_at, expires_at, client_reference, retry_of,
+           owner_id, key_id, kind, request::jsonb, streamed, webhook::jsonb
+    FROM accepted
     RETURNING id
 ), woken AS (
     SELECT pg_notify('{QUEUED_CHANNEL}', '') WHERE EXISTS (SELECT FROM stored)
@@ -72,24 +101,65 @@ WITH given AS (
 SELECT id, (SELECT count(*) FROM woken) FROM stored
 """
 
+# Owners take turns: each gets its weight's share of the slots, counting what runs already ($6 to $8), and within an
+# owner the order is by rank. `shares` says how many of each owner are due, so that no more rows are locked than are
+# claimed; where another dispatcher was quicker, `seen` is more than what is returned, and it is worth asking again.
 # A claim need not wait for the disk: one that a crash of Postgres forgets leaves the result queued, and its token void.
 # An expired lease is claimable again; the attempt it belonged to goes into the ledger in the same statement.
+CLAIMABLE = """r.status = 'pending' AND r.available_at <= now()
+          AND (r.attempt_token IS NULL OR r.attempt_token <> ALL ($5::uuid[]))"""
 CLAIM = f"""
-WITH unflushed AS MATERIALIZED (
+WITH RECURSIVE unflushed AS MATERIALIZED (
     SELECT set_config('synchronous_commit', 'off', true)
 ), slots AS (
     SELECT model, server, row_number() OVER (PARTITION BY model ORDER BY place) AS number
     FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS s(model, server, place), unflushed
 ), wanted AS (
     SELECT model, count(*) AS n FROM slots GROUP BY model
+), waiting (model, n, owner_id) AS (
+    SELECT w.model, w.n, (
+        SELECT r.owner_id FROM results r
+        WHERE r.status = 'pending' AND r.model = w.model
+        -- The order of the index results_claim, so that no other one is thought as good.
+        ORDER BY r.owner_id, r.rank, r.id LIMIT 1
+    ) FROM wanted w
+    UNION ALL
+    SELECT w.model, w.n, (
+        SELECT r.owner_id FROM results r
+        WHERE r.status = 'pending' AND r.model = w.model AND r.owner_id > w.owner_id
+        ORDER BY r.owner_id, r.rank, r.id LIMIT 1
+    ) FROM waiting w WHERE w.owner_id IS NOT NULL
+), turns AS (
+    SELECT w.model, w.n, w.owner_id, coalesce(b.running, 0) AS running, coalesce(o.weight, 1) AS weight,
+           count(*) OVER (PARTITION BY w.model) AS owners
+    FROM waiting w
+    LEFT JOIN unnest($6::text[], $7::int[], $8::int[]) AS b(model, owner_id, running) USING (model, owner_id)
+    LEFT JOIN owners o ON o.id = w.owner_id
+    WHERE w.owner_id IS NOT NULL
+), shares AS (
+    SELECT model, owner_id, n, NULL::bigint AS seen FROM turns WHERE owners = 1
+    UNION ALL
+    SELECT model, owner_id, count(*), count(*) FROM (
+        SELECT t.model, t.owner_id, t.n, row_number() OVER (
+            PARTITION BY t.model ORDER BY (t.running + p.place)::float8 / t.weight, p.rank, t.owner_id
+        ) AS number
+        FROM turns t CROSS JOIN LATERAL (
+            SELECT f.rank, row_number() OVER (ORDER BY f.rank, f.id) AS place FROM (
+                SELECT r.rank, r.id FROM results r
+                WHERE r.model = t.model AND r.owner_id = t.owner_id AND {CLAIMABLE}
+                ORDER BY r.rank, r.id
+                LIMIT t.n
+            ) f
+        ) p
+        WHERE t.owners > 1
+    ) due WHERE number <= n GROUP BY model, owner_id
 ), picked AS MATERIALIZED (
-    SELECT p.id, w.model, row_number() OVER (PARTITION BY w.model ORDER BY p.rank, p.id) AS number
-    FROM wanted w CROSS JOIN LATERAL (
+    SELECT p.id, s.model, row_number() OVER (PARTITION BY s.model ORDER BY p.rank, p.id) AS number
+    FROM shares s CROSS JOIN LATERAL (
         SELECT r.id, r.rank FROM results r
-        WHERE r.status = 'pending' AND r.model = w.model AND r.available_at <= now()
-          AND (r.attempt_token IS NULL OR r.attempt_token <> ALL ($5::uuid[]))
+        WHERE r.model = s.model AND r.owner_id = s.owner_id AND {CLAIMABLE}
         ORDER BY r.rank, r.id
-        LIMIT w.n
+        LIMIT s.n
         FOR UPDATE SKIP LOCKED
     ) p
 ), claimed AS (
@@ -102,9 +172,11 @@ WITH unflushed AS MATERIALIZED (
         dispatcher = $4,
         server = slots.server
     FROM picked JOIN slots USING (model, number)
-    WHERE r.id = picked.id
+    -- The array says that they are few; the planner cannot know, and would read the whole table.
+    WHERE r.id = picked.id AND r.id = ANY (ARRAY(SELECT id FROM picked))
     RETURNING
-        r.id, r.server, r.attempt_token, r.model, r.context_id, r.parameters, r.attempt_count, r.rank,
+        r.id, r.owner_id, r.server, r.attempt_token, r.model, r.context_id, r.parameters, r.attempt_count, r.rank,
+        r.streamed,
         extract(epoch FROM r.expires_at - now())::float8 AS expires_in,
         r.cancel_requested_at IS NOT NULL AS cancel_requested,
         r.error_code, r.error_message,
@@ -113,14 +185,22 @@ WITH unflushed AS MATERIALIZED (
     {LOST_LEASE}
     FROM claimed WHERE lost_token IS NOT NULL
 )
-SELECT q.*, c.content FROM claimed q JOIN contexts c ON c.id = q.context_id ORDER BY q.rank, q.id
+SELECT q.*, c.content, (SELECT coalesce(sum(seen), 0) FROM shares)::int AS seen
+FROM (VALUES (1)) AS always(one)
+LEFT JOIN (claimed q JOIN contexts c ON c.id = q.context_id) ON true
+ORDER BY q.rank, q.id
 """
 
-RENEW = """
+# How a claim is found: by id, whatever the planner believes. A plan is kept for minutes, and one made while the table
+# was almost empty may find the row among all pending ones; the array and the IS TRUE leave it no way but the key's.
+HELD = """r.id = g.id AND r.id = ANY ($1::uuid[]) AND r.attempt_token = g.token
+      AND (r.status = 'pending') IS TRUE"""
+
+RENEW = f"""
 UPDATE results r SET available_at = now() + make_interval(secs => $4), server = coalesce(g.server, r.server)
 FROM unnest($1::uuid[], $2::uuid[], $3::text[]) AS g(id, token, server)
-WHERE r.id = g.id AND r.attempt_token = g.token AND r.status = 'pending'
-RETURNING r.attempt_token AS token, r.cancel_requested_at IS NOT NULL AS cancel_requested,
+WHERE {HELD}
+RETURNING r.attempt_token AS token, r.cancel_requested_at IS NOT NULL AS cancel_requested, r.streamed,
           coalesce(r.expires_at <= now(), false) AS expired
 """
 
@@ -128,9 +208,9 @@ SETTLE = f"""
 WITH given AS (
     SELECT * FROM unnest(
         $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::int[],
-        $10::int[], $11::text[], $12::text[], $13::bool[], $14::bool[]
+        $10::int[], $11::text[], $12::text[], $13::bool[], $14::bool[], $15::float8[], $16::float8[]
     ) AS g(id, token, status, outcome, server, output, outputs, finish_reason, prompt_tokens, completion_tokens,
-           error_code, error_message, spent, engine_stopped)
+           error_code, error_message, spent, engine_stopped, gpu_seconds, cost)
 ), settled AS (
     UPDATE results r SET
         status = g.status,
@@ -148,15 +228,22 @@ WITH given AS (
         error_message = g.error_message,
         engine_stopped_at = CASE WHEN g.engine_stopped THEN now() END
     FROM given g
-    WHERE r.id = g.id AND r.attempt_token = g.token AND r.status = 'pending'
+    WHERE {HELD}
     RETURNING r.id, r.attempt_count, r.dispatcher, r.server, old.attempt_started_at AS attempt_started_at,
-              g.outcome, g.spent, r.error_code, r.error_message, r.prompt_tokens, r.completion_tokens
+              g.outcome, g.spent, r.error_code, r.error_message, r.prompt_tokens, r.completion_tokens,
+              g.gpu_seconds, g.cost, {ENDED}
 ), recorded AS (
     INSERT INTO attempts (result_id, number, dispatcher, server, started_at, ended_at, outcome, error_code,
-                          error_message, prompt_tokens, completion_tokens)
+                          error_message, prompt_tokens, completion_tokens, gpu_seconds)
     SELECT id, attempt_count, dispatcher, server, attempt_started_at, now(), outcome, error_code, error_message,
-           prompt_tokens, completion_tokens
+           prompt_tokens, completion_tokens, gpu_seconds
     FROM settled WHERE spent
+), counted AS (
+    {count_usage("prompt_tokens", "completion_tokens", "gpu_seconds", "cost")}
+    FROM settled GROUP BY owner_id, key_id, model
+), announced AS (
+    {WEBHOOKS}
+    FROM settled WHERE {WEBHOOK_WANTED}
 ), woken AS (
     SELECT pg_notify('{SETTLED_CHANNEL}', string_agg(id::text, ',')) FROM settled HAVING count(*) > 0
 )
@@ -166,8 +253,9 @@ SELECT id, (SELECT count(*) FROM woken) FROM settled
 RELEASE = f"""
 WITH given AS (
     SELECT * FROM unnest(
-        $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::float8[], $6::bool[], $7::text[], $8::text[]
-    ) AS g(id, token, outcome, server, delay, spent, error_code, error_message)
+        $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::float8[], $6::bool[], $7::text[], $8::text[], $9::float8[],
+        $10::float8[]
+    ) AS g(id, token, outcome, server, delay, spent, error_code, error_message, gpu_seconds, cost)
 ), released AS (
     UPDATE results r SET
         available_at = now() + make_interval(secs => g.delay),
@@ -178,24 +266,32 @@ WITH given AS (
         error_code = coalesce(g.error_code, r.error_code),
         error_message = coalesce(g.error_message, r.error_message)
     FROM given g
-    WHERE r.id = g.id AND r.attempt_token = g.token AND r.status = 'pending'
+    WHERE {HELD}
     RETURNING r.id, r.attempt_count, r.dispatcher, r.server, old.attempt_started_at AS attempt_started_at,
-              g.outcome, g.spent, g.error_code, g.error_message
+              g.outcome, g.spent, g.error_code, g.error_message, g.gpu_seconds, g.cost, r.owner_id, r.key_id, r.model
 ), recorded AS (
     INSERT INTO attempts (result_id, number, dispatcher, server, started_at, ended_at, outcome, error_code,
-                          error_message)
-    SELECT id, attempt_count, dispatcher, server, attempt_started_at, now(), outcome, error_code, error_message
+                          error_message, gpu_seconds)
+    SELECT id, attempt_count, dispatcher, server, attempt_started_at, now(), outcome, error_code, error_message,
+           gpu_seconds
     FROM released WHERE spent
+), counted AS (
+    INSERT INTO usage (day, owner_id, key_id, model, requests, failures, prompt_tokens, completion_tokens,
+                       gpu_seconds, cost)
+    SELECT (now() AT TIME ZONE 'UTC')::date, owner_id, key_id, model, 0, 0, 0, 0, sum(gpu_seconds), sum(cost)
+    FROM released WHERE gpu_seconds > 0 GROUP BY owner_id, key_id, model
 ), woken AS (
     SELECT pg_notify('{QUEUED_CHANNEL}', '') WHERE EXISTS (SELECT FROM released)
 )
 SELECT id, (SELECT count(*) FROM woken) FROM released
 """
 
+
 # Not claimed, or claimed by a dispatcher that is gone: final at once. Else the claimer is told and settles.
-CANCEL = f"""
+def cancel_where(which: str) -> str:
+    return f"""
 WITH asked AS (
-    UPDATE results SET
+    UPDATE results r SET
         cancel_requested_at = coalesce(cancel_requested_at, now()),
         status = CASE WHEN attempt_token IS NULL OR available_at <= now() THEN 'failed' ELSE status END,
         completed_at = CASE WHEN attempt_token IS NULL OR available_at <= now() THEN now() END,
@@ -204,23 +300,32 @@ WITH asked AS (
                              ELSE error_message END,
         attempt_token = CASE WHEN available_at > now() THEN attempt_token END,
         attempt_started_at = CASE WHEN available_at > now() THEN attempt_started_at END
-    WHERE id = $1 AND status = 'pending'
-    RETURNING id, status, {OLD_CLAIM}, old.attempt_count AS lost_number
+    WHERE {which} AND (status = 'pending') IS TRUE
+    RETURNING id, {ENDED}, {OLD_CLAIM}, old.attempt_count AS lost_number
 ), recorded AS (
     {LOST_LEASE}
     FROM asked WHERE status = 'failed' AND lost_token IS NOT NULL
+), counted AS (
+    {count_usage()}
+    FROM asked WHERE status = 'failed' GROUP BY owner_id, key_id, model
+), announced AS (
+    {WEBHOOKS}
+    FROM asked WHERE status = 'failed' AND {WEBHOOK_WANTED}
 )
 SELECT pg_notify(CASE WHEN status = 'failed' THEN '{SETTLED_CHANNEL}' ELSE '{CANCEL_CHANNEL}' END, id::text)
 FROM asked
 """
 
+
+CANCEL = cancel_where("id = $1 AND owner_id = $2")
+
 POSITION_LIMIT = 1000
 
-# How many are ahead, counted no further than anyone cares to read.
+# How many of the owner's own are ahead, counted no further than anyone cares to read.
 POSITION = f"""
 SELECT count(*) + 1 FROM (
     SELECT FROM results
-    WHERE status = 'pending' AND model = $1 AND attempt_token IS NULL AND available_at <= now()
+    WHERE status = 'pending' AND model = $1 AND owner_id = $4 AND attempt_token IS NULL AND available_at <= now()
       AND (rank, id) < ($2, $3)
     ORDER BY rank, id LIMIT {POSITION_LIMIT}
 ) ahead
@@ -228,13 +333,15 @@ SELECT count(*) + 1 FROM (
 
 CANCELLING = "SELECT id FROM results WHERE status = 'pending' AND cancel_requested_at IS NOT NULL"
 
-# What the retention takes, oldest first; the id bounds the scan. One dispatcher at a time is enough.
+# What the retention takes, oldest first; the id bounds the scan. One dispatcher at a time is enough. Of a batch, what
+# is not in its files yet stays.
 REMOVE = """
 WITH mine AS (
     SELECT pg_try_advisory_xact_lock(8887002) AS held
 ), old AS MATERIALIZED (
     SELECT id, context_id FROM results, mine
     WHERE held AND id < $1 AND status <> 'pending' AND completed_at < now() - make_interval(secs => $2)
+      AND (batch_id IS NULL OR NOT EXISTS (SELECT FROM batches b WHERE b.id = batch_id AND b.lease_until IS NOT NULL))
     ORDER BY id LIMIT $3 FOR UPDATE OF results SKIP LOCKED
 ), removed AS (
     DELETE FROM results r USING old WHERE r.id = old.id RETURNING r.id
@@ -253,6 +360,29 @@ WHERE c.id IN (
 """
 
 FORGET_KEYS = f"DELETE FROM idempotency_keys WHERE created_at < now() - interval '{IDEMPOTENCY_HOURS} hours'"
+
+# Settling appends; this makes one row of all those of a day that belong together. A row is deleted once, whoever else
+# compacts at the same time, and what a row counted is in the sum that replaces it.
+COMPACT_USAGE = """
+WITH mine AS (
+    SELECT pg_try_advisory_xact_lock(8887003) AS held
+), scattered AS MATERIALIZED (
+    SELECT day, owner_id, key_id, model FROM usage, mine
+    WHERE held AND day >= (now() AT TIME ZONE 'UTC')::date - 7
+    GROUP BY day, owner_id, key_id, model HAVING count(*) > 1
+), removed AS (
+    DELETE FROM usage u USING scattered s
+    WHERE (u.day, u.owner_id, u.model) = (s.day, s.owner_id, s.model) AND u.key_id IS NOT DISTINCT FROM s.key_id
+    RETURNING u.*
+)
+INSERT INTO usage (day, owner_id, key_id, model, requests, failures, prompt_tokens, completion_tokens, gpu_seconds,
+                   cost)
+SELECT day, owner_id, key_id, model, sum(requests), sum(failures), sum(prompt_tokens), sum(completion_tokens),
+       sum(gpu_seconds), sum(cost)
+FROM removed GROUP BY day, owner_id, key_id, model
+"""
+
+FORGET_REQUESTS = "DELETE FROM request_counts WHERE second < extract(epoch FROM now()) - 120"
 
 # Results nobody runs whose time is over or whose cancel was asked for: settled without an engine.
 SWEEP = f"""
@@ -278,10 +408,16 @@ WITH expired AS MATERIALIZED (
         error_message = CASE WHEN r.cancel_requested_at IS NULL THEN '{EXPIRED_MESSAGE}'
                              ELSE '{CANCELLED_MESSAGE}' END
     FROM due WHERE r.id = due.id
-    RETURNING r.id, {OLD_CLAIM}, old.attempt_count AS lost_number
+    RETURNING r.id, {ENDED}, {OLD_CLAIM}, old.attempt_count AS lost_number
 ), recorded AS (
     {LOST_LEASE}
     FROM swept WHERE lost_token IS NOT NULL
+), counted AS (
+    {count_usage()}
+    FROM swept GROUP BY owner_id, key_id, model
+), announced AS (
+    {WEBHOOKS}
+    FROM swept WHERE {WEBHOOK_WANTED}
 ), woken AS (
     SELECT pg_notify('{SETTLED_CHANNEL}', string_agg(id::text, ',')) FROM swept HAVING count(*) > 0
 )

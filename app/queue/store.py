@@ -1,6 +1,6 @@
 """The queue: submit, claim, renew, settle, release, cancel. What each statement does stands in statements.py."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -12,8 +12,10 @@ from app.queue.statements import (
     CANCEL,
     CANCELLING,
     CLAIM,
+    COMPACT_USAGE,
     CREATE_CONTEXT,
     FORGET_KEYS,
+    FORGET_REQUESTS,
     IDS_PER_NOTIFY,
     KEY_IN_USE,
     POSITION,
@@ -25,7 +27,7 @@ from app.queue.statements import (
     SUBMIT,
     SWEEP,
 )
-from app.queue.ticket import Claim, Held, Idempotency, Release, Settlement, Submission
+from app.queue.ticket import Claim, Claims, Held, Idempotency, Release, Settlement, Submission
 
 
 class QueueStore:
@@ -41,18 +43,21 @@ class QueueStore:
         metadata: dict[str, Any] | None,
         created_at: datetime,
         idempotency: Idempotency | None,
+        owner_id: int = 0,
     ) -> bool:
         """Stores a prompt; False when its Idempotency-Key is in use."""
         key, fingerprint = (idempotency.key, idempotency.fingerprint) if idempotency else (None, None)
         document = None if metadata is None else to_json(metadata).decode()
         async with self._database.hot() as connection:
-            stored = await connection.fetchval(CREATE_CONTEXT, id_, content, document, created_at, key, fingerprint)
+            stored = await connection.fetchval(
+                CREATE_CONTEXT, id_, content, document, created_at, key, fingerprint, owner_id
+            )
         return stored is not None
 
-    async def key_in_use(self, key: str) -> tuple[bytes, UUID] | None:
+    async def key_in_use(self, owner_id: int, key: str) -> tuple[bytes, UUID] | None:
         """What an Idempotency-Key was used for: the digest of the request and the id it made."""
         async with self._database.hot() as connection:
-            row = await connection.fetchrow(KEY_IN_USE, key)
+            row = await connection.fetchrow(KEY_IN_USE, owner_id, key)
         return None if row is None else (row["fingerprint"], row["resource_id"])
 
     async def submit(self, submissions: Sequence[Submission]) -> set[UUID]:
@@ -61,23 +66,7 @@ class QueueStore:
         Left out are tickets whose context does not exist, and those whose Idempotency-Key is in use. No two of one
         call may bring the same key.
         """
-        columns = _columns(
-            submissions,
-            lambda s: (
-                s.id,
-                s.context_id,
-                s.model,
-                to_json(s.parameters).decode(),
-                s.priority,
-                s.rank,
-                s.created_at,
-                s.expires_at,
-                s.client_reference,
-                s.retry_of,
-                s.idempotency.key if s.idempotency else None,
-                s.idempotency.fingerprint if s.idempotency else None,
-            ),
-        )
+        columns = _columns(submissions, _submission_row)
         async with self._database.hot() as connection:
             return {row[0] for row in await connection.fetch(SUBMIT, *columns)}
 
@@ -88,24 +77,37 @@ class QueueStore:
         lease_seconds: float,
         dispatcher: str,
         holding: Sequence[UUID] = (),
-    ) -> list[Claim]:
-        """Claims a result for each slot (model, server) while there are any, the most urgent first.
+        running: Mapping[tuple[str, int], int] | None = None,
+    ) -> Claims:
+        """Claims a result for each slot (model, server) while there are any; owners take turns by their weights.
 
         `holding` are the tokens of claims the caller still works on: those it keeps, even if their leases ran out
-        while Postgres was away.
+        while Postgres was away. `running` counts what the caller runs, by model and owner.
         """
         if not slots:
-            return []
+            return Claims([], False)
         models, servers = _columns(slots, lambda slot: slot)
+        busy = running or {}
         async with self._database.hot() as connection:
-            rows = await connection.fetch(CLAIM, models, servers, lease_seconds, dispatcher, list(holding))
-        return [_claim(row) for row in rows]
+            rows = await connection.fetch(
+                CLAIM,
+                models,
+                servers,
+                lease_seconds,
+                dispatcher,
+                list(holding),
+                [model for model, _ in busy],
+                [owner_id for _, owner_id in busy],
+                list(busy.values()),
+            )
+        claims = [_claim(row) for row in rows if row["id"] is not None]
+        return Claims(claims, rows[0]["seen"] > len(claims))
 
     async def renew(self, held: Sequence[tuple[UUID, UUID, str | None]], *, lease_seconds: float) -> dict[UUID, Held]:
         """Renews the leases of (id, token, server) in one statement, by token; one that is missing is lost."""
         async with self._database.hot() as connection:
             rows = await connection.fetch(RENEW, *_columns(held, lambda claim: claim), lease_seconds)
-        return {row["token"]: Held(row["cancel_requested"], row["expired"]) for row in rows}
+        return {row["token"]: Held(row["cancel_requested"], row["expired"], row["streamed"]) for row in rows}
 
     async def settle(self, settlements: Sequence[Settlement]) -> set[UUID]:
         """Writes final states; returns the ids that were still claimed under their token."""
@@ -126,20 +128,22 @@ class QueueStore:
                 r.attempt_spent,
                 r.error_code,
                 r.error_message,
+                r.gpu_seconds,
+                r.cost,
             ),
         )
         async with self._database.hot() as connection:
             return {row[0] for row in await connection.fetch(RELEASE, *columns)}
 
-    async def cancel(self, id_: UUID) -> None:
+    async def cancel(self, id_: UUID, owner_id: int = 0) -> None:
         """Asks for a cancel; a final result stays as it is."""
         async with self._database.hot() as connection:
-            await connection.execute(CANCEL, id_)
+            await connection.execute(CANCEL, id_, owner_id)
 
-    async def position(self, model: str, rank: datetime, id_: UUID) -> int:
-        """The place in the queue of a model, 1 being next; exact up to POSITION_LIMIT, which one more stands beyond."""
+    async def position(self, model: str, rank: datetime, id_: UUID, owner_id: int = 0) -> int:
+        """The place among the owner's own results for a model, 1 being next; POSITION_LIMIT + 1 stands for beyond."""
         async with self._database.hot() as connection:
-            return int(await connection.fetchval(POSITION, model, rank, id_))
+            return int(await connection.fetchval(POSITION, model, rank, id_, owner_id))
 
     async def cancelling(self) -> list[UUID]:
         """Pending results whose cancel was asked for, whoever runs them."""
@@ -167,9 +171,50 @@ class QueueStore:
         async with self._database.hot() as connection:
             await connection.execute(FORGET_KEYS)
 
+    async def compact_usage(self) -> None:
+        """Merges the rows of the usage table; its sums stay what they are."""
+        async with self._database.hot() as connection:
+            await connection.execute(COMPACT_USAGE)
+
+    async def forget_requests(self) -> None:
+        """Removes the counts of requests that no limit looks at any longer."""
+        async with self._database.hot() as connection:
+            await connection.execute(FORGET_REQUESTS)
+
 
 def _columns(rows: Sequence[Any], fields: Any) -> list[list[Any]]:
     return [list(column) for column in zip(*map(fields, rows), strict=True)]
+
+
+def _submission_row(submission: Submission) -> tuple[Any, ...]:
+    idempotency, prompt = submission.idempotency, submission.prompt
+    return (
+        submission.id,
+        submission.context_id,
+        submission.model,
+        to_json(submission.parameters).decode(),
+        submission.priority,
+        submission.rank,
+        submission.created_at,
+        submission.expires_at,
+        submission.client_reference,
+        submission.retry_of,
+        idempotency.key if idempotency else None,
+        idempotency.fingerprint if idempotency else None,
+        submission.owner_id,
+        submission.key_id,
+        submission.kind,
+        _document(submission.request),
+        submission.streamed,
+        _document(submission.webhook),
+        prompt.content if prompt else None,
+        _document(prompt.messages) if prompt else None,
+        _document(prompt.metadata) if prompt else None,
+    )
+
+
+def _document(value: Any) -> str | None:
+    return None if value is None else to_json(value).decode()
 
 
 def _claim(row: Any) -> Claim:
@@ -185,6 +230,8 @@ def _claim(row: Any) -> Claim:
         expires_in=row["expires_in"],
         cancel_requested=row["cancel_requested"],
         last_error=None if code is None else (code, row["error_message"]),
+        owner_id=row["owner_id"],
+        streamed=row["streamed"],
     )
 
 
@@ -219,6 +266,8 @@ def _settlement_row(settlement: Settlement) -> tuple[Any, ...]:
         settlement.error_message,
         settlement.attempt_spent,
         settlement.engine_stopped,
+        settlement.gpu_seconds,
+        settlement.cost,
     )
 
 

@@ -94,6 +94,23 @@ class Submission:
     client_reference: str | None = None
     retry_of: UUID | None = None
     idempotency: Idempotency | None = None
+    owner_id: int = 0
+    key_id: UUID | None = None
+    kind: str | None = None
+    request: dict[str, Any] | None = None
+    streamed: bool = False
+    webhook: dict[str, Any] | None = None
+    # A prompt to store with the ticket, under `context_id`.
+    prompt: "Prompt | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What an engine gets, and the chat it was made from."""
+
+    content: str
+    messages: list[dict[str, Any]] | None = None
+    metadata: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +127,16 @@ class Claim:
     expires_in: float | None
     cancel_requested: bool
     last_error: tuple[str, str] | None
+    owner_id: int = 0
+    streamed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What one statement claimed; `raced` when another dispatcher was quicker with some, so that more may be there."""
+
+    claims: list[Claim]
+    raced: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +165,8 @@ class Settlement:
     error_message: str | None = None
     attempt_spent: bool = True
     engine_stopped: bool = False
+    gpu_seconds: float = 0.0
+    cost: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +181,8 @@ class Release:
     attempt_spent: bool
     error_code: str | None = None
     error_message: str | None = None
+    gpu_seconds: float = 0.0
+    cost: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,3 +191,4 @@ class Held:
 
     cancel_requested: bool
     expired: bool
+    streamed: bool = False

@@ -157,6 +157,12 @@ class Catalog:
                     entry.servers.append(server.url)
         return entries
 
+    async def first_seen(self) -> dict[str, int]:
+        """Since when each model is known, in Unix seconds."""
+        async with self._database.reading() as connection:
+            found = await connection.execute(select(models.c.name, models.c.first_seen_at))
+            return {row.name: int(row.first_seen_at.timestamp()) for row in found}
+
     async def _ever_served(self) -> list[tuple[str, str]]:
         async with self._database.reading() as connection:
             found = await connection.execute(select(models.c.name, models.c.version).order_by(models.c.name))

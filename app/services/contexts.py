@@ -4,20 +4,25 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import ColumnElement, delete, func, select
 
 from app.config import Settings
 from app.db.engine import Database, translated_errors
 from app.db.ids import time_of, uuid7
-from app.db.tables import contexts, results
-from app.errors import AppError, ContextInUse, ContextNotFound
+from app.db.tables import contexts, result_events, results
+from app.errors import AppError, ContextInUse, ContextNotFound, ResultNotFound, ResultPending
 from app.queue.store import QueueStore
 from app.queue.ticket import Status
+from app.services.callers import Caller
 from app.services.idempotency import idempotency_of, made_before
 from app.services.pages import Page, Window, fetch_page
 from app.services.retention import removed_or
 
 PAGE_BYTES = 8 * 1024 * 1024
+
+
+def owned_by(caller: Caller) -> ColumnElement[bool]:
+    return contexts.c.owner_id == caller.owner_id
 
 
 class Contexts:
@@ -27,7 +32,7 @@ class Contexts:
         self._settings = settings
 
     async def create(
-        self, content: str, metadata: dict[str, Any] | None, idempotency_key: str | None = None
+        self, caller: Caller, content: str, metadata: dict[str, Any] | None, idempotency_key: str | None = None
     ) -> tuple[Mapping[str, Any], bool]:
         """Stores a prompt, committed when this returns; True when an earlier request with the key had made it.
 
@@ -37,26 +42,27 @@ class Contexts:
         idempotency = idempotency_of(idempotency_key, "contexts", content, metadata)
         id_ = uuid7()
         created_at = time_of(id_)
-        while not await self._store.create_context(id_, content, metadata, created_at, idempotency):
+        while not await self._store.create_context(id_, content, metadata, created_at, idempotency, caller.owner_id):
             # The key may have run out between the two statements: then it is free.
-            if earlier := await made_before(self._store, idempotency):
-                return await self.get(earlier), True
-        return {"id": id_, "content": content, "metadata": metadata, "created_at": created_at}, False
+            if earlier := await made_before(self._store, caller.owner_id, idempotency):
+                return await self.get(caller, earlier), True
+        row = {"id": id_, "content": content, "messages": None, "metadata": metadata, "created_at": created_at}
+        return row, False
 
-    async def get(self, id_: UUID) -> Mapping[str, Any]:
+    async def get(self, caller: Caller, id_: UUID) -> Mapping[str, Any]:
         """Raises ContextNotFound, or Removed when the retention took it."""
         async with self._database.reading() as connection:
-            found = await connection.execute(select(contexts).where(contexts.c.id == id_))
+            found = await connection.execute(select(contexts).where(contexts.c.id == id_, owned_by(caller)))
             row = found.mappings().one_or_none()
         if row is None:
             raise self.missing(id_)
         return dict(row)
 
-    async def page(self, window: Window) -> Page:
+    async def page(self, caller: Caller, window: Window) -> Page:
         """Contexts can be large: a page ends early where its contents exceed PAGE_BYTES."""
         sizes = await fetch_page(
             self._database,
-            select(contexts.c.id, func.octet_length(contexts.c.content).label("bytes")),
+            select(contexts.c.id, func.octet_length(contexts.c.content).label("bytes")).where(owned_by(caller)),
             contexts,
             window,
         )
@@ -74,7 +80,7 @@ class Contexts:
             rows = found.mappings().all()
         return Page(rows, sizes.next_after if len(ids) == len(sizes.rows) else ids[-1])
 
-    async def delete(self, id_: UUID) -> None:
+    async def delete(self, caller: Caller, id_: UUID) -> None:
         """Removes a prompt with all its results and attempts.
 
         Raises:
@@ -84,7 +90,9 @@ class Contexts:
         with translated_errors():
             async with self._database.engine.begin() as connection:
                 # Holds off new results of this context until the end.
-                locked = await connection.execute(select(contexts.c.id).where(contexts.c.id == id_).with_for_update())
+                locked = await connection.execute(
+                    select(contexts.c.id).where(contexts.c.id == id_, owned_by(caller)).with_for_update()
+                )
                 if locked.one_or_none() is None:
                     raise self.missing(id_)
                 pending = await connection.execute(
@@ -96,6 +104,33 @@ class Contexts:
                     )
                 await connection.execute(delete(results).where(results.c.context_id == id_))
                 await connection.execute(delete(contexts).where(contexts.c.id == id_))
+
+    async def delete_result(self, caller: Caller, id_: UUID) -> None:
+        """Removes a final result with its attempts and events, and its prompt where no other result was made of it.
+
+        Raises:
+            ResultNotFound: no such result.
+            ResultPending: it is not final.
+        """
+        wanted = (results.c.id == id_, results.c.owner_id == caller.owner_id)
+        with translated_errors():
+            async with self._database.engine.begin() as connection:
+                # Holds off new results of the prompt until the end.
+                locked = await connection.execute(
+                    select(contexts.c.id)
+                    .where(contexts.c.id == select(results.c.context_id).where(*wanted).scalar_subquery())
+                    .with_for_update()
+                )
+                context_id = locked.scalar_one_or_none()
+                status = (await connection.execute(select(results.c.status).where(*wanted))).scalar_one_or_none()
+                if status is None:
+                    raise ResultNotFound(f"No result has the id {id_}. GET /results/ lists those there are.")
+                if not Status(status).final:
+                    raise ResultPending(f"Result {id_} is pending: cancel it or wait for its end, then delete it.")
+                await connection.execute(delete(result_events).where(result_events.c.result_id == id_))
+                await connection.execute(delete(results).where(results.c.id == id_))
+                others = select(results.c.id).where(results.c.context_id == context_id).exists()
+                await connection.execute(delete(contexts).where(contexts.c.id == context_id, ~others))
 
     def missing(self, id_: UUID) -> AppError:
         return removed_or(

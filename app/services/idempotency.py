@@ -17,7 +17,7 @@ def idempotency_of(key: str | None, *request: Any) -> Idempotency | None:
     return None if key is None else Idempotency(key, sha256(to_json(request)).digest())
 
 
-async def made_before(store: QueueStore, idempotency: Idempotency | None) -> UUID | None:
+async def made_before(store: QueueStore, owner_id: int, idempotency: Idempotency | None) -> UUID | None:
     """The id that an earlier request with this key made; None where there was none.
 
     Raises:
@@ -25,7 +25,7 @@ async def made_before(store: QueueStore, idempotency: Idempotency | None) -> UUI
     """
     if idempotency is None:
         return None
-    found = await store.key_in_use(idempotency.key)
+    found = await store.key_in_use(owner_id, idempotency.key)
     if found is None:
         return None
     fingerprint, resource_id = found

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Self
 
 import grpc
+from pydantic_core import from_json
+from tritonclient.grpc import InferResult
 from tritonclient.grpc import aio as triton
 from tritonclient.utils import InferenceServerException
 
 from app.triton.codec import Delta, decode, encode
+from app.triton.embedding import embedding_contract
 from app.triton.faults import (
     FINAL,
     MAX_MESSAGE_BYTES,
@@ -22,6 +26,7 @@ from app.triton.faults import (
     classify_unary,
     presentable,
 )
+from app.triton.sampling import EMBED
 
 CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -52,6 +57,10 @@ class ModelState:
     reason: str
 
 
+NOT_AN_EMBEDDER = (
+    "The model does not embed: one text input and one FP32 or FP16 vector output are needed, or vLLM with an embedding "
+    "model."
+)
 _STATES = {"READY": "ready", "LOADING": "loading"}
 
 
@@ -135,13 +144,77 @@ class TritonClient:
     ) -> AsyncGenerator[Delta]:
         """Runs one generation on a stream of its own; yields its messages, the last one `final`.
 
+        With the task `embed`, the texts are vectors in base64.
+
         Closing the iterator, or cancelling the task that reads it, stops the engine. Timeouts in seconds:
         `idle_timeout` between messages, `run_timeout` for the whole.
 
         Raises:
             TritonError: the generation did not end with an answer.
         """
+        if parameters.get("task") == EMBED:
+            async for delta in self._embed(model, prompt, request_id, idle_timeout, run_timeout):
+                yield delta
+            return
         request = {"model_name": model, "inputs": encode(prompt, parameters), "request_id": request_id}
+        async with aclosing(self._messages(request, idle_timeout, run_timeout)) as messages:
+            async for result in messages:
+                try:
+                    delta = decode(result)
+                except ValueError as malformed:
+                    raise TritonError(
+                        "model_contract",
+                        "The model's answer is not one of the vLLM backend.",
+                        FINAL,
+                        raw=str(malformed),
+                    ) from None
+                yield delta
+                if delta.final:
+                    return
+
+    async def _embed(
+        self, model: str, prompt: str, request_id: str, idle_timeout: float, run_timeout: float
+    ) -> AsyncGenerator[Delta]:
+        """The vectors of the texts in the JSON array `prompt`, all in the last message; those before show progress."""
+        try:
+            answer = await self._client.get_model_config(model, as_json=True, client_timeout=idle_timeout)
+        except InferenceServerException as error:
+            raise classify_unary(error) from None
+        texts: list[str] = from_json(prompt)
+        vectors: list[str] = []
+        tokens = None
+        try:
+            contract = embedding_contract(answer["config"])
+        except ValueError as other:
+            raise TritonError("not_supported_by_model", NOT_AN_EMBEDDER, FINAL, raw=str(other)) from None
+        deadline = asyncio.get_running_loop().time() + run_timeout
+        for start in range(0, len(texts), contract.batch):
+            left = deadline - asyncio.get_running_loop().time()
+            if left <= 0:
+                raise TritonError("run_timeout", "The embedding took longer than one attempt may.", RETRY)
+            part = texts[start : start + contract.batch]
+            request = {"model_name": model, "inputs": contract.encode(part), "request_id": request_id}
+            async with aclosing(self._messages(request, idle_timeout, left)) as messages:
+                result = await anext(messages)
+            try:
+                found, counted = contract.decode(result, len(part))
+            except ValueError as malformed:
+                raise TritonError(
+                    "model_contract", "The model's answer is not one vector a text.", FINAL, raw=str(malformed)
+                ) from None
+            vectors += found
+            tokens = tokens if counted is None else (tokens or 0) + counted
+            yield Delta([], [])
+        yield Delta(vectors, ["stop"] * len(vectors), tokens, [0], final=True)
+
+    async def _messages(
+        self, request: dict[str, Any], idle_timeout: float, run_timeout: float
+    ) -> AsyncGenerator[InferResult]:
+        """The messages of one request on a stream of its own, which is cancelled when the iterator is closed.
+
+        Raises:
+            TritonError: an error instead of a message, or the end of the stream.
+        """
 
         async def requests() -> AsyncIterator[dict[str, Any]]:
             yield request
@@ -173,17 +246,6 @@ class TritonClient:
                     raise TritonError("request_not_sent", "The request could not be put on the wire.", RETRY) from None
                 if error is not None:
                     raise classify_text(error.message() or "")
-                try:
-                    delta = decode(result)
-                except ValueError as malformed:
-                    raise TritonError(
-                        "model_contract",
-                        "The model's answer is not one of the vLLM backend.",
-                        FINAL,
-                        raw=str(malformed),
-                    ) from None
-                yield delta
-                if delta.final:
-                    return
+                yield result
         finally:
             stream.cancel()

@@ -16,25 +16,25 @@ from tritonclient.grpc import InferInput, InferResult
 NOT_FINISHED = "None"
 
 
-def _bytes_input(name: str, value: str) -> InferInput:
+def bytes_input(name: str, value: str) -> InferInput:
     tensor = InferInput(name, [1], "BYTES")
     tensor.set_data_from_numpy(np.array([value.encode()], dtype=np.object_))
     return tensor
 
 
-def _bool_input(name: str, value: bool) -> InferInput:
+def bool_input(name: str, value: bool) -> InferInput:
     tensor = InferInput(name, [1], "BOOL")
     tensor.set_data_from_numpy(np.array([value], dtype=np.bool_))
     return tensor
 
 
 # These never change, so they are made once.
-_STREAMED = _bool_input("stream", True)
-_EXCLUDED = _bool_input("exclude_input_in_output", True)
+_STREAMED = bool_input("stream", True)
+_EXCLUDED = bool_input("exclude_input_in_output", True)
 _RETURNED = tuple(
-    _bool_input(name, True) for name in ("return_finish_reason", "return_num_input_tokens", "return_num_output_tokens")
+    bool_input(name, True) for name in ("return_finish_reason", "return_num_input_tokens", "return_num_output_tokens")
 )
-_RETURNED_LOGPROBS = tuple(_bool_input(name, True) for name in ("return_logprobs", "return_cumulative_logprob"))
+_RETURNED_LOGPROBS = tuple(bool_input(name, True) for name in ("return_logprobs", "return_cumulative_logprob"))
 
 
 def encode(prompt: str, parameters: dict[str, Any]) -> list[InferInput]:
@@ -43,10 +43,10 @@ def encode(prompt: str, parameters: dict[str, Any]) -> list[InferInput]:
         # The backend wants this one as JSON text inside the JSON.
         parameters = parameters | {"structured_outputs": to_json(parameters["structured_outputs"]).decode()}
     inputs = [
-        _bytes_input("text_input", prompt),
+        bytes_input("text_input", prompt),
         _STREAMED,
         _EXCLUDED,
-        _bytes_input("sampling_parameters", to_json(parameters).decode()),
+        bytes_input("sampling_parameters", to_json(parameters).decode()),
         *_RETURNED,
     ]
     if parameters.get("logprobs") is not None:
@@ -93,11 +93,20 @@ def decode(result: InferResult) -> Delta:
     logprobs = result.as_numpy("logprobs")
     if logprobs is not None:
         # Postgres takes no NUL, not even escaped, and a token may well be one.
-        delta.logprobs = [from_json(value.replace(b"\\u0000", b"\\ufffd")) for value in logprobs]
+        delta.logprobs = [_chosen(from_json(value.replace(b"\\u0000", b"\\ufffd"))) for value in logprobs]
     cumulative = result.as_numpy("cumulative_logprob")
     if cumulative is not None:
         delta.cumulative_logprobs = [float(value) if math.isfinite(value) else None for value in cumulative]
     return delta
+
+
+def _chosen(tokens: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Marks the token that was taken: the engine names it first, and jsonb keeps no order."""
+    for token in tokens or ():
+        for entry in token.values():
+            entry["chosen"] = True
+            break
+    return tokens
 
 
 def _text(value: bytes) -> str:

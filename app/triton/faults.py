@@ -137,7 +137,8 @@ IN_STREAM_RULES: tuple[Rule, ...] = (
         fault=True,
     ),
     _rule(
-        r"unexpected inference input|data-type is|unexpected shape for input|inference request batch-size",
+        r"unexpected inference input|data-type is|unexpected shape for input|inference request batch-size"
+        r"|expected \d+ inputs but got|missing required input",
         "model_contract",
         FINAL,
         'The model does not take the inputs of the vLLM backend; deploy it with backend: "vllm".',

@@ -13,6 +13,7 @@ from app.telemetry import IN_FLIGHT, QUARANTINED, SERVER_UP, logger
 from app.triton.client import ModelState, TritonClient
 from app.triton.faults import Disposition, TritonError
 from app.triton.servers import ServerEntry, ServerList
+from app.triton.shares import Shares
 
 log = logger("fleet")
 
@@ -70,6 +71,7 @@ class Server:
     reason: str = "not asked yet"
     models: dict[str, ModelState] = field(default_factory=dict)
     lanes: dict[str, Lane] = field(default_factory=dict)
+    shares: Shares = field(default_factory=Shares)
     _held: int = 0
 
     @property

@@ -14,6 +14,7 @@ from app.storable import StorableObject, StorableText
 INT64 = 2**63
 MAX_STOP_STRINGS = 64
 MAX_CHOICES = 128
+EMBED: Literal["embed"] = "embed"
 
 StopString = Annotated[StorableText, Field(min_length=1, max_length=1000)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -101,3 +102,15 @@ class SamplingParameters(BaseModel):
                 f"min_tokens must not exceed max_tokens, which is {parameters['max_tokens']}",
             )
         return parameters
+
+
+class EmbeddingParameters(BaseModel):
+    """Asks for vectors instead of text; the context then holds the JSON array of the texts."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    task: Literal["embed"] = EMBED
+
+    def for_engine(self, _default_max_tokens: int) -> dict[str, Any]:
+        """What is stored and sent."""
+        return {"task": self.task}

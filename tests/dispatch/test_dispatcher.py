@@ -253,11 +253,13 @@ async def test_a_dead_backend_process_is_set_aside_and_taken_back_when_it_works_
         await eventually(runs, "it runs")
         killer = await service.send(prompt="[[sim:die-stub]]")
 
-        async def given_up() -> bool:
-            ended = [await service.attempts(id_) for id_ in (hanging, killer)]
-            return all(ended) and ended[0][0]["error"]["code"] in ("server_stuck", "model_process_died")
+        async def given_up() -> Any:
+            states = [await service.result(id_) for id_ in (hanging, killer)]
+            return all(state["phase"] == "queued" and state["last_error"] for state in states) and states
 
-        await eventually(given_up, "the hanging runs are given up")
+        # One that hangs has spent its attempt, one that is refused because the process is dead already has not.
+        states = await eventually(given_up, "the hanging runs are given up")
+        assert {state["last_error"]["code"] for state in states} <= {"server_stuck", "model_process_died"}
         assert (await service.run(model="fragile", max_tokens=3))["status"] == "completed"
         before = (await service.result(hanging))["attempt_count"]
         waiting = await service.send()

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
 import pytest
 
+from app.db.engine import HOT_SETTINGS
 from app.db.ids import uuid7
 from app.queue import statements
 from app.services.results import GET
@@ -30,7 +32,8 @@ async def history(postgres: RunningPostgres, template: str) -> AsyncIterator[Any
         f" FROM contexts c, generate_series(1, {SETTLED}) n"
     )
     await connection.execute(
-        "INSERT INTO results (id, context_id, model, parameters) SELECT uuidv7(), c.id, 'm' || n % 7, '{}'"
+        "INSERT INTO results (id, context_id, model, parameters, owner_id)"
+        " SELECT uuidv7(), c.id, 'm' || n % 7, '{}', CASE WHEN n % 7 = 2 THEN n % 5 ELSE 0 END"
         f" FROM contexts c, generate_series(1, {PENDING}) n"
     )
     await connection.execute("VACUUM ANALYZE results")
@@ -41,14 +44,24 @@ async def history(postgres: RunningPostgres, template: str) -> AsyncIterator[Any
 
 
 async def plan(connection: Any, statement: str, *arguments: Any) -> dict[str, Any]:
+    """The plan for any arguments, which is the one the service uses, run with these."""
     transaction = connection.transaction()
     await transaction.start()
     try:
-        rows = await connection.fetch(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", *arguments)
+        await connection.execute(f"PREPARE planned AS {statement}")
+        given = f"({', '.join(map(literal, arguments))})" if arguments else ""
+        rows = await connection.fetch(f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE planned{given}")
     finally:
         await transaction.rollback()
+        await connection.execute("DEALLOCATE planned")
     found: dict[str, Any] = json.loads(rows[0][0])[0]["Plan"]
     return found
+
+
+def literal(value: Any) -> str:
+    if isinstance(value, list):
+        return "'{" + ",".join(map(str, value)) + "}'"
+    return str(value) if isinstance(value, int | float) else f"'{value}'"
 
 
 def nodes(node: dict[str, Any]) -> list[dict[str, Any]]:
@@ -68,23 +81,28 @@ def check(found: dict[str, Any], index: str, most_rows: int) -> None:
 
 async def test_cost_of_a_claim_does_not_grow_with_history(history: Any) -> None:
     slots = ["m1"] * 20
-    check(await plan(history, statements.CLAIM, slots, ["s"] * 20, 30.0, "d", []), "results_claim", 200)
+    check(await plan(history, statements.CLAIM, slots, ["s"] * 20, 30.0, "d", [], [], [], []), "results_claim", 200)
+
+
+async def test_a_claim_among_several_owners_reads_little_of_each(history: Any) -> None:
+    found = await plan(history, statements.CLAIM, ["m2"] * 20, ["s"] * 20, 30.0, "d", [], ["m2"], [1], [7])
+    check(found, "results_claim", 200)
 
 
 async def test_a_claim_of_an_empty_queue_reads_nothing(history: Any) -> None:
-    check(await plan(history, statements.CLAIM, ["nobody"], ["s"], 30.0, "d", []), "results_claim", 10)
+    check(await plan(history, statements.CLAIM, ["nobody"], ["s"], 30.0, "d", [], [], [], []), "results_claim", 10)
 
 
 async def test_cost_of_a_poll_does_not_grow_with_history(history: Any) -> None:
     id_ = await history.fetchval("SELECT id FROM results WHERE status = 'completed' LIMIT 1")
-    check(await plan(history, GET, id_), "results_pkey", 1)
+    check(await plan(history, GET, id_, 0), "results_by_owner", 1)
 
 
 async def test_a_position_reads_no_further_than_its_limit(history: Any) -> None:
     last = "SELECT rank, id FROM results WHERE status = 'pending' ORDER BY rank DESC LIMIT 1"
     row = await history.fetchrow(last)
     check(
-        await plan(history, statements.POSITION, "m1", row["rank"], row["id"]),
+        await plan(history, statements.POSITION, "m1", row["rank"], row["id"], 0),
         "results_claim",
         statements.POSITION_LIMIT,
     )
@@ -100,7 +118,7 @@ async def test_the_sweep_reads_only_what_is_due(history: Any) -> None:
 @pytest.mark.parametrize(
     ("where", "index"),
     [
-        ("true", "results_pkey"),
+        ("true", "results_by_owner"),
         ("status = 'failed'", "results_by_status"),
         ("model = 'nobody'", "results_by_model"),
         ("model = 'm3'", "results_by_model"),
@@ -109,9 +127,55 @@ async def test_the_sweep_reads_only_what_is_due(history: Any) -> None:
     ],
 )
 async def test_each_list_filter_reads_its_page(history: Any, where: str, index: str) -> None:
-    found = await plan(history, f"SELECT * FROM results WHERE {where} ORDER BY id DESC LIMIT 101")
+    found = await plan(history, f"SELECT * FROM results WHERE owner_id = 0 AND {where} ORDER BY id DESC LIMIT 101")
     used = {node["Index Name"] for node in nodes(found) if "Index Name" in node}
     # A common value is found as fast by walking the primary key.
     assert index in used or used == {"results_pkey"}, used
     for node in nodes(found):
         assert node["Actual Rows"] + node.get("Rows Removed by Filter", 0) <= 1500, node
+
+
+async def test_a_plan_made_while_the_tables_were_empty_stays_good(postgres: RunningPostgres, template: str) -> None:
+    admin = await asyncpg.connect(postgres.url)
+    await admin.execute(f"CREATE DATABASE young TEMPLATE {template}")
+    connection = await asyncpg.connect(with_database(postgres.url, "young"), server_settings=HOT_SETTINGS)
+    context = uuid7()
+    await connection.execute("INSERT INTO contexts (id, content) VALUES ($1, 'x')", context)
+    # Nothing analyses the table behind our back, as nothing does in the first minute of a flood.
+    await connection.execute("ALTER TABLE results SET (autovacuum_enabled = off)")
+    ids = [uuid7() for _ in range(20)]
+    nobody, texts, none = [uuid7()] * 20, ["s"] * 20, ["NULL"] * 20
+    nulls: list[Any] = [none] * 6
+    arguments = {
+        "claim": (statements.CLAIM, ["m"] * 20, texts, 30.0, "d", [], [], [], []),
+        "renew": (statements.RENEW, ids, nobody, texts, 30.0),
+        "settle": (
+            statements.SETTLE, ids, nobody, *[texts] * 4, *nulls, ["true"] * 20, ["true"] * 20, [0.0] * 20, [0.0] * 20,
+        ),
+        "release": (
+            statements.RELEASE, ids, nobody, texts, texts, [1.0] * 20, ["true"] * 20, none, none, *[[0.0] * 20] * 2,
+        ),
+        "cancel": (statements.CANCEL, ids[0], 0),
+        "position": (statements.POSITION, "m", datetime.now(UTC), ids[0], 0),
+    }  # fmt: skip
+    calls = {}
+    for name, (statement, *given) in arguments.items():
+        calls[name] = f"EXECUTE {name}({', '.join(map(literal, given))})"
+        await connection.execute(f"PREPARE {name} AS {statement}")
+        await connection.fetch(calls[name])
+    await connection.execute(
+        "INSERT INTO results (id, context_id, model, parameters) SELECT uuidv7(), $1, 'm', '{}'"
+        " FROM generate_series(1, 20000)",
+        context,
+    )
+    try:
+        for name, call in calls.items():
+            found = json.loads(await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {call}"))[0]["Plan"]
+            for node in nodes(found):
+                if node.get("Relation Name") == "results":
+                    read = (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
+                    assert read <= statements.POSITION_LIMIT, (name, node)
+    finally:
+        await connection.close()
+        await admin.execute("DROP DATABASE young WITH (FORCE)")
+        await admin.close()

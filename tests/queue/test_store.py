@@ -56,7 +56,7 @@ def retried(claim: Claim, delay: float = 0.0, spent: bool = True) -> Release:
 
 
 async def claim(store: QueueStore, n: int = 1, model: str = "m", lease: float = LEASE) -> list[Claim]:
-    return await store.claim([(model, "s")] * n, lease_seconds=lease, dispatcher="test")
+    return (await store.claim([(model, "s")] * n, lease_seconds=lease, dispatcher="test")).claims
 
 
 async def test_a_ticket_for_a_missing_context_is_left_out(store: QueueStore, rows: Any) -> None:
@@ -89,7 +89,7 @@ async def test_one_statement_claims_of_each_model_what_is_wanted(store: QueueSto
         for _ in range(4):
             await submit(model=model)
     slots = [("a", "one"), *[("nobody", "one")] * 5, ("b", "one"), ("b", "two"), ("b", "one")]
-    found = await store.claim(slots, lease_seconds=LEASE, dispatcher="test")
+    found = (await store.claim(slots, lease_seconds=LEASE, dispatcher="test")).claims
     assert sorted((each.model, each.server) for each in found) == [
         ("a", "one"),
         ("b", "one"),
@@ -149,7 +149,7 @@ async def test_a_claim_still_held_is_not_claimed_again_by_its_holder(store: Queu
     await submit()
     (held,) = await claim(store, lease=0.0)
     again = await store.claim([("m", "s")], lease_seconds=LEASE, dispatcher="test", holding=[held.token])
-    assert again == []
+    assert again.claims == []
     assert held.token in await store.renew([(held.id, held.token, None)], lease_seconds=LEASE)
     assert await store.settle([completed(held)]) == {held.id}
 

@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import itertools
+import secrets
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from tests.vast.fake.faults import Faults, Machine
 from tests.vast.fake.market import OFFERS, Row, priced
 from tests.vast.fake.provision import Engine
 
-API_KEY = "simulated-key-0f3a9c"
+API_KEY = f"simulated-key-{secrets.token_hex(6)}"
 FIRST_CONTRACT = 7835610
 
 

@@ -1,0 +1,192 @@
+"""From a ticket to the answer in OpenAI's shape: held until the end, streamed, or looked up later by its id."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from fastapi import Request, Response
+from pydantic_core import to_json
+
+from app.api.dependencies import Services, caller_of, mark_replayed, services_of
+from app.api.openai.failures import failure_of
+from app.api.openai.ids import object_id, uuid_of
+from app.api.openai.requests import Prepared
+from app.api.openai.sse import Chunks, stream_events
+from app.api.sse import EventStream
+from app.errors import DatabaseUnavailable, NotFound, ResultNotFound, ResultPending, ServiceStopping
+from app.queue.ticket import Status
+from app.services.callers import Caller
+
+HOLD_SECONDS = 600.0
+DATABASE_RETRY_SECONDS = 1.0
+CLIENT_CLOSED_REQUEST = 499
+CANCEL_HEADER = "x-cancel-on-disconnect"
+_REFERENCE = re.compile(r"[\x21-\x7e]{1,200}")
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Face:
+    """One kind of object: how a completed result is rendered, and how its stream is.
+
+    `chunks` takes the result's id, when it was made (Unix seconds), the model, the stored request, whether the usage
+    is asked for, and whether an earlier stream is gone on with.
+    """
+
+    kind: str
+    path: str
+    render: Callable[[Row, Mapping[str, Any]], dict[str, Any]]
+    chunks: Callable[[UUID, int, str, Mapping[str, Any], bool, bool], Chunks] | None = None
+
+
+class Json(Response):
+    media_type = "application/json"
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        super().__init__(to_json(document))
+
+
+async def submit(
+    request: Request, face: Face, prepared: Prepared, key: str | None, *, stream: bool = False, usage: bool = False
+) -> Response:
+    """Makes the ticket and answers as the client wants it."""
+    services, caller = services_of(request), caller_of(request)
+    row, replayed = await services.results.submit_prompt(
+        caller,
+        prepared.model,
+        prepared.prompt,
+        prepared.parameters,
+        kind=prepared.kind,
+        request=prepared.request,
+        streamed=stream,
+        client_reference=reference_of(request),
+        idempotency_key=key,
+    )
+    response: Response
+    if stream:
+        response = await _streamed(request, services, caller, face, row, prepared.request, None, usage)
+    else:
+        final = await hold(request, services, caller, face, row["id"], repeatable=key is not None)
+        if final is None:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        response = Json(face.render(final, prepared.request))
+    mark_replayed(response, replayed)
+    return response
+
+
+async def look_up(
+    request: Request, face: Face, id_: str, *, stream: bool = False, after: int | None = None, usage: bool = False
+) -> Response:
+    """The answer to an earlier request, by its id.
+
+    Raises:
+        ResultPending: it is not there yet.
+        ResultNotFound: the id is of no request, or of another kind of request.
+    """
+    services, caller = services_of(request), caller_of(request)
+    try:
+        row = await services.results.get(caller, uuid_of(face.kind, id_))
+    except ResultNotFound:
+        raise NotFound(f"No {face.kind} has the id {id_[:100]!r}.") from None
+    if row["kind"] != face.kind:
+        raise NotFound(f"No {face.kind} has the id {id_[:100]!r}.")
+    if stream:
+        return await _streamed(request, services, caller, face, row, row["request"] or {}, after, usage)
+    if not Status(row["status"]).final:
+        raise ResultPending(
+            f"{id_} is {row['status']}: ask again, wait for it with GET /results/{row['id']} and Prefer: wait=60, or "
+            "follow it with ?stream=true.",
+            headers={"Retry-After": "1"},
+        )
+    if row["status"] == Status.FAILED:
+        raise failure_of(row, face.kind)
+    return Json(face.render(row, row["request"] or {}))
+
+
+async def hold(
+    request: Request, services: Services, caller: Caller, face: Face, id_: UUID, *, repeatable: bool
+) -> Row | None:
+    """The completed result, however long it takes; None when the client is gone.
+
+    Raises:
+        GenerationFailed: it failed.
+        ServiceStopping: this process ends before the generation does.
+    """
+    while True:
+        try:
+            row = await services.results.wait(caller, id_, HOLD_SECONDS, request.is_disconnected)
+            if await request.is_disconnected():
+                if cancels(request):
+                    await services.results.cancel(caller, id_)
+                return None
+        except DatabaseUnavailable:
+            await asyncio.sleep(DATABASE_RETRY_SECONDS)
+            if services.results.stopping:
+                raise stopping(face, id_, repeatable) from None
+            continue
+        if row["status"] == Status.FAILED:
+            raise failure_of(row, face.kind)
+        if Status(row["status"]).final:
+            return row
+        if services.results.stopping:
+            raise stopping(face, id_, repeatable)
+
+
+async def _streamed(
+    request: Request,
+    services: Services,
+    caller: Caller,
+    face: Face,
+    row: Row,
+    stored: Mapping[str, Any],
+    after: int | None,
+    usage: bool,
+) -> Response:
+    assert face.chunks is not None
+    id_: UUID = row["id"]
+    following = await services.streams.open(caller, id_, after)
+    chunks = face.chunks(id_, int(row["created_at"].timestamp()), row["model"], stored, usage, after is not None)
+
+    async def cancel() -> None:
+        if cancels(request):
+            await services.results.cancel(caller, id_)
+
+    return EventStream(stream_events(following, chunks, face.kind, stopping(face, id_, repeatable=True)), cancel)
+
+
+def cancels(request: Request) -> bool:
+    return request.headers.get(CANCEL_HEADER, "").lower() == "true"
+
+
+def stopping(face: Face, id_: UUID, repeatable: bool) -> ServiceStopping:
+    known = object_id(face.kind, id_)
+    again = f"GET {face.path}/{known} has the answer once it is there."
+    # Without a key, sending the request once more would make a second ticket.
+    return ServiceStopping(
+        f"This process is stopping; the request goes on as {known}. {again}",
+        headers={"Retry-After": "2", "x-should-retry": "true" if repeatable else "false"},
+    )
+
+
+def reference_of(request: Request) -> str | None:
+    """A request id of the client's own finds its ticket later, also where the answer never arrived."""
+    given = request.headers.get("x-request-id", "")
+    return given if _REFERENCE.fullmatch(given) else None
+
+
+def choices_of(row: Row) -> list[dict[str, Any]]:
+    """Each choice of a completed result as index, text, finish_reason and, where asked for, logprobs."""
+    if row["outputs"]:
+        return [{**each, "finish_reason": each["finish_reason"] or row["finish_reason"]} for each in row["outputs"]]
+    return [{"index": 0, "text": row["output"] or "", "finish_reason": row["finish_reason"], "logprobs": None}]
+
+
+def usage_of(row: Row) -> dict[str, int]:
+    prompt, completion = row["prompt_tokens"] or 0, row["completion_tokens"] or 0
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

@@ -1,0 +1,85 @@
+"""POST /v1/embeddings, for models that turn text into a vector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import Field
+from pydantic_core import to_json
+
+from app.api.body import StrictJsonRoute
+from app.api.dependencies import IdempotencyKey, Services, caller_of, services_of
+from app.api.openai.answers import Face, Row, choices_of, submit
+from app.api.openai.documents import ANSWERS, OBJECT
+from app.api.openai.requests import OpenAIRequest, Prepared, checked, unsupported
+from app.api.problems import invalid
+from app.queue.ticket import Prompt
+from app.services.callers import Caller
+from app.triton.embedding import vector
+from app.triton.sampling import EmbeddingParameters
+
+KIND = "embedding"
+MOST_TEXTS = 2048
+
+
+class EmbeddingRequest(OpenAIRequest):
+    input: str | list[Any] = Field(description=f"a text, or at most {MOST_TEXTS} texts", examples=["A small lamp."])
+    encoding_format: Literal["float", "base64"] | None = Field(
+        None, description="base64 is that of little-endian float32"
+    )
+    dimensions: int | None = Field(None, description="models here have one size only")
+
+
+async def prepare_embedding(services: Services, caller: Caller, body: EmbeddingRequest | Mapping[str, Any]) -> Prepared:
+    """One ticket for all texts of the request; its context is their JSON array.
+
+    Raises:
+        AppError: whatever is wrong with it, naming the parameter.
+    """
+    wanted = body if isinstance(body, EmbeddingRequest) else checked(EmbeddingRequest, body)
+    await services.catalog.require(wanted.model)
+    if wanted.dimensions is not None:
+        raise unsupported("dimensions", "the model has one size only; leave it out")
+    texts = [wanted.input] if isinstance(wanted.input, str) else wanted.input
+    if not all(isinstance(text, str) for text in texts):
+        raise unsupported("input", "takes text, not token ids")
+    if not texts or not all(texts):
+        raise invalid("input", "must not be empty")
+    if len(texts) > MOST_TEXTS:
+        raise invalid("input", f"holds more than {MOST_TEXTS:,} texts")
+    longest = services.settings.max_content_chars
+    if sum(map(len, texts)) > longest:
+        raise invalid("input", f"is longer than {longest:,} characters")
+    return Prepared(wanted.model, Prompt(to_json(texts).decode()), EmbeddingParameters(), KIND, wanted.stored("input"))
+
+
+def render_embedding(row: Row, request: Mapping[str, Any]) -> dict[str, Any]:
+    """A completed result as OpenAI's list of embeddings."""
+    encoded = request.get("encoding_format") == "base64"
+    tokens = row["prompt_tokens"] or 0
+    return {
+        "object": "list",
+        "data": [
+            {
+                "object": "embedding",
+                "index": each["index"],
+                "embedding": each["text"] if encoded else vector(each["text"]),
+            }
+            for each in choices_of(row)
+        ],
+        "model": row["model"],
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+
+
+FACE = Face(KIND, "/v1/embeddings", render_embedding)
+router = APIRouter(prefix="/v1/embeddings", tags=["openai"], route_class=StrictJsonRoute)
+
+
+@router.post("", response_class=Response, responses=ANSWERS | OBJECT)
+async def create_embedding(body: EmbeddingRequest, request: Request, key: IdempotencyKey = None) -> Response:
+    """Turns texts into vectors, as a ticket; the usage is 0 for a model that counts no tokens."""
+    prepared = await prepare_embedding(services_of(request), caller_of(request), body)
+    return await submit(request, FACE, prepared, key)

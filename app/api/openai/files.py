@@ -1,0 +1,165 @@
+"""/v1/files: the inputs of batches, and what batches wrote."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.datastructures import FormData, UploadFile
+
+from app.api.dependencies import caller_of, services_of
+from app.api.openai.documents import openai_errors
+from app.api.openai.ids import object_id, uuid_of
+from app.api.problems import invalid
+from app.errors import BodyTooLarge
+from app.queue.files import CHUNK_BYTES
+from app.services.files import INPUT
+
+PATH = "/v1/files"
+# Beyond the file: boundaries, headers, the other fields.
+FORM_BYTES = 64 * 1024
+MOST_FIELDS = 10
+SHORTEST_SECONDS, LONGEST_SECONDS = 3600, 30 * 24 * 3600
+
+FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary", "description": "JSONL, a request on each line"},
+                        "purpose": {"type": "string", "enum": [INPUT]},
+                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+                        "expires_after[seconds]": {
+                            "type": "integer",
+                            "minimum": SHORTEST_SECONDS,
+                            "maximum": LONGEST_SECONDS,
+                        },
+                    },
+                }
+            }
+        },
+    }
+}
+
+router = APIRouter(prefix=PATH, tags=["openai"])
+
+
+@router.post("", responses=openai_errors(413), openapi_extra=FORM)
+async def create_file(request: Request) -> dict[str, Any]:
+    """Stores the requests of a batch. Kept until deleted, or as long as `expires_after` says."""
+    services = services_of(request)
+    async with request.form(max_files=1, max_fields=MOST_FIELDS) as form:
+        file = form.get("file")
+        if not isinstance(file, UploadFile):
+            raise invalid("file", "is required, as a part of multipart/form-data with a file name")
+        purpose = form.get("purpose")
+        if purpose != INPUT:
+            raise invalid("purpose", f"must be {INPUT}: the requests of a batch are all that is stored as a file")
+        seconds = _seconds(form)
+        if (file.size or 0) > services.settings.max_file_bytes:
+            raise BodyTooLarge(
+                f"The file is larger than {services.settings.max_file_bytes:,} bytes; make several batches of it, or "
+                "raise MAX_FILE_BYTES."
+            )
+        name = (file.filename or "").replace("\x00", "")
+        return rendered(await services.files.create(caller_of(request), name, seconds, _parts(file)))
+
+
+async def _parts(file: UploadFile) -> AsyncIterator[bytes]:
+    while part := await file.read(CHUNK_BYTES):
+        yield part
+
+
+def _seconds(form: FormData) -> int | None:
+    anchor, seconds = form.get("expires_after[anchor]"), form.get("expires_after[seconds]")
+    if anchor is None and seconds is None:
+        return None
+    if anchor != "created_at":
+        raise invalid("expires_after.anchor", "must be created_at")
+    text = seconds if isinstance(seconds, str) else ""
+    if not (text.isascii() and text.isdigit()) or not SHORTEST_SECONDS <= int(text[:9]) <= LONGEST_SECONDS:
+        raise invalid("expires_after.seconds", f"must be a number from {SHORTEST_SECONDS} to {LONGEST_SECONDS}")
+    return int(text)
+
+
+@router.get("", responses=openai_errors())
+async def list_files(
+    request: Request,
+    after: Annotated[str | None, Query(description="the id of the last file of the page before")] = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+    order: Literal["asc", "desc"] = "desc",
+    purpose: Annotated[Literal["batch", "batch_output"] | None, Query(description="only those")] = None,
+) -> dict[str, Any]:
+    """Files by the time they were made."""
+    cursor = None if after is None else uuid_of("file", after)
+    page = await services_of(request).files.page(
+        caller_of(request), cursor, purpose, limit, newest_first=order == "desc"
+    )
+    return listed([rendered(row) for row in page.rows], page.more)
+
+
+@router.get("/{file_id}", responses=openai_errors(410))
+async def get_file(file_id: str, request: Request) -> dict[str, Any]:
+    """What is known of a file."""
+    return rendered(await services_of(request).files.get(caller_of(request), uuid_of("file", file_id)))
+
+
+@router.get(
+    "/{file_id}/content",
+    response_class=Response,
+    responses={200: {"description": "The file", "content": {"application/octet-stream": {}}}, **openai_errors(410)},
+)
+async def get_file_content(file_id: str, request: Request) -> Response:
+    """The file itself."""
+    files = services_of(request).files
+    row = await files.get(caller_of(request), uuid_of("file", file_id))
+    headers = {
+        "Content-Length": str(row["bytes"]),
+        "Content-Disposition": f"attachment; filename*=utf-8''{quote(row['filename'], safe='')}",
+    }
+    return StreamingResponse(files.content(row), headers=headers, media_type="application/octet-stream")
+
+
+@router.delete("/{file_id}", responses=openai_errors(410))
+async def delete_file(file_id: str, request: Request) -> dict[str, Any]:
+    """Removes a file. A batch that has begun needs its input no more."""
+    id_ = uuid_of("file", file_id)
+    await services_of(request).files.delete(caller_of(request), id_)
+    return {"id": object_id("file", id_), "object": "file", "deleted": True}
+
+
+def rendered(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of files as OpenAI's object."""
+    return {
+        "id": object_id("file", row["id"]),
+        "object": "file",
+        "bytes": row["bytes"],
+        "created_at": int(row["created_at"].timestamp()),
+        "expires_at": seconds_of(row["expires_at"]),
+        "filename": row["filename"],
+        "purpose": row["purpose"],
+        "status": "processed",
+        "status_details": None,
+    }
+
+
+def seconds_of(moment: Any) -> int | None:
+    return None if moment is None else int(moment.timestamp())
+
+
+def listed(data: list[dict[str, Any]], more: bool) -> dict[str, Any]:
+    """OpenAI's form of a page."""
+    return {
+        "object": "list",
+        "data": data,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+        "has_more": more,
+    }

@@ -1,0 +1,28 @@
+"""Ids in OpenAI's form: a prefix that tells the kind, and the UUID in hexadecimal digits."""
+
+import re
+from uuid import UUID
+
+from app.errors import NotFound
+
+PREFIXES = {
+    "chat.completion": "chatcmpl-",
+    "text_completion": "cmpl-",
+    "response": "resp_",
+    "embedding": "embd-",
+    "file": "file-",
+    "batch": "batch_",
+}
+_HEX = re.compile(r"[0-9a-f]{32}")
+
+
+def object_id(kind: str, id_: UUID) -> str:
+    return PREFIXES[kind] + id_.hex
+
+
+def uuid_of(kind: str, text: str) -> UUID:
+    """Raises NotFound for a text that is no id of this kind."""
+    digits = text.removeprefix(PREFIXES[kind])
+    if digits == text or not _HEX.fullmatch(digits):
+        raise NotFound(f"No {kind} has the id {text[:100]!r}; such ids look like {PREFIXES[kind]}0192f3….")
+    return UUID(digits)

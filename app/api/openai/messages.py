@@ -1,0 +1,98 @@
+"""The messages of a chat: checked, and as a chat template expects them."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.api.openai.requests import unsupported
+from app.api.problems import invalid
+
+# OpenAI's newer name for what templates know as the system message.
+ROLES = {"developer": "system"}
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+class Function(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    arguments: str
+
+
+class Call(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    id: str
+    type: Literal["function"] = "function"
+    function: Function
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: list[Call] | None = None
+    tool_call_id: str | None = None
+
+
+def for_template(messages: list[Message]) -> list[dict[str, Any]]:
+    """Each content one text, and the arguments of tool calls as objects.
+
+    Raises:
+        InvalidRequest, UnsupportedParameter: naming the message.
+    """
+    return [_for_template(message, f"messages[{place}]") for place, message in enumerate(messages)]
+
+
+def _for_template(message: Message, where: str) -> dict[str, Any]:
+    for name in ("function_call", "audio"):
+        if (message.model_extra or {}).get(name) is not None:
+            raise unsupported(
+                f"{where}.{name}", "use tool_calls" if name == "function_call" else "no model takes audio"
+            )
+    if message.content is None and not message.tool_calls:
+        raise invalid(f"{where}.content", "is required")
+    plain = message.model_dump(exclude_none=True)
+    plain["role"] = ROLES.get(message.role, message.role)
+    plain["content"] = _text(message.content, where)
+    if message.tool_calls:
+        plain["tool_calls"] = [_call(call, f"{where}.tool_calls[{n}]") for n, call in enumerate(message.tool_calls)]
+    return plain
+
+
+def _text(content: str | list[Part] | None, where: str) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    texts = []
+    for place, part in enumerate(content):
+        text = part.text if part.type in ("text", "input_text", "output_text") else part.refusal
+        if text is None:
+            name = f"{where}.content[{place}]"
+            if part.type in ("text", "refusal"):
+                raise invalid(f"{name}.{part.type}", "is required")
+            raise unsupported(
+                f"{name}.type", f"{part.type[:50]!r} cannot be sent to a model here; parts of type text can"
+            )
+        texts.append(text)
+    return "\n".join(texts)
+
+
+def _call(call: Call, where: str) -> dict[str, Any]:
+    plain = call.model_dump()
+    try:
+        plain["function"]["arguments"] = json.loads(call.function.arguments or "{}")
+    except (ValueError, RecursionError):
+        raise invalid(f"{where}.function.arguments", "must be JSON text") from None
+    return plain

@@ -1,0 +1,189 @@
+"""Bodies of requests in OpenAI's shapes, and what of them the engine is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.config import JsonDict
+
+from app.api.problems import invalid, parameter
+from app.errors import UnsupportedParameter
+from app.queue.ticket import Prompt
+from app.storable import check_document
+from app.triton.sampling import EmbeddingParameters, SamplingParameters
+
+# Named rather than unknown, so that the answer can say what to do instead.
+UNSUPPORTED = {
+    "audio": "no model here makes audio",
+    "functions": "use tools",
+    "function_call": "use tool_choice",
+    "moderation": "nothing is moderated here",
+    "prediction": "the engine takes no predicted output",
+    "reasoning_effort": "give the template's own switch in chat_template_kwargs",
+    "suffix": "the engine cannot insert text",
+    "verbosity": "say it in a message",
+    "web_search_options": "there is no web search; offer a tool of your own",
+    "lora_name": "adapters are not chosen by request",
+    "priority": "send the context natively, with POST /models/send/, to give it a priority",
+    "prompt_logprobs": "the backend returns no log probabilities of the prompt",
+    "use_beam_search": "the engine samples only",
+}
+GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
+# For the OpenAPI document: a parameter that is not listed is refused.
+CLOSED: JsonDict = {"additionalProperties": False}
+CHOSEN_BY_SAMPLING_RULE = {"n_greedy": "n", "stop_too_many": "stop", "logit_bias": "logit_bias"}
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All that `Results.submit_prompt` needs of a request."""
+
+    model: str
+    prompt: Prompt
+    parameters: SamplingParameters | EmbeddingParameters
+    kind: str
+    request: dict[str, Any]
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+
+
+class OpenAIRequest(BaseModel):
+    """What all requests share. A parameter that is null counts as left out."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, json_schema_extra=CLOSED)
+
+    model: Annotated[str, Field(min_length=1, max_length=255, examples=["demo"])]
+    user: str | None = Field(None, description="stored with the request")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _storable(cls, value: Any) -> Any:
+        return check_document(value)
+
+    @model_validator(mode="after")
+    def _nothing_unknown(self) -> Self:
+        for name, value in (self.model_extra or {}).items():
+            if value is not None:
+                reason = UNSUPPORTED.get(name, "there is no such parameter; check its spelling")
+                raise unsupported(name, reason)
+        return self
+
+    def stored(self, *without: str) -> dict[str, Any]:
+        """The request as it came, less what is stored elsewhere or does not change the answer."""
+        return self.model_dump(
+            mode="json",
+            exclude_unset=True,
+            exclude_none=True,
+            exclude={"metadata", "stream", "stream_options", *without},
+        )
+
+
+def documented(schema: dict[str, Any]) -> None:
+    """Gives parameters the ranges that `SamplingParameters` holds them to."""
+    schema.update(CLOSED)
+    for name, field in SamplingParameters.model_json_schema()["properties"].items():
+        if name in GenerationRequest.model_fields and "$ref" not in str(field):
+            found = {key: value for key, value in field.items() if key != "default"}
+            schema["properties"][name] = found if "anyOf" in found else {"anyOf": [found, {"type": "null"}]}
+
+
+class GenerationRequest(OpenAIRequest):
+    """What chats and completions share; ranges are checked by `SamplingParameters`."""
+
+    model_config = ConfigDict(json_schema_extra=documented)
+
+    n: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    metadata: dict[str, str] | None = Field(None, description="stored with the context")
+    store: bool | None = Field(None, description="every request is stored as a ticket, whatever is said here")
+    service_tier: Literal["auto", "default"] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    stop_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    include_stop_str_in_output: bool | None = None
+    allowed_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    structured_outputs: dict[str, Any] | None = Field(None, description="vLLM's: json, regex, choice, grammar, ...")
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: Annotated[list[str] | None, Field(min_length=1)] = None
+    guided_grammar: str | None = None
+
+    @property
+    def wants_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @model_validator(mode="after")
+    def _options_of_a_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise invalid("stream_options", "is only for requests with stream: true")
+        return self
+
+    def sampling(self, names: Mapping[str, str] | None = None, **derived: Any) -> SamplingParameters:
+        """The engine's parameters: those of the same name, and what was `derived` from others, which `names` tells.
+
+        Raises:
+            InvalidRequest: one is out of range, or two contradict each other.
+        """
+        given = {name: getattr(self, name) for name in SamplingParameters.model_fields if hasattr(self, name)}
+        guided = {name.removeprefix("guided_"): getattr(self, name) for name in GUIDED}
+        if any(value is not None for value in guided.values()):
+            first = next(name for name in GUIDED if getattr(self, name) is not None)
+            if self.structured_outputs is not None or derived.get("structured_outputs") is not None:
+                raise invalid(first, "the text is held to another form already; give one of them")
+            if isinstance(guided["json"], str):
+                raise invalid("guided_json", "give the schema as an object, not as text")
+            given["structured_outputs"] = {name: value for name, value in guided.items() if value is not None}
+        if given.get("structured_outputs") is not None and derived.get("structured_outputs") is not None:
+            raise invalid("structured_outputs", "response_format or tool_choice hold the text to another form already")
+        values = given | derived
+        return checked(SamplingParameters, {name: value for name, value in values.items() if value is not None}, names)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def checked(model: type[Model], values: Mapping[str, Any], names: Mapping[str, str] | None = None) -> Model:
+    """Validates `values`, of which `names` tells how the request calls them.
+
+    Raises:
+        InvalidRequest: naming the first field that is off.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        param = parameter(problem["loc"]) or CHOSEN_BY_SAMPLING_RULE.get(problem["type"], "")
+        text = str(problem["msg"]).removeprefix("Value error, ")
+        if problem["type"] == "missing":
+            text = "is required"
+        raise invalid((names or {}).get(param, param), text) from None
+
+
+def unsupported(name: str, reason: str) -> UnsupportedParameter:
+    return UnsupportedParameter(f"{name}: {reason}", errors=[{"field": name, "message": reason}])

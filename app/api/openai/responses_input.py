@@ -1,0 +1,151 @@
+"""Items of the Responses API as messages of a chat, and the other way round."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from app.api.openai.messages import Part
+from app.api.openai.requests import Model, checked, unsupported
+from app.api.problems import invalid
+from app.errors import InvalidRequest
+
+Messages = list[dict[str, Any]]
+
+
+class Item(BaseModel):
+    """What is returned as an output is sent again as it stands, with `id` and `status`."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class MessageItem(Item):
+    role: Literal["user", "assistant", "system", "developer"]
+    content: str | list[Part]
+
+
+def _json_text(text: str) -> str:
+    try:
+        json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        raise ValueError("must be JSON text") from None
+    return text
+
+
+class CallItem(Item):
+    call_id: str
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    arguments: Annotated[str, AfterValidator(_json_text)]
+
+
+class CallOutputItem(Item):
+    call_id: str
+    output: str | list[Part]
+
+
+def renamed(error: InvalidRequest, name: Callable[[str], str]) -> InvalidRequest:
+    """The same error about a parameter that the client knows by another name."""
+    if not error.errors:
+        return error
+    field, message = name(error.errors[0]["field"]), error.errors[0]["message"]
+    return type(error)(f"{field}: {message}" if field else message, errors=[{"field": field, "message": message}])
+
+
+def messages_of(given: str | list[dict[str, Any]] | None) -> Messages:
+    """The `input` of a request; what one turn of the assistant says and calls is one message.
+
+    Raises:
+        InvalidRequest, UnsupportedParameter: naming the item.
+    """
+    if isinstance(given, str):
+        return [{"role": "user", "content": given}]
+    messages: Messages = []
+    for place, item in enumerate(given or ()):
+        where = f"input[{place}]"
+        match item.get("type") or ("message" if "role" in item else None):
+            case "message":
+                message = _item(MessageItem, item, where)
+                messages.append({"role": message.role, "content": _content(message.content, f"{where}.content")})
+            case "function_call":
+                call = _item(CallItem, item, where)
+                if not messages or messages[-1]["role"] != "assistant":
+                    messages.append({"role": "assistant", "content": ""})
+                function = {"name": call.name, "arguments": call.arguments}
+                messages[-1].setdefault("tool_calls", []).append(
+                    {"id": call.call_id, "type": "function", "function": function}
+                )
+            case "function_call_output":
+                answer = _item(CallOutputItem, item, where)
+                content = _content(answer.output, f"{where}.output")
+                messages.append({"role": "tool", "tool_call_id": answer.call_id, "content": content})
+            case "reasoning":
+                # Templates leave earlier reasoning out of the prompt as well.
+                continue
+            case None:
+                raise invalid(f"{where}.type", "is required")
+            case kind:
+                raise unsupported(
+                    f"{where}.type",
+                    f"{str(kind)[:50]!r} cannot be sent to a model here; message, function_call and "
+                    "function_call_output can",
+                )
+    return messages
+
+
+def _item(model: type[Model], item: Mapping[str, Any], where: str) -> Model:
+    try:
+        return checked(model, item)
+    except InvalidRequest as error:
+        raise renamed(error, lambda name: f"{where}.{name}" if name else where) from None
+
+
+def _content(content: str | list[Part], where: str) -> str | list[dict[str, str]]:
+    if isinstance(content, str):
+        return content
+    texts = []
+    for place, part in enumerate(content):
+        if part.type not in ("input_text", "output_text", "text", "refusal"):
+            raise unsupported(f"{where}[{place}].type", f"{part.type[:50]!r} cannot be sent to a model here; text can")
+        name = "refusal" if part.type == "refusal" else "text"
+        text = part.refusal if part.type == "refusal" else part.text
+        if text is None:
+            raise invalid(f"{where}[{place}].{name}", "is required")
+        texts.append(text)
+    return texts[0] if len(texts) == 1 else [{"type": "text", "text": text} for text in texts]
+
+
+def items_of(messages: Messages, digits: str) -> list[dict[str, Any]]:
+    """Stored messages as items; `digits` are those of the response whose input they are."""
+    items: list[dict[str, Any]] = []
+
+    def add(prefix: str, item: dict[str, Any]) -> None:
+        items.append({"id": f"{prefix}_{digits}_{len(items)}", **item, "status": "completed"})
+
+    for message in messages:
+        role, texts = message["role"], _texts(message.get("content"))
+        if role == "tool":
+            add(
+                "fco",
+                {"type": "function_call_output", "call_id": message["tool_call_id"], "output": "\n".join(texts)},
+            )
+            continue
+        calls = message.get("tool_calls") or []
+        if role == "assistant":
+            parts = [{"type": "output_text", "text": text, "annotations": [], "logprobs": []} for text in texts]
+            if any(texts) or not calls:
+                add("msg", {"type": "message", "role": role, "content": parts})
+        else:
+            content = [{"type": "input_text", "text": text} for text in texts]
+            add("msg", {"type": "message", "role": role, "content": content})
+        for call in calls:
+            add("fc", {"type": "function_call", "call_id": call["id"], **call["function"]})
+    return items
+
+
+def _texts(content: str | list[dict[str, str]] | None) -> list[str]:
+    if isinstance(content, list):
+        return [part["text"] for part in content]
+    return [content or ""]

@@ -1,0 +1,153 @@
+"""A result's row as OpenAI's `response`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from app.api.openai import logprobs as shapes
+from app.api.openai.answers import Row, choices_of
+from app.api.openai.failures import OF_THE_REQUEST
+from app.api.openai.ids import object_id
+from app.api.openai.responses_request import KIND, tool_use, wants_logprobs
+from app.api.openai.tools import rendered
+from app.queue.ticket import CANCELLED, Phase, Status
+from app.services.results import phase
+
+# Those of the request that the answer repeats, where they were given.
+ECHOED = (
+    "instructions",
+    "max_output_tokens",
+    "previous_response_id",
+    "prompt_cache_key",
+    "safety_identifier",
+    "temperature",
+    "top_p",
+    "user",
+)
+CUT_OFF = "length"
+
+
+def render_response(row: Row, request: Mapping[str, Any]) -> dict[str, Any]:
+    """The response as it stands; `request` as `Prepared` has it."""
+    status = status_of(row)
+    shown = head_of(row["id"], int(row["created_at"].timestamp()), row["model"], request, status)
+    if not Status(row["status"]).final:
+        return shown
+    shown["output"] = output_of(row, request)
+    shown["usage"] = usage_of(row)
+    if status == "completed":
+        shown["completed_at"] = int(row["completed_at"].timestamp())
+    if status == "incomplete":
+        shown["incomplete_details"] = {"reason": "max_output_tokens"}
+    if status == "failed":
+        shown["error"] = error_of(row)
+    return shown
+
+
+def head_of(id_: UUID, created: int, model: str, request: Mapping[str, Any], status: str) -> dict[str, Any]:
+    """A response without output."""
+    return {
+        "id": object_id(KIND, id_),
+        "object": KIND,
+        "created_at": created,
+        "completed_at": None,
+        "status": status,
+        "background": bool(request.get("background")),
+        "error": None,
+        "incomplete_details": None,
+        "model": model,
+        "output": [],
+        "usage": None,
+        "metadata": request.get("metadata", {}),
+        "parallel_tool_calls": request.get("parallel_tool_calls", True),
+        "reasoning": {"effort": None, "summary": None},
+        "service_tier": "default",
+        "store": True,
+        "text": {"format": {"type": "text"}, **request.get("text", {})},
+        "tool_choice": request.get("tool_choice", "auto"),
+        "tools": [
+            {"description": None, "parameters": None, "strict": None, **tool} for tool in request.get("tools", ())
+        ],
+        "top_logprobs": request.get("top_logprobs", 0),
+        "truncation": "disabled",
+        **{name: request.get(name) for name in ECHOED},
+    }
+
+
+def status_of(row: Row) -> str:
+    match Status(row["status"]):
+        case Status.PENDING:
+            return "queued" if phase(row) == Phase.QUEUED else "in_progress"
+        case Status.COMPLETED:
+            return "incomplete" if row["finish_reason"] == CUT_OFF else "completed"
+    return "cancelled" if row["error_code"] == CANCELLED else "failed"
+
+
+def error_of(row: Row) -> dict[str, Any]:
+    """`code` is one that OpenAI's clients know, `type` is our own."""
+    of_the_request = row["error_code"] in OF_THE_REQUEST
+    return {
+        "code": "invalid_prompt" if of_the_request else "server_error",
+        "message": row["error_message"],
+        "type": row["error_code"],
+        "param": "input" if row["error_code"].startswith("prompt_") else None,
+    }
+
+
+def usage_of(row: Row) -> dict[str, Any] | None:
+    if row["prompt_tokens"] is None:
+        return None
+    prompt, completion = row["prompt_tokens"], row["completion_tokens"] or 0
+    return {
+        "input_tokens": prompt,
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "output_tokens": completion,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": prompt + completion,
+    }
+
+
+def output_of(row: Row, request: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The items of a final result; one that failed shows what it said until then."""
+    if row["status"] == Status.FAILED and not row["output"]:
+        return []
+    status = "completed" if status_of(row) == "completed" else "incomplete"
+    choice = choices_of(row)[0]
+    parsed = tool_use(request).read(choice["text"])
+    items = []
+    if parsed.content or not parsed.calls:
+        part = part_of(parsed.content, logprobs_of(choice["logprobs"], request))
+        items.append(message_item(row["id"], status, [part]))
+    for number, call in enumerate(rendered(parsed.calls, row["id"], 0)):
+        items.append(call_item(row["id"], number, call, status))
+    return items
+
+
+def message_item(id_: UUID, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"id": f"msg_{id_.hex}", "type": "message", "status": status, "role": "assistant", "content": content}
+
+
+def part_of(text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
+
+
+def call_item(id_: UUID, number: int, call: Mapping[str, Any], status: str) -> dict[str, Any]:
+    return {
+        "id": f"fc_{id_.hex}_{number}",
+        "type": "function_call",
+        "status": status,
+        "call_id": call["id"],
+        **call["function"],
+    }
+
+
+def logprobs_of(tokens: list[dict[str, Any]] | None, request: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Those of the text, where they were asked for; the bytes of half a character are not known."""
+    shaped = shapes.of_chat(tokens, request.get("top_logprobs") or 0) if wants_logprobs(request) else None
+    found: list[dict[str, Any]] = shaped["content"] if shaped else []
+    for token in found:
+        for each in (token, *token["top_logprobs"]):
+            each["bytes"] = each["bytes"] or []
+    return found

@@ -1,0 +1,84 @@
+"""Server-sent events: the answer that goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
+
+from fastapi import Response
+from starlette.types import Receive, Scope, Send
+
+KEEP_ALIVE_SECONDS = 15.0
+KEEP_ALIVE = b": keep-alive\n\n"
+
+
+def event_bytes(data: bytes, event: str | None = None, id_: int | None = None) -> bytes:
+    """One event; `data` is a single line, as JSON is."""
+    head = b"" if id_ is None else b"id: %d\n" % id_
+    if event is not None:
+        head += b"event: %s\n" % event.encode()
+    return b"%sdata: %s\n\n" % (head, data)
+
+
+class EventStream(Response):
+    """Sends what `body` yields, and a comment line when it has nothing to say for a while.
+
+    A client that reads slowly holds up only its own `body`; one that goes away ends it, and then `left` is called.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, body: AsyncGenerator[bytes], left: Callable[[], Awaitable[None]] | None = None) -> None:
+        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._body = body
+        self._left = left
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.Lock()
+        clock = asyncio.get_running_loop().time
+        spoken = clock()
+
+        async def write(part: bytes) -> None:
+            nonlocal spoken
+            async with sending:
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+                spoken = clock()
+
+        async def speak() -> None:
+            async with aclosing(self._body) as body:
+                async for part in body:
+                    await write(part)
+
+        async def keep_alive() -> None:
+            while True:
+                await asyncio.sleep(max(0.0, spoken + KEEP_ALIVE_SECONDS - clock()))
+                if clock() - spoken >= KEEP_ALIVE_SECONDS:
+                    await write(KEEP_ALIVE)
+
+        async def leave() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        speaking = asyncio.create_task(speak())
+        leaving = asyncio.create_task(leave())
+        others = [asyncio.create_task(keep_alive()), leaving]
+        try:
+            await asyncio.wait([speaking, *others], return_when=asyncio.FIRST_COMPLETED)
+            if self._left is not None and leaving.done() and not speaking.done():
+                await self._left()
+        finally:
+            for task in (speaking, *others):
+                if not task.done():
+                    task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            with suppress(asyncio.CancelledError, OSError):
+                await speaking
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def never_gone() -> bool:
+    """For those whose reading ends by itself when the client goes away, as an EventStream's does."""
+    return False

@@ -1,0 +1,164 @@
+"""Batches on their way to an end: progress, cancels, and the files that are written once all lines are final."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from app.config import Settings
+from app.db.engine import Database
+from app.db.ids import uuid7
+from app.errors import DatabaseUnavailable
+from app.queue.batches import CANCEL_LINES_AT_ONCE, BatchStore, LeaseLost
+from app.queue.files import FileStore, FileWriter
+from app.queue.ticket import EXPIRED, Status
+from app.services.files import OUTPUT
+from app.services.results import VISIBLE
+from app.services.retention import oldest_kept
+from app.telemetry import logger
+
+log = logger("batches")
+
+# Counting takes at most this share of the time.
+COUNT_SHARE = 0.05
+# After working for this long, everything else in the process gets as much time.
+SLICE_SECONDS = 0.002
+ROWS_AT_ONCE = 50
+REMOVE_BATCH = 100
+TIDY_SECONDS = 60.0
+
+LINES = f"""
+SELECT {", ".join(column.name for column in VISIBLE)}, batch_line FROM results
+WHERE batch_id = $1 AND batch_line > $2 ORDER BY batch_line LIMIT {ROWS_AT_ONCE}
+"""  # noqa: S608
+
+Row = Mapping[str, Any]
+# Of a batch and one of its results: the line, and whether it is for the output file (else the error file).
+Render = Callable[[Row, Row], tuple[bool, bytes]]
+
+
+async def batches_forever(database: Database, settings: Settings, render: Render) -> None:
+    """All that batches need besides the running of their lines."""
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(_progress(BatchStore(database), settings.poll_seconds))
+        tasks.create_task(Finalizer(database, settings, render).run())
+        tasks.create_task(_tidy(database, settings.result_retention_days))
+
+
+async def _progress(store: BatchStore, every_seconds: float) -> None:
+    """Cancels the lines of batches that are being cancelled, and counts what is done."""
+    while True:
+        pause = every_seconds
+        with suppress(DatabaseUnavailable):
+            while await store.cancel_lines() >= CANCEL_LINES_AT_ONCE:
+                pass
+            began = time.monotonic()
+            await store.count()
+            pause = max(pause, (time.monotonic() - began) / COUNT_SHARE)
+        await asyncio.sleep(pause)
+
+
+async def _tidy(database: Database, retention_days: float | None) -> None:
+    """Removes files that expired, and what the retention takes of files and batches."""
+    files, batches = FileStore(database), BatchStore(database)
+    while True:
+        with suppress(DatabaseUnavailable):
+            oldest = oldest_kept(36_500 if retention_days is None else retention_days)
+            while await files.remove(oldest, REMOVE_BATCH) >= REMOVE_BATCH:
+                pass
+            while await batches.remove(oldest, REMOVE_BATCH) >= REMOVE_BATCH:
+                pass
+        await asyncio.sleep(TIDY_SECONDS)
+
+
+class Finalizer:
+    """Writes the files of batches whose lines are all final.
+
+    Files and final status are one transaction under the batch's lease: whoever dies in between leaves nothing, and
+    whoever outlived the lease commits nothing.
+    """
+
+    def __init__(self, database: Database, settings: Settings, render: Render) -> None:
+        self._database = database
+        self._store = BatchStore(database)
+        self._settings = settings
+        self._render = render
+
+    async def run(self) -> None:
+        """Finalizes until cancelled; the batch under way then is left to another dispatcher."""
+        while True:
+            with suppress(DatabaseUnavailable):
+                while batch := await self._store.take_to_finalize(self._settings.lease_seconds):
+                    await self._work(batch)
+            await asyncio.sleep(self._settings.poll_seconds)
+
+    async def _work(self, batch: Row) -> None:
+        try:
+            await self._store.hold(batch, self._finalize(batch), self._settings.lease_seconds)
+        except LeaseLost:
+            log.warning("another dispatcher finalizes the batch", batch=batch["id"])
+        except (DatabaseUnavailable, asyncio.CancelledError):
+            with suppress(DatabaseUnavailable):
+                await self._store.give_back(batch, 0.0, count=False)
+            raise
+        except Exception:
+            # Its lease runs out, and then it is tried again.
+            log.exception("a defect of the dispatcher ended the finalizing of a batch", batch=batch["id"])
+
+    async def _finalize(self, batch: Row) -> None:
+        began = time.monotonic()
+        counts = {True: 0, False: 0}
+        prompt_tokens = completion_tokens = 0
+        expired = False
+        name = f"batch_{batch['id'].hex}"
+        async with self._database.transaction() as connection:
+            files = {
+                completed: FileWriter(
+                    connection, uuid7(), batch["owner_id"], OUTPUT, f"{name}_{kind}.jsonl", batch["output_seconds"]
+                )
+                for completed, kind in ((True, "output"), (False, "error"))
+            }
+            resumed = began
+            async for row in _lines(connection, batch):
+                completed, line = self._render(batch, row)
+                await files[completed].write(line)
+                counts[row["status"] == Status.COMPLETED] += 1
+                prompt_tokens += row["prompt_tokens"] or 0
+                completion_tokens += row["completion_tokens"] or 0
+                expired = expired or row["error_code"] == EXPIRED
+                if time.monotonic() - resumed > SLICE_SECONDS:
+                    await asyncio.sleep(SLICE_SECONDS)
+                    resumed = time.monotonic()
+            output, errors = await files[True].close(), await files[False].close()
+            status = "completed"
+            if batch["status"] == "cancelling":
+                status = "cancelled"
+            elif expired:
+                status = "expired"
+            await self._store.finish(
+                connection,
+                batch,
+                status,
+                (output["id"] if output else None, errors["id"] if errors else None),
+                (counts[True], counts[False], prompt_tokens, completion_tokens),
+            )
+        log.info(
+            "batch ended",
+            batch=batch["id"],
+            status=status,
+            completed=counts[True],
+            failed=counts[False],
+            seconds=round(time.monotonic() - began, 2),
+        )
+
+
+async def _lines(connection: Any, batch: Row) -> AsyncIterator[Row]:
+    """The batch's results in the order of its file, few at a time."""
+    last = 0
+    while rows := await connection.fetch(LINES, batch["id"], last):
+        for row in rows:
+            yield row
+        last = rows[-1]["batch_line"]

@@ -1,0 +1,336 @@
+"""All SQL of batches. Their lines are results; a batch itself is a row that is leased to whoever works on it.
+
+`lease_until` is null once a batch is final. Writes of the one who works name the lease's token, so that one that lost
+it changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from pydantic_core import to_json
+
+from app.db.engine import Database
+from app.errors import DatabaseUnavailable
+from app.queue.statements import QUEUED_CHANNEL, TAKE_OVER_OLD_KEY, cancel_where
+from app.queue.ticket import Idempotency
+
+CANCEL_LINES_AT_ONCE = 500
+COPY_SECONDS = 600
+
+COLUMNS = """id, owner_id, key_id, endpoint, input_file_id, metadata, status, errors, total, completed, failed,
+    prompt_tokens, completion_tokens, output_file_id, error_file_id, output_seconds, created_at, expires_at,
+    in_progress_at, finalizing_at, completed_at, failed_at, expired_at, cancelling_at, cancelled_at, lease_token,
+    tries"""
+
+CREATE = f"""
+WITH keyed AS (
+    INSERT INTO idempotency_keys AS k (owner_id, key, fingerprint, resource_id)
+    SELECT $2::int, $9::text, $10::bytea, $1::uuid WHERE $9::text IS NOT NULL
+    {TAKE_OVER_OLD_KEY}
+    RETURNING resource_id
+)
+INSERT INTO batches (id, owner_id, key_id, endpoint, input_file_id, metadata, output_seconds, webhook, expires_at)
+SELECT $1, $2, $3, $4, $5, $6, $7, $8, now() + make_interval(secs => $11)
+WHERE $9::text IS NULL OR EXISTS (SELECT FROM keyed)
+RETURNING {COLUMNS}
+"""
+
+GET = f"SELECT {COLUMNS} FROM batches WHERE id = $1 AND owner_id = $2"
+PAGE = f"""
+SELECT {COLUMNS} FROM batches
+WHERE owner_id = $1 AND ($2::uuid IS NULL OR id < $2) ORDER BY id DESC LIMIT $3
+"""
+
+# Before its lines are there, nothing but the row has to be ended.
+CANCEL = f"""
+UPDATE batches SET
+    status = CASE status WHEN 'validating' THEN 'cancelled' ELSE 'cancelling' END,
+    cancelling_at = now(),
+    cancelled_at = CASE status WHEN 'validating' THEN now() END,
+    lease_until = CASE status WHEN 'validating' THEN NULL ELSE lease_until END
+WHERE id = $1 AND owner_id = $2 AND status IN ('validating', 'in_progress')
+RETURNING {COLUMNS}
+"""
+
+# The events of a key's webhook speak of results; of a batch it is told the same way.
+ANNOUNCE = """INSERT INTO webhook_deliveries (owner_id, batch_id, event, url)
+    SELECT owner_id, id, 'batch.' || status, webhook->>'url' FROM ended
+    WHERE webhook->'events' ? (CASE status WHEN 'completed' THEN 'result.completed' ELSE 'result.failed' END)"""
+
+TAKE = f"""
+UPDATE batches SET lease_token = gen_random_uuid(), lease_until = now() + make_interval(secs => $1), tries = tries + 1,
+    status = CASE status WHEN 'in_progress' THEN 'finalizing' ELSE status END,
+    finalizing_at = CASE status WHEN 'in_progress' THEN now() ELSE finalizing_at END
+WHERE id = (
+    SELECT b.id FROM batches b WHERE b.lease_until <= now() AND %s
+    ORDER BY b.id LIMIT 1 FOR UPDATE SKIP LOCKED
+)
+RETURNING {COLUMNS}
+"""
+TAKE_TO_LOAD = TAKE % "b.status = 'validating'"
+TAKE_TO_FINALIZE = TAKE % (
+    "b.status <> 'validating' AND NOT EXISTS (SELECT FROM results r WHERE r.batch_id = b.id AND r.status = 'pending')"
+)
+
+RENEW = """
+UPDATE batches SET lease_until = now() + make_interval(secs => $3)
+WHERE id = $1 AND lease_token = $2 AND lease_until IS NOT NULL RETURNING id
+"""
+# `$3` seconds until another may take it; a try that was cut short does not count.
+GIVE_BACK = """
+UPDATE batches SET lease_until = now() + make_interval(secs => $3), lease_token = NULL,
+                   tries = tries - CASE WHEN $4 THEN 0 ELSE 1 END
+WHERE id = $1 AND lease_token = $2 AND lease_until IS NOT NULL
+"""
+
+LOADED = f"""
+WITH loaded AS (
+    UPDATE batches SET status = 'in_progress', in_progress_at = now(), total = $3, lease_until = now(),
+                       lease_token = NULL, tries = 0
+    WHERE id = $1 AND lease_token = $2 AND status = 'validating'
+    RETURNING id
+)
+SELECT pg_notify('{QUEUED_CHANNEL}', '') FROM loaded
+"""
+
+REFUSE = f"""
+WITH ended AS (
+    UPDATE batches SET status = 'failed', failed_at = now(), errors = $3, lease_until = NULL
+    WHERE id = $1 AND lease_token = $2 AND status = 'validating'
+    RETURNING id, owner_id, status, webhook
+), announced AS (
+    {ANNOUNCE}
+)
+SELECT id FROM ended
+"""
+
+# One that was cancelled stays so, whatever its lines came to.
+FINISH = f"""
+WITH ended AS (
+    UPDATE batches SET
+        status = $3, output_file_id = $4, error_file_id = $5, completed = $6, failed = $7,
+        prompt_tokens = $8, completion_tokens = $9, lease_until = NULL,
+        completed_at = CASE $3 WHEN 'completed' THEN now() END,
+        expired_at = CASE $3 WHEN 'expired' THEN now() END,
+        cancelled_at = CASE $3 WHEN 'cancelled' THEN now() END
+    WHERE id = $1 AND lease_token = $2 AND lease_until IS NOT NULL
+    RETURNING id, owner_id, status, webhook
+), announced AS (
+    {ANNOUNCE}
+)
+SELECT id FROM ended
+"""
+
+CANCELLING = "SELECT id FROM batches WHERE lease_until IS NOT NULL AND status = 'cancelling' ORDER BY id"
+CANCEL_LINES = cancel_where(f"""id = ANY (ARRAY(
+        SELECT l.id FROM results l
+        WHERE l.batch_id = $1 AND l.status = 'pending' AND l.cancel_requested_at IS NULL
+        LIMIT {CANCEL_LINES_AT_ONCE} FOR UPDATE SKIP LOCKED
+    ))""")
+
+# What is left and what failed is few rows of an index; the rest is completed. One dispatcher at a time counts.
+COUNT = """
+WITH mine AS (
+    SELECT pg_try_advisory_xact_lock(8887004) AS held
+), counted AS (
+    SELECT b.id,
+        (SELECT count(*) FROM results r WHERE r.batch_id = b.id AND r.status = 'pending') AS pending,
+        (SELECT count(*) FROM results r WHERE r.batch_id = b.id AND r.status = 'failed') AS failed
+    FROM batches b, mine
+    WHERE held AND b.lease_until IS NOT NULL AND b.status IN ('in_progress', 'cancelling')
+)
+UPDATE batches b SET completed = b.total - c.pending - c.failed, failed = c.failed
+FROM counted c
+WHERE b.id = c.id AND b.status IN ('in_progress', 'cancelling')
+  AND (b.completed, b.failed) <> (b.total - c.pending - c.failed, c.failed)
+"""
+
+ROOM = """
+SELECT k.pending_limit, (
+    SELECT count(*) FROM (
+        SELECT FROM results r WHERE r.key_id = k.id AND r.status = 'pending' LIMIT k.pending_limit
+    ) p
+) AS pending
+FROM api_keys k WHERE k.id = $1 AND k.pending_limit IS NOT NULL
+"""
+
+REMOVE = """
+DELETE FROM batches WHERE id IN (
+    SELECT id FROM batches WHERE id < $1 AND lease_until IS NULL ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED
+)
+"""
+
+Row = Mapping[str, Any]
+
+
+class LeaseLost(Exception):
+    """Somebody else works on the batch by now, or nobody has to any more."""
+
+
+class BatchStore:
+    """Every method raises DatabaseUnavailable when Postgres is out of reach."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(
+        self,
+        id_: UUID,
+        owner_id: int,
+        key_id: UUID | None,
+        endpoint: str,
+        input_file_id: UUID,
+        metadata: dict[str, str] | None,
+        output_seconds: int | None,
+        webhook: dict[str, Any] | None,
+        idempotency: Idempotency | None,
+        window_seconds: float,
+    ) -> Row | None:
+        """The new batch; None when its Idempotency-Key is in use."""
+        key, fingerprint = (idempotency.key, idempotency.fingerprint) if idempotency else (None, None)
+        row = (id_, owner_id, key_id, endpoint, input_file_id, metadata, output_seconds, webhook)
+        return await self._row(CREATE, *row, key, fingerprint, window_seconds)
+
+    async def get(self, id_: UUID, owner_id: int) -> Row | None:
+        return await self._row(GET, id_, owner_id)
+
+    async def cancel(self, id_: UUID, owner_id: int) -> Row | None:
+        """The batch, being cancelled from now on; None for one that is not validating or in progress."""
+        return await self._row(CANCEL, id_, owner_id)
+
+    async def page(self, owner_id: int, after: UUID | None, limit: int) -> list[Row]:
+        async with self._database.hot() as connection:
+            rows: list[Row] = await connection.fetch(PAGE, owner_id, after, limit)
+        return rows
+
+    async def take_to_load(self, lease_seconds: float) -> Row | None:
+        return await self._row(TAKE_TO_LOAD, lease_seconds)
+
+    async def take_to_finalize(self, lease_seconds: float) -> Row | None:
+        """A batch all of whose lines are final."""
+        return await self._row(TAKE_TO_FINALIZE, lease_seconds)
+
+    async def hold(self, batch: Row, work: Coroutine[Any, Any, None], lease_seconds: float) -> None:
+        """Runs `work`, renewing the lease.
+
+        Raises:
+            LeaseLost: the work was stopped, because somebody else may do it now.
+        """
+        task = asyncio.create_task(work)
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=lease_seconds / 3)
+                if not task.done():
+                    # Postgres being away takes the lease from nobody: whoever comes back first renews or takes it.
+                    with suppress(DatabaseUnavailable):
+                        if await self._row(RENEW, batch["id"], batch["lease_token"], lease_seconds) is None:
+                            # Unless it was the work itself that just ended it.
+                            await asyncio.wait({task}, timeout=0.5)
+                            if not task.done():
+                                raise LeaseLost
+            task.result()
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await task
+
+    async def give_back(self, batch: Row, seconds: float, *, count: bool) -> None:
+        async with self._database.hot() as connection:
+            await connection.execute(GIVE_BACK, batch["id"], batch["lease_token"], seconds, count)
+
+    async def load(self, batch: Row, total: int, contexts: Any, results: Any) -> None:
+        """Stores all lines, or none: `contexts` and `results` are open files in Postgres's text form of COPY.
+
+        Raises:
+            LeaseLost: nothing was stored.
+        """
+        async with self._database.transaction() as connection:
+            for table, columns, source in (
+                ("contexts", CONTEXT_COLUMNS, contexts),
+                ("results", RESULT_COLUMNS, results),
+            ):
+                await connection.copy_to_table(
+                    table, source=source, columns=columns, format="text", timeout=COPY_SECONDS
+                )
+            if not await connection.fetch(LOADED, batch["id"], batch["lease_token"], total):
+                raise LeaseLost
+
+    async def refuse(self, batch: Row, errors: dict[str, Any]) -> None:
+        """Ends the batch as failed, before any of its lines is stored."""
+        await self._row(REFUSE, batch["id"], batch["lease_token"], errors)
+
+    async def finish(
+        self,
+        connection: Any,
+        batch: Row,
+        status: str,
+        files: tuple[UUID | None, UUID | None],
+        counts: tuple[int, int, int, int],
+    ) -> None:
+        """Makes the batch final, in the transaction that wrote its files.
+
+        `counts` are the lines completed and failed, and the tokens of their prompts and completions.
+
+        Raises:
+            LeaseLost: the transaction must not be committed.
+        """
+        if not await connection.fetch(FINISH, batch["id"], batch["lease_token"], status, *files, *counts):
+            raise LeaseLost
+
+    async def pending_room(self, key_id: UUID) -> tuple[int, int] | None:
+        """How many tickets the key may have pending, and has; None for no limit."""
+        row = await self._row(ROOM, key_id)
+        return None if row is None else (row["pending_limit"], row["pending"])
+
+    async def cancel_lines(self) -> int:
+        """Cancels lines of the batches that are being cancelled, some at a time; returns how many."""
+        cancelled = 0
+        async with self._database.hot() as connection:
+            for row in await connection.fetch(CANCELLING):
+                cancelled += len(await connection.fetch(CANCEL_LINES, row["id"]))
+        return cancelled
+
+    async def count(self) -> None:
+        """Brings the counts of open batches up to date."""
+        async with self._database.hot() as connection:
+            await connection.execute(COUNT)
+
+    async def remove(self, older_than: UUID, limit: int) -> int:
+        """Removes final batches made before the id `older_than`; returns how many."""
+        async with self._database.hot() as connection:
+            done: str = await connection.execute(REMOVE, older_than, limit)
+        return int(done.split()[-1])
+
+    async def _row(self, statement: str, *values: Any) -> Row | None:
+        async with self._database.hot() as connection:
+            row: Row | None = await connection.fetchrow(statement, *values)
+        return row
+
+
+CONTEXT_COLUMNS = ["id", "owner_id", "content", "messages", "metadata", "created_at"]
+RESULT_COLUMNS = [
+    "id", "owner_id", "key_id", "context_id", "kind", "request", "batch_id", "batch_line", "model", "parameters",
+    "priority", "client_reference", "created_at", "expires_at", "rank", "available_at",
+]  # fmt: skip
+
+
+def copied(*values: Any) -> bytes:
+    """A line of COPY's text form. Times are given as datetime, documents as dict or list."""
+    return "\t".join(map(_cell, values)).encode() + b"\n"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "\\N"
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, (dict, list)):
+        value = to_json(value).decode()
+    text = value if isinstance(value, str) else str(value)
+    return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")

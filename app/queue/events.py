@@ -1,0 +1,198 @@
+"""All SQL of the stored events: what a generation has said so far, kept while somebody may follow it.
+
+A row holds what the choices of a result said since the row before. Each entry says where it begins (`at`, in
+characters, and `token`, in tokens with logprobs), so that a reader sees by itself whether a row goes on, repeats what
+an earlier attempt had said, or says something else.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from app.db.engine import Database
+
+EVENTS_CHANNEL = "results_events"
+STREAM_CHANNEL = "results_stream"
+
+ROWS_PER_READ = 1000
+ROWS_PER_DROP = 2000
+
+# The rows of results stay locked until this commits, so that no event can follow a settle or another claim. What is
+# locked at the moment is left for the next time: waiting for it could end in a deadlock with renewals and settles.
+# The first event of a run waits for the disk, and takes the claim along, which did not: a crash of Postgres must not
+# forget a claim whose words somebody has read. Later events need not wait, their dispatcher can write them again. A
+# token means that the result is pending; asking for that as well would invite a scan of the whole queue.
+WRITE = f"""
+WITH unflushed AS MATERIALIZED (
+    SELECT CASE WHEN $5::bool THEN set_config('synchronous_commit', 'off', true) END
+), given AS (
+    SELECT g.id, g.token, g.sequence, g.choices
+    FROM unnest($1::uuid[], $2::uuid[], $3::int[], $4::text[]) AS g(id, token, sequence, choices), unflushed
+), held AS MATERIALIZED (
+    SELECT r.id, r.attempt_token, r.attempt_count
+    FROM (SELECT DISTINCT id, token FROM given) g JOIN results r ON r.id = g.id
+    WHERE r.attempt_token = g.token
+    FOR NO KEY UPDATE OF r SKIP LOCKED
+), written AS (
+    INSERT INTO result_events (result_id, sequence, attempt, choices)
+    SELECT h.id, coalesce(
+               g.sequence,
+               (SELECT e.sequence + 1 FROM result_events e WHERE e.result_id = h.id ORDER BY e.sequence DESC LIMIT 1),
+               0
+           ), h.attempt_count, g.choices::jsonb
+    FROM held h JOIN given g ON g.id = h.id AND g.token = h.attempt_token
+    ON CONFLICT (result_id, sequence) DO NOTHING
+    RETURNING result_id, sequence
+), woken AS (
+    SELECT pg_notify('{EVENTS_CHANNEL}', string_agg(DISTINCT result_id::text, ',')) FROM written HAVING count(*) > 0
+)
+SELECT h.attempt_token AS token, max(w.sequence) AS sequence, (SELECT count(*) FROM woken)
+FROM held h LEFT JOIN written w ON w.result_id = h.id
+GROUP BY h.attempt_token
+"""
+
+# Only a follower makes a running result store its events; the dispatcher that runs it is told. It does not wait for the
+# disk: commits that notify go one by one, and whoever is second would wait for it too.
+FOLLOW = f"""
+WITH unflushed AS MATERIALIZED (
+    SELECT set_config('synchronous_commit', 'off', true)
+), begun AS (
+    UPDATE results SET streamed = true
+    FROM unflushed
+    WHERE id = $1 AND owner_id = $2 AND status = 'pending' AND NOT streamed
+    RETURNING id, attempt_token
+), told AS (
+    SELECT pg_notify('{STREAM_CHANNEL}', id::text) FROM begun WHERE attempt_token IS NOT NULL
+)
+SELECT streamed AND coalesce(completed_at < now() - make_interval(secs => $3), false) AS expired,
+       (SELECT count(*) FROM told)
+FROM results WHERE id = $1 AND owner_id = $2
+"""
+
+FOLLOWED = "SELECT id FROM results WHERE id = ANY ($1::uuid[]) AND streamed"
+
+LAST = """
+SELECT g.id, (SELECT e.sequence FROM result_events e WHERE e.result_id = g.id ORDER BY e.sequence DESC LIMIT 1) AS last
+FROM unnest($1::uuid[]) AS g(id)
+"""
+
+# Status and events come from one snapshot: where the status is final, no later read finds more events than this one.
+READ = f"""
+SELECT g.id, coalesce(r.status <> 'pending', true) AS final, e.sequence, e.choices
+FROM unnest($1::uuid[], $2::int[]) AS g(id, after)
+LEFT JOIN results r ON r.id = g.id
+LEFT JOIN LATERAL (
+    SELECT sequence, choices FROM result_events
+    WHERE result_id = g.id AND sequence > g.after
+    ORDER BY sequence LIMIT {ROWS_PER_READ}
+) e ON true
+ORDER BY g.id, e.sequence
+"""
+
+# By age, from a cursor on: what belongs to results that still run or ended just now stays and is stepped over.
+DROP = f"""
+WITH mine AS (
+    SELECT pg_try_advisory_xact_lock(8887003) AS held
+), old AS MATERIALIZED (
+    SELECT result_id, sequence, created_at FROM result_events, mine
+    WHERE held AND created_at >= $1 AND created_at < now() - make_interval(secs => $2)
+    ORDER BY created_at LIMIT {ROWS_PER_DROP}
+), over AS MATERIALIZED (
+    SELECT o.result_id, o.sequence FROM old o LEFT JOIN results r ON r.id = o.result_id
+    WHERE r.id IS NULL OR r.completed_at < now() - make_interval(secs => $2)
+), dropped AS (
+    DELETE FROM result_events e USING over o WHERE e.result_id = o.result_id AND e.sequence = o.sequence RETURNING 1
+)
+SELECT count(*) AS seen, max(created_at) AS last, (SELECT count(*) FROM dropped) AS dropped FROM old
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """A row to store for the claim `token` of the result `id`; without `sequence` it gets the next one there."""
+
+    id: UUID
+    token: UUID
+    sequence: int | None
+    choices: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a read found of one result: rows as (sequence, choices)."""
+
+    id: UUID
+    rows: list[tuple[int, list[dict[str, Any]]]]
+    final: bool
+
+    @property
+    def more(self) -> bool:
+        """Whether further rows may be read at once."""
+        return len(self.rows) == ROWS_PER_READ
+
+
+class EventStore:
+    """The statements of events; every method raises DatabaseUnavailable when Postgres is out of reach."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def write(self, rows: Sequence[Spoken]) -> dict[UUID, int | None]:
+        """Stores rows of at most IDS_PER_NOTIFY results, those whose claim still holds and whose result is not locked.
+
+        Returns what was done, by token: the highest sequence written now, None where all were there already.
+        """
+        async with self._database.hot() as connection:
+            found = await connection.fetch(
+                WRITE,
+                [row.id for row in rows],
+                [row.token for row in rows],
+                [row.sequence for row in rows],
+                [row.choices for row in rows],
+                all(row.sequence is not None for row in rows),
+            )
+        return {row["token"]: row["sequence"] for row in found}
+
+    async def follow(self, id_: UUID, owner_id: int, kept_seconds: float) -> bool | None:
+        """Has the events of a pending result stored from now on; None when the owner has no such result.
+
+        True when it ended more than `kept_seconds` ago, and its events may be gone.
+        """
+        async with self._database.hot() as connection:
+            row = await connection.fetchrow(FOLLOW, id_, owner_id, kept_seconds)
+        return None if row is None else bool(row["expired"])
+
+    async def followed(self, ids: Sequence[UUID]) -> list[UUID]:
+        """Those of the given results that somebody follows."""
+        async with self._database.hot() as connection:
+            return [row[0] for row in await connection.fetch(FOLLOWED, ids)]
+
+    async def last(self, ids: Sequence[UUID]) -> dict[UUID, int]:
+        """The highest sequence stored of each result, -1 for none."""
+        async with self._database.hot() as connection:
+            found = await connection.fetch(LAST, ids)
+        return {row["id"]: -1 if row["last"] is None else row["last"] for row in found}
+
+    async def read(self, cursors: Sequence[tuple[UUID, int]]) -> list[Stored]:
+        """For each (result, last sequence seen, -1 for none), what came after; one statement for all."""
+        async with self._database.hot() as connection:
+            found = await connection.fetch(READ, [id_ for id_, _ in cursors], [after for _, after in cursors])
+        by_id: dict[UUID, Stored] = {}
+        for row in found:
+            stored = by_id.setdefault(row["id"], Stored(row["id"], [], row["final"]))
+            if row["sequence"] is not None:
+                stored.rows.append((row["sequence"], row["choices"]))
+        return list(by_id.values())
+
+    async def drop(self, older_than: datetime, kept_seconds: float) -> tuple[int, datetime | None]:
+        """Removes events of results that ended `kept_seconds` ago.
+
+        Looks at those from the moment `older_than` on; returns how many it removed, and where to go on if there may
+        be more.
+        """
+        async with self._database.hot() as connection:
+            row = await connection.fetchrow(DROP, older_than, kept_seconds)
+        further = row["seen"] == ROWS_PER_DROP and row["last"] > older_than
+        return row["dropped"], row["last"] if further else None

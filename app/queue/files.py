@@ -1,0 +1,109 @@
+"""All SQL of stored files. A file is a row and its numbered chunks, so neither side ever holds it whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from app.db.engine import Database
+
+CHUNK_BYTES = 512 * 1024
+
+COLUMNS = "id, owner_id, purpose, filename, bytes, created_at, expires_at"
+INSERT = """
+INSERT INTO files (id, owner_id, purpose, filename, bytes, expires_at)
+VALUES ($1, $2, $3, $4, 0, now() + make_interval(secs => $5))
+"""
+INSERT_CHUNK = "INSERT INTO file_chunks (file_id, number, data) VALUES ($1, $2, $3)"
+CLOSE = f"UPDATE files SET bytes = $2 WHERE id = $1 RETURNING {COLUMNS}"
+THERE = "(expires_at IS NULL OR expires_at > now())"
+GET = f"SELECT {COLUMNS} FROM files WHERE id = $1 AND owner_id = $2 AND {THERE}"
+CHUNK = "SELECT data FROM file_chunks WHERE file_id = $1 AND number = $2"
+DELETE = "DELETE FROM files WHERE id = $1 AND owner_id = $2 RETURNING id"
+PAGE = f"""
+SELECT {COLUMNS} FROM files
+WHERE owner_id = $1 AND {THERE} AND ($2::uuid IS NULL OR id %s $2) AND ($3::text IS NULL OR purpose = $3)
+ORDER BY id %s LIMIT $4
+"""
+NEWEST_FIRST, OLDEST_FIRST = PAGE % ("<", "DESC"), PAGE % (">", "ASC")
+REMOVE = """
+DELETE FROM files WHERE id IN (
+    (SELECT id FROM files WHERE expires_at <= now() ORDER BY expires_at LIMIT $2)
+    UNION
+    (SELECT id FROM files WHERE id < $1 ORDER BY id LIMIT $2)
+)
+"""
+
+
+class FileWriter:
+    """Writes one file within a transaction of `connection`; `seconds` is how long it is kept, None for no end."""
+
+    def __init__(
+        self, connection: Any, id_: UUID, owner_id: int, purpose: str, filename: str, seconds: float | None
+    ) -> None:
+        self._connection = connection
+        self._id = id_
+        self._row = (id_, owner_id, purpose, filename, seconds)
+        self._waiting = bytearray()
+        self._chunks = 0
+        self._bytes = 0
+
+    async def write(self, data: bytes) -> None:
+        self._waiting += data
+        while len(self._waiting) >= CHUNK_BYTES:
+            await self._store(bytes(self._waiting[:CHUNK_BYTES]))
+            del self._waiting[:CHUNK_BYTES]
+
+    async def close(self) -> Mapping[str, Any] | None:
+        """The file's row; None when nothing was written, and then there is no file."""
+        if self._waiting:
+            await self._store(bytes(self._waiting))
+            self._waiting.clear()
+        if not self._chunks:
+            return None
+        row: Mapping[str, Any] = await self._connection.fetchrow(CLOSE, self._id, self._bytes)
+        return row
+
+    async def _store(self, chunk: bytes) -> None:
+        if not self._chunks:
+            await self._connection.execute(INSERT, *self._row)
+        await self._connection.execute(INSERT_CHUNK, self._id, self._chunks, chunk)
+        self._chunks += 1
+        self._bytes += len(chunk)
+
+
+class FileStore:
+    """Every method raises DatabaseUnavailable when Postgres is out of reach."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get(self, id_: UUID, owner_id: int) -> Mapping[str, Any] | None:
+        async with self._database.hot() as connection:
+            row: Mapping[str, Any] | None = await connection.fetchrow(GET, id_, owner_id)
+        return row
+
+    async def page(
+        self, owner_id: int, after: UUID | None, purpose: str | None, limit: int, *, newest_first: bool
+    ) -> list[Mapping[str, Any]]:
+        query = NEWEST_FIRST if newest_first else OLDEST_FIRST
+        async with self._database.hot() as connection:
+            rows: list[Mapping[str, Any]] = await connection.fetch(query, owner_id, after, purpose, limit)
+        return rows
+
+    async def chunk(self, id_: UUID, number: int) -> bytes | None:
+        """A part of the file, from 0 on; None past the end, and when the file is gone."""
+        async with self._database.hot() as connection:
+            found: bytes | None = await connection.fetchval(CHUNK, id_, number)
+        return found
+
+    async def delete(self, id_: UUID, owner_id: int) -> bool:
+        async with self._database.hot() as connection:
+            return await connection.fetchval(DELETE, id_, owner_id) is not None
+
+    async def remove(self, older_than: UUID, limit: int) -> int:
+        """Removes files that expired, and those made before the id `older_than`; returns how many."""
+        async with self._database.hot() as connection:
+            done: str = await connection.execute(REMOVE, older_than, limit)
+        return int(done.split()[-1])

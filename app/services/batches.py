@@ -1,0 +1,115 @@
+"""Batches: thousands of requests in a file, answered in a file within a day."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from app.config import Settings
+from app.db.engine import Database
+from app.db.ids import uuid7
+from app.errors import BatchEnded, BatchNotFound, InvalidRequest
+from app.queue.batches import BatchStore
+from app.queue.store import QueueStore
+from app.services.callers import Caller
+from app.services.files import INPUT, Files
+from app.services.idempotency import idempotency_of, made_before
+from app.services.retention import removed_or
+
+WINDOW = "24h"
+WINDOW_SECONDS = 24 * 3600
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPage:
+    rows: list[Row]
+    more: bool
+
+
+class Batches:
+    def __init__(self, database: Database, queue: QueueStore, files: Files, settings: Settings) -> None:
+        self._store = BatchStore(database)
+        self._queue = queue
+        self._files = files
+        self._retention_days = settings.result_retention_days
+        # Set for the loader of this process.
+        self.arrived = asyncio.Event()
+
+    async def create(
+        self,
+        caller: Caller,
+        input_file_id: UUID,
+        endpoint: str,
+        metadata: dict[str, str] | None,
+        output_seconds: int | None,
+        idempotency_key: str | None,
+    ) -> tuple[Row, bool]:
+        """A batch to be validated; True when an earlier request with the key had made it.
+
+        `output_seconds` is how long its output files are kept, None for no end.
+
+        Raises:
+            FileNotFound: no such file.
+            InvalidRequest: the file is no batch's input.
+            IdempotencyMismatch: the key came with another request before.
+        """
+        file = await self._files.get(caller, input_file_id)
+        if file["purpose"] != INPUT:
+            message = f"has the purpose {file['purpose']}; upload the requests with the purpose {INPUT}"
+            raise InvalidRequest(f"input_file_id: {message}", errors=[{"field": "input_file_id", "message": message}])
+        idempotency = idempotency_of(idempotency_key, "batch", input_file_id, endpoint, metadata, output_seconds)
+        while True:
+            row = await self._store.create(
+                uuid7(),
+                caller.owner_id,
+                caller.key_id,
+                endpoint,
+                input_file_id,
+                metadata,
+                output_seconds,
+                caller.webhook,
+                idempotency,
+                WINDOW_SECONDS,
+            )
+            if row is not None:
+                self.arrived.set()
+                return row, False
+            # The key may have run out between the two statements: then it is free.
+            if earlier := await made_before(self._queue, caller.owner_id, idempotency):
+                return await self.get(caller, earlier), True
+
+    async def get(self, caller: Caller, id_: UUID) -> Row:
+        """Raises BatchNotFound, or Removed when the retention took it."""
+        row = await self._store.get(id_, caller.owner_id)
+        if row is None:
+            raise removed_or(
+                id_,
+                self._retention_days,
+                BatchNotFound(f"No batch has the id batch_{id_.hex}. GET /v1/batches lists those there are."),
+            )
+        return row
+
+    async def page(self, caller: Caller, after: UUID | None, limit: int) -> BatchPage:
+        """Newest first."""
+        rows = await self._store.page(caller.owner_id, after, limit + 1)
+        return BatchPage(rows[:limit], len(rows) > limit)
+
+    async def cancel(self, caller: Caller, id_: UUID) -> Row:
+        """Begins to cancel; what is done until then is kept. One that is being cancelled is returned as it is.
+
+        Raises:
+            BatchNotFound: no such batch.
+            BatchEnded: it has ended, or its files are being written.
+        """
+        row = await self._store.cancel(id_, caller.owner_id)
+        if row is not None:
+            return row
+        row = await self.get(caller, id_)
+        if row["status"] not in ("cancelling", "cancelled"):
+            raise BatchEnded(f"The batch is {row['status']}: there is nothing left to cancel.")
+        return row

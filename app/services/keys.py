@@ -1,0 +1,224 @@
+"""API keys: made, listed, revoked, and recognised on each request without asking Postgres each time."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from string import ascii_letters, digits
+from typing import Any
+from uuid import UUID
+
+from app.db.engine import Database
+from app.db.ids import uuid7
+from app.errors import ApiKeyExpired, ApiKeyRevoked, InvalidRequest, KeyNotFound, Unauthorized
+from app.services.callers import EVERYBODY, Caller, Scope
+
+PREFIX = "sk-"
+SECRET_BYTES = 32
+ALPHABET = digits + ascii_letters
+# As many characters as the largest secret takes.
+SECRET_CHARS = 43
+KEY = re.compile(rf"{PREFIX}[0-9A-Za-z]{{{SECRET_CHARS}}}")
+HINT_CHARS = 4
+
+# Bounds of what a key may be given.
+LONGEST_DAYS = 36_500
+MOST_OF_A_LIMIT = 10_000_000
+MOST_TOKENS = 10**15
+MOST_WEIGHT = 1000
+
+# A revocation takes effect within this, a new key is known within it where it was tried before it was made.
+FRESH_SECONDS = 3.0
+MOST_REMEMBERED = 10_000
+
+OWNER = """
+INSERT INTO owners AS o (name, weight) VALUES ($1, coalesce($2::smallint, 1))
+ON CONFLICT (name) DO UPDATE SET weight = coalesce($2::smallint, o.weight)
+RETURNING id
+"""
+INSERT = """
+INSERT INTO api_keys (id, owner_id, name, secret_hash, hint, scopes, expires_at, requests_per_minute, pending_limit,
+                      tokens_per_day, webhook)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+"""
+FIND = """
+SELECT id, owner_id, scopes, expires_at, revoked_at, requests_per_minute, pending_limit, tokens_per_day, webhook
+FROM api_keys WHERE secret_hash = $1
+"""
+LIST = """
+SELECT k.id, k.name, o.name AS owner, o.weight, k.hint, k.scopes, k.created_at, k.expires_at, k.revoked_at,
+       k.requests_per_minute, k.pending_limit, k.tokens_per_day, k.webhook,
+       CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked' WHEN k.expires_at <= now() THEN 'expired' ELSE 'active' END
+           AS state
+FROM api_keys k JOIN owners o ON o.id = k.owner_id
+WHERE $1::uuid IS NULL OR k.id = $1
+ORDER BY k.id
+"""
+REVOKE = "UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = $1 RETURNING secret_hash"
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """`owner` is the name of whom the key belongs to, the key's own name where it is None; `weight` is that owner's.
+    `webhook` as `services.webhooks.accepted` gives it.
+    """
+
+    name: str
+    owner: str | None = None
+    scopes: Sequence[Scope] = (Scope.READ, Scope.SUBMIT)
+    expires_days: float | None = None
+    requests_per_minute: int | None = None
+    pending_limit: int | None = None
+    tokens_per_day: int | None = None
+    weight: int | None = None
+    webhook: dict[str, Any] | None = None
+
+
+class Remembered:
+    """The last digests that were looked up, each for FRESH_SECONDS."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[bytes, tuple[float, Mapping[str, Any] | None]] = OrderedDict()
+
+    def get(self, digest: bytes) -> tuple[float, Mapping[str, Any] | None] | None:
+        entry = self._found.get(digest)
+        return entry if entry is not None and entry[0] > time.monotonic() else None
+
+    def put(self, digest: bytes, row: Mapping[str, Any] | None) -> None:
+        self._found[digest] = (time.monotonic() + FRESH_SECONDS, row)
+        self._found.move_to_end(digest)
+        if len(self._found) > MOST_REMEMBERED:
+            self._found.popitem(last=False)
+
+    def forget(self, digest: bytes) -> None:
+        self._found.pop(digest, None)
+
+
+class Keys:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        # Apart, so that guesses push no real key out.
+        self._known, self._unknown = Remembered(), Remembered()
+        self._asking: dict[bytes, asyncio.Task[Mapping[str, Any] | None]] = {}
+
+    async def caller(self, key: str) -> Caller:
+        """Whose key this is.
+
+        Raises:
+            Unauthorized: nobody's; or it has expired, or was revoked.
+        """
+        row = None
+        if KEY.fullmatch(key):
+            digest = sha256(key.encode()).digest()
+            entry = self._known.get(digest) or self._unknown.get(digest)
+            row = entry[1] if entry is not None else await self._ask_once(digest)
+        if row is None:
+            raise Unauthorized(
+                "This API key is not known here: check it, or have a new one made with `make key NAME=...`."
+            )
+        if row["revoked_at"] is not None:
+            raise ApiKeyRevoked("This API key was revoked: have a new one made with `make key NAME=...`.")
+        if row["expires_at"] is not None and row["expires_at"] <= datetime.now(UTC):
+            raise ApiKeyExpired(
+                f"This API key expired at {row['expires_at']:%Y-%m-%d %H:%M} UTC: have a new one made with "
+                "`make key NAME=...`."
+            )
+        caller: Caller = row["caller"]
+        return caller
+
+    async def _ask_once(self, digest: bytes) -> Mapping[str, Any] | None:
+        """Those who bring the same key at the same moment share one query."""
+        asking = self._asking.get(digest)
+        if asking is None:
+            asking = self._asking[digest] = asyncio.create_task(self._ask(digest))
+            asking.add_done_callback(lambda _: self._asking.pop(digest))
+        return await asyncio.shield(asking)
+
+    async def _ask(self, digest: bytes) -> Mapping[str, Any] | None:
+        async with self._database.hot() as connection:
+            row = await connection.fetchrow(FIND, digest)
+        if row is None:
+            self._unknown.put(digest, None)
+            return None
+        found = {"revoked_at": row["revoked_at"], "expires_at": row["expires_at"], "caller": _caller(row)}
+        self._known.put(digest, found)
+        return found
+
+    async def create(self, new: NewKey) -> tuple[Mapping[str, Any], str]:
+        """Makes a key; returns its row as `list` does, and the key itself, which is stored nowhere.
+
+        Raises:
+            InvalidRequest: the owner's name stands for something else.
+        """
+        if (new.owner or new.name) == EVERYBODY:
+            message = f"{EVERYBODY!r} stands for all owners together: give another name"
+            raise InvalidRequest(f"owner: {message}", errors=[{"field": "owner", "message": message}])
+        key = PREFIX + base62(secrets.token_bytes(SECRET_BYTES))
+        id_ = uuid7()
+        expires_at = None if new.expires_days is None else datetime.now(UTC) + timedelta(days=new.expires_days)
+        digest = sha256(key.encode()).digest()
+        async with self._database.hot() as connection, connection.transaction():
+            owner_id = await connection.fetchval(OWNER, new.owner or new.name, new.weight)
+            await connection.execute(
+                INSERT,
+                id_,
+                owner_id,
+                new.name,
+                digest,
+                f"{PREFIX}…{key[-HINT_CHARS:]}",
+                sorted(set(new.scopes)),
+                expires_at,
+                new.requests_per_minute,
+                new.pending_limit,
+                new.tokens_per_day,
+                new.webhook,
+            )
+            row = await connection.fetchrow(LIST, id_)
+        return row, key
+
+    async def list(self) -> Sequence[Mapping[str, Any]]:
+        """All keys, oldest first."""
+        async with self._database.hot() as connection:
+            found: Sequence[Mapping[str, Any]] = await connection.fetch(LIST, None)
+        return found
+
+    async def revoke(self, id_: UUID) -> None:
+        """Ends a key for good: here at once, in other processes within FRESH_SECONDS.
+
+        Raises:
+            KeyNotFound: there is none with this id.
+        """
+        async with self._database.hot() as connection:
+            digest = await connection.fetchval(REVOKE, id_)
+        if digest is None:
+            raise KeyNotFound(f"No API key has the id {id_}. `make keys` and GET /keys/ list those there are.")
+        self._known.forget(digest)
+
+
+def base62(secret: bytes) -> str:
+    """`secret` in digits and letters, padded to SECRET_CHARS."""
+    number = int.from_bytes(secret)
+    characters = []
+    for _ in range(SECRET_CHARS):
+        number, remainder = divmod(number, len(ALPHABET))
+        characters.append(ALPHABET[remainder])
+    return "".join(reversed(characters))
+
+
+def _caller(row: Mapping[str, Any]) -> Caller:
+    return Caller(
+        owner_id=row["owner_id"],
+        key_id=row["id"],
+        scopes=frozenset(map(Scope, row["scopes"])),
+        requests_per_minute=row["requests_per_minute"],
+        pending_limit=row["pending_limit"],
+        tokens_per_day=row["tokens_per_day"],
+        webhook=row["webhook"],
+    )

@@ -1,0 +1,299 @@
+"""From the file of a batch to its tickets: every line is checked first, then all are stored or none is.
+
+Runs in the API processes, which have the models' chat templates. A batch whose loader died is taken by another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from datetime import timedelta
+from typing import IO, Any, Protocol
+
+from pydantic_core import from_json
+
+from app.config import Settings
+from app.db.engine import Database
+from app.db.ids import time_of, uuid7
+from app.errors import AppError, DatabaseUnavailable, FileNotFound, ModelNotFound
+from app.queue.batches import BatchStore, LeaseLost, copied
+from app.queue.ticket import Prompt
+from app.services.batches import WINDOW_SECONDS
+from app.services.callers import Caller
+from app.services.files import Files
+from app.telemetry import SUBMITTED, logger
+
+log = logger("batches")
+
+MOST_LINES = 50_000
+ERRORS_SHOWN = 100
+LONGEST_CUSTOM_ID = 512
+LONGEST_VALUE_SHOWN = 60
+# After working for this long, everything else in the process gets as much time.
+SLICE_SECONDS = 0.002
+# Until this share of the window is left, everything that is sent by itself goes first.
+LAST_SHARE = 1 / 12
+PRIORITY = -50
+MOST_TRIES = 10
+TRY_AGAIN_SECONDS = 5.0
+
+Row = Mapping[str, Any]
+
+
+class PreparedLine(Protocol):
+    """What a line asks of the engine, and what it is answered by."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def prompt(self) -> Prompt: ...
+    @property
+    def engine_parameters(self) -> dict[str, Any]: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def request(self) -> dict[str, Any]: ...
+
+
+# Takes the endpoint and the body of a line; raises what the endpoint itself would answer.
+Prepare = Callable[[Caller, str, Mapping[str, Any]], Awaitable[PreparedLine]]
+
+
+class LineError(Exception):
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code, self.message, self.param = code, message, param
+
+
+class Loader:
+    def __init__(
+        self, database: Database, files: Files, prepare: Prepare, arrived: asyncio.Event, settings: Settings
+    ) -> None:
+        self._store = BatchStore(database)
+        self._files = files
+        self._prepare = prepare
+        self._arrived = arrived
+        self._settings = settings
+
+    async def run(self) -> None:
+        """Loads batches until cancelled; the one under way then is left to another process."""
+        while True:
+            self._arrived.clear()
+            with suppress(DatabaseUnavailable):
+                while batch := await self._store.take_to_load(self._settings.lease_seconds):
+                    await self._work(batch)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), self._settings.poll_seconds)
+
+    async def _work(self, batch: Row) -> None:
+        if batch["tries"] > MOST_TRIES:
+            await self._refuse(batch, [_internal()], 1)
+            return
+        try:
+            await self._store.hold(batch, self._load(batch), self._settings.lease_seconds)
+        except LeaseLost:
+            log.warning("another process loads the batch", batch=batch["id"])
+        except (DatabaseUnavailable, asyncio.CancelledError):
+            with suppress(DatabaseUnavailable):
+                await self._store.give_back(batch, 0.0, count=False)
+            raise
+        except Exception:
+            log.exception("a defect of the service ended the loading of a batch", batch=batch["id"])
+            await self._store.give_back(batch, TRY_AGAIN_SECONDS, count=True)
+
+    async def _load(self, batch: Row) -> None:
+        started = time.monotonic()
+        with tempfile.TemporaryFile() as contexts, tempfile.TemporaryFile() as results:
+            check = Check(batch, self._prepare, self._settings, contexts, results)
+            try:
+                file = await self._files.get(Caller(batch["owner_id"]), batch["input_file_id"])
+                await check.read(lines(self._files.content(file), self._settings.max_body_bytes))
+            except DatabaseUnavailable:
+                raise
+            except AppError as error:
+                # The file is gone.
+                check.refuse(None, LineError(FileNotFound.code, error.detail, "input_file_id"))
+            if not check.problems:
+                await self._require_room(batch, check)
+            checked = time.monotonic()
+            if check.problems:
+                log.info("batch refused", batch=batch["id"], problems=check.problem_count)
+                await self._refuse(batch, check.problems, check.problem_count)
+                return
+            contexts.seek(0)
+            results.seek(0)
+            await self._store.load(batch, check.count, contexts, results)
+        for model, count in check.models.items():
+            SUBMITTED.labels(model).inc(count)
+        log.info(
+            "batch loaded",
+            batch=batch["id"],
+            lines=check.count,
+            check_seconds=round(checked - started, 2),
+            store_seconds=round(time.monotonic() - checked, 2),
+        )
+
+    async def _require_room(self, batch: Row, check: Check) -> None:
+        room = None if batch["key_id"] is None else await self._store.pending_room(batch["key_id"])
+        if room is not None and check.count + room[1] > room[0]:
+            most, pending = room
+            message = f"The key may have {most:,} tickets pending, {pending:,} are, and these are {check.count:,} more."
+            check.refuse(None, LineError("pending_limit_reached", message))
+
+    async def _refuse(self, batch: Row, problems: list[dict[str, Any]], count: int) -> None:
+        await self._store.refuse(batch, {"total": count, "data": problems})
+
+
+class Check:
+    """One pass over the lines of a batch, which writes what is to be stored into two files."""
+
+    def __init__(
+        self, batch: Row, prepare: Prepare, settings: Settings, contexts: IO[bytes], results: IO[bytes]
+    ) -> None:
+        self._batch = batch
+        self._caller = Caller(batch["owner_id"], batch["key_id"])
+        self._prepare = prepare
+        self._largest = settings.max_body_bytes
+        self._contexts, self._results = contexts, results
+        self._rank = batch["created_at"] + timedelta(seconds=WINDOW_SECONDS * (1 - LAST_SHARE))
+        self._seen: dict[str, int] = {}
+        self._unknown_models: dict[str, ModelNotFound] = {}
+        self.count = 0
+        self.models: dict[str, int] = {}
+        self.problems: list[dict[str, Any]] = []
+        self.problem_count = 0
+
+    async def read(self, given: AsyncIterator[tuple[int, bytes | None]]) -> None:
+        began = time.monotonic()
+        async for number, line in given:
+            if line is not None and not line.strip():
+                continue
+            self.count += 1
+            if self.count > MOST_LINES:
+                message = f"The file has more than {MOST_LINES:,} lines; make several batches of it."
+                self.refuse(None, LineError("too_many_lines", message))
+                return
+            try:
+                await self._take(number, line)
+            except LineError as error:
+                self.refuse(number, error)
+            if time.monotonic() - began > SLICE_SECONDS:
+                await asyncio.sleep(SLICE_SECONDS)
+                began = time.monotonic()
+        if not self.count:
+            self.refuse(None, LineError("empty_file", "The file has no lines."))
+
+    def refuse(self, number: int | None, error: LineError) -> None:
+        self.problem_count += 1
+        if len(self.problems) < ERRORS_SHOWN:
+            self.problems.append({"line": number, "code": error.code, "message": error.message, "param": error.param})
+
+    async def _take(self, number: int, line: bytes | None) -> None:
+        if line is None:
+            raise LineError("body_too_large", f"The line is longer than {self._largest:,} bytes.")
+        custom_id, body = self._request(number, line)
+        prepared = await self._prepared(body)
+        if self.problems:
+            # Nothing will be stored.
+            return
+        id_, context_id = uuid7(), uuid7()
+        batch, prompt, created_at = self._batch, prepared.prompt, time_of(id_)
+        self._contexts.write(
+            copied(context_id, batch["owner_id"], prompt.content, prompt.messages, prompt.metadata, created_at)
+        )
+        self._results.write(
+            copied(
+                id_,
+                batch["owner_id"],
+                batch["key_id"],
+                context_id,
+                prepared.kind,
+                prepared.request,
+                batch["id"],
+                number,
+                prepared.model,
+                prepared.engine_parameters,
+                PRIORITY,
+                custom_id,
+                created_at,
+                batch["expires_at"],
+                self._rank,
+                created_at,
+            )
+        )
+        self.models[prepared.model] = self.models.get(prepared.model, 0) + 1
+
+    def _request(self, number: int, line: bytes) -> tuple[str, dict[str, Any]]:
+        try:
+            request = from_json(line, allow_inf_nan=False)
+        except ValueError as error:
+            raise LineError("invalid_json_line", f"This line is not JSON: {error}.") from None
+        if not isinstance(request, dict):
+            raise LineError("invalid_json_line", "This line is not a JSON object.")
+        for name in ("custom_id", "method", "url", "body"):
+            if request.get(name) is None:
+                raise LineError("missing_required_parameter", f"{name}: is required", name)
+        custom_id, url, body = request["custom_id"], request["url"], request["body"]
+        if not isinstance(custom_id, str) or not 0 < len(custom_id) <= LONGEST_CUSTOM_ID or "\x00" in custom_id:
+            raise LineError(
+                "invalid_custom_id", f"custom_id: must be text of 1 to {LONGEST_CUSTOM_ID} characters", "custom_id"
+            )
+        first = self._seen.setdefault(custom_id, number)
+        if first != number:
+            shown = custom_id[:LONGEST_VALUE_SHOWN]
+            raise LineError(
+                "duplicate_custom_id",
+                f"custom_id: {shown!r} is on line {first} and again on line {number}; each line needs its own",
+                "custom_id",
+            )
+        if request["method"] != "POST":
+            raise LineError("invalid_method", "method: must be POST", "method")
+        if url != self._batch["endpoint"]:
+            raise LineError(
+                "mismatched_endpoint", f"url: must be {self._batch['endpoint']}, as the batch has it", "url"
+            )
+        if not isinstance(body, dict):
+            raise LineError("invalid_request", "body: must be an object", "body")
+        if body.get("stream"):
+            raise LineError("unsupported_parameter", "stream: a batch is not streamed; leave it out", "body.stream")
+        return custom_id, body
+
+    async def _prepared(self, body: dict[str, Any]) -> PreparedLine:
+        model = body.get("model")
+        known = self._unknown_models.get(model) if isinstance(model, str) else None
+        try:
+            if known is not None:
+                raise known
+            return await self._prepare(self._caller, self._batch["endpoint"], body)
+        except DatabaseUnavailable:
+            raise
+        except AppError as error:
+            if isinstance(error, ModelNotFound) and isinstance(model, str):
+                self._unknown_models[model] = error
+            field = error.errors[0]["field"] if error.errors else None
+            raise LineError(error.code, error.detail, f"body.{field}" if field else "body") from None
+
+
+def _internal() -> dict[str, Any]:
+    message = "The service failed on this batch as often as it tried to load it. The cause is in its log."
+    return {"line": None, "code": "internal_error", "message": message, "param": None}
+
+
+async def lines(parts: AsyncIterator[bytes], longest: int) -> AsyncIterator[tuple[int, bytes | None]]:
+    """Lines with their numbers, from 1; None stands for one of more than `longest` bytes, which is not held."""
+    number, rest, dropped = 1, b"", False
+    async for part in parts:
+        *whole, last = part.split(b"\n")
+        for piece in whole:
+            line = rest + piece
+            yield number, None if dropped or len(line) > longest else line
+            number, rest, dropped = number + 1, b"", False
+        if not dropped:
+            rest += last
+            if len(rest) > longest:
+                rest, dropped = b"", True
+    if rest or dropped:
+        yield number, None if dropped else rest

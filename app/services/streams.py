@@ -1,0 +1,221 @@
+"""Following a generation while it runs, from any API process, and going on where a cut stream ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import aclosing, contextmanager, suppress
+from typing import Any
+from uuid import UUID
+
+from app.config import Settings
+from app.db.engine import Database
+from app.errors import DatabaseUnavailable, InvalidRequest, ResultNotFound, StreamExpired, StreamRestarted
+from app.queue.events import EventStore
+from app.services.callers import Caller
+from app.services.channels import Channel, End, Event
+from app.services.replay import Delta
+from app.services.results import VISIBLE, Results
+from app.telemetry import STREAM_FOLLOWERS, logger
+
+__all__ = ["Delta", "End", "Event", "Following", "Streams"]
+
+log = logger("streams")
+
+RESULTS_PER_READ = 200
+# NOTIFY brings news at once; where one was lost, looking this often does, in seconds.
+LOOK_AGAIN_SECONDS = 1.0
+RETRY_SECONDS = 0.5
+PATIENCE_SECONDS = 5.0
+FINAL_ROWS = f"SELECT {', '.join(column.name for column in VISIBLE)} FROM results WHERE id = ANY ($1::uuid[])"  # noqa: S608
+
+
+class Streams:
+    """Reads the events of all results that are followed in this process, many to a statement."""
+
+    def __init__(self, database: Database, results: Results, settings: Settings) -> None:
+        self._database = database
+        self._store = EventStore(database)
+        self._results = results
+        self._kept_seconds = settings.stream_retention_seconds
+        self._channels: dict[UUID, Channel] = {}
+        self._due: set[UUID] = set()
+        self._wake = asyncio.Event()
+        self.closed = False
+
+    async def follow(
+        self, caller: Caller, result_id: UUID, after: int | None, gone: Callable[[], Awaitable[bool]]
+    ) -> AsyncGenerator[Event | End]:
+        """`open` and `Following.events` in one."""
+        following = await self.open(caller, result_id, after)
+        async with aclosing(following.events(gone)) as events:
+            async for item in events:
+                yield item
+
+    async def open(self, caller: Caller, result_id: UUID, after: int | None = None) -> Following:
+        """Has the result's events stored from now on, if they are not yet.
+
+        Raises:
+            ResultNotFound: no such result.
+            StreamExpired: its events were removed, and `after` names one of them.
+            InvalidRequest: it is final and never had an event `after`.
+        """
+        expired = await self._store.follow(result_id, caller.owner_id, self._kept_seconds)
+        if expired is None:
+            await self._results.get(caller, result_id)
+            raise ResultNotFound(f"No result has the id {result_id}. GET /results/ lists those there are.")
+        following = Following(self, self._results, caller, Channel(result_id), after)
+        if expired:
+            if after is not None:
+                raise StreamExpired(
+                    f"The events of result {result_id} were removed {self._kept_seconds:g} seconds after its end: "
+                    "read the result itself, or follow it from the start."
+                )
+            following.channel.finish(await self._results.get(caller, result_id))
+        elif after is not None:
+            await following.check(after)
+        return following
+
+    def announced(self, payload: str) -> None:
+        """Takes the payload of a notification: ids with commas, or nothing for 'look for yourselves'."""
+        if self._channels:
+            ids = [UUID(text) for text in payload.split(",")] if payload else list(self._channels)
+            self._look(id_ for id_ in ids if id_ in self._channels)
+
+    def close(self) -> None:
+        """The process stops: streams end where they are, and their clients go on elsewhere."""
+        self.closed = True
+        for channel in self._channels.values():
+            channel.wake()
+
+    @contextmanager
+    def watching(self, channel: Channel) -> Iterator[Channel]:
+        """Keeps a channel read; where the result has one already, that one is given."""
+        known = channel.id in self._channels
+        channel = self._channels.setdefault(channel.id, channel)
+        channel.followers += 1
+        STREAM_FOLLOWERS.inc()
+        if not known or not channel.primed:
+            self._look([channel.id])
+        try:
+            yield channel
+        finally:
+            STREAM_FOLLOWERS.dec()
+            channel.followers -= 1
+            if not channel.followers:
+                del self._channels[channel.id]
+
+    async def run(self) -> None:
+        """Reads for all followers, until cancelled; what moves while a statement is under way shares the next."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_AGAIN_SECONDS):
+                    await self._wake.wait()
+            self._wake.clear()
+            now = clock()
+            due, self._due = self._due, set()
+            channels = [
+                channel
+                for id_, channel in self._channels.items()
+                if channel.end is None and (id_ in due or channel.looked < now - LOOK_AGAIN_SECONDS)
+            ]
+            for start in range(0, len(channels), RESULTS_PER_READ):
+                await self._read(channels[start : start + RESULTS_PER_READ], now)
+
+    async def _read(self, channels: list[Channel], now: float) -> None:
+        try:
+            found = await self._store.read([(channel.id, channel.sequence) for channel in channels])
+            rows = await self._final_rows([stored.id for stored in found if stored.final and not stored.more])
+        except DatabaseUnavailable:
+            log.warning("postgres is away, streams wait", streams=len(channels))
+            await asyncio.sleep(RETRY_SECONDS)
+            self._look(channel.id for channel in channels)
+            return
+        by_id = {channel.id: channel for channel in channels}
+        for stored in found:
+            channel = by_id[stored.id]
+            channel.looked, before = now, channel.sequence
+            channel.take(stored, rows.get(stored.id))
+            if stored.more and channel.sequence > before:
+                self._look([stored.id])
+
+    async def _final_rows(self, ids: list[UUID]) -> dict[UUID, Mapping[str, Any]]:
+        if not ids:
+            return {}
+        async with self._database.hot() as connection:
+            return {row["id"]: row for row in await connection.fetch(FINAL_ROWS, ids)}
+
+    def _look(self, ids: Iterable[UUID]) -> None:
+        self._due.update(ids)
+        if self._due:
+            self._wake.set()
+
+
+class Following:
+    """One follower: the events after its cursor, or all of them."""
+
+    def __init__(self, streams: Streams, results: Results, caller: Caller, channel: Channel, after: int | None) -> None:
+        self._streams = streams
+        self._results = results
+        self._caller = caller
+        self.channel = channel
+        self._after = after
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the follower's cursor is the End itself."""
+        return self.channel.end is not None and self._after == self.channel.end.sequence
+
+    async def check(self, after: int) -> None:
+        """Raises InvalidRequest where the result is final and never had an event `after`."""
+        with self._streams.watching(self.channel) as self.channel:
+            try:
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    while not (self.channel.primed or self._streams.closed):
+                        await asyncio.wait({self.channel.moved})
+            except TimeoutError:
+                raise DatabaseUnavailable(stored_nothing=True) from None
+        if self.channel.end is not None and after > self.channel.end.sequence:
+            message = f"this result ended with event {self.channel.end.sequence}"
+            raise InvalidRequest(f"starting_after: {message}", errors=[{"field": "starting_after", "message": message}])
+
+    async def events(self, gone: Callable[[], Awaitable[bool]]) -> AsyncGenerator[Event | End]:
+        """What comes after the cursor, then the End; it stops without one when this process does, or who reads is gone.
+
+        Without a cursor it begins with the text as the current attempt tells it.
+
+        Raises:
+            StreamRestarted: a later attempt says something else than what this follower was sent.
+            ResultNotFound: the result was removed meanwhile.
+        """
+        after, index, telling = self._after, 0, None
+        with self._streams.watching(self.channel) as channel:
+            while not self._streams.closed:
+                moved = channel.moved
+                if after is not None and (channel.end is not None or channel.sequence >= after):
+                    index, after = channel.behind(after), None
+                    telling = channel.tellings[index - 1] if index else None
+                # Not before all that was stored is read: only then is it known which telling is the current one.
+                if after is None and channel.primed:
+                    index = channel.start() if telling is None else index
+                    while index < len(channel.events):
+                        event, told = channel.events[index], channel.tellings[index]
+                        if telling is not None and told != telling:
+                            raise StreamRestarted(
+                                f"Another attempt at result {channel.id} says something else than what was sent so "
+                                "far: drop that text, and read the result or follow it from the start."
+                            )
+                        index += 1
+                        if event.deltas:
+                            telling = told
+                            yield event
+                    if channel.end is not None:
+                        yield channel.end
+                        return
+                if channel.removed:
+                    await self._results.get(self._caller, channel.id)
+                    return
+                if await gone():
+                    return
+                await asyncio.wait({moved}, timeout=LOOK_AGAIN_SECONDS)

@@ -1,0 +1,73 @@
+"""What was used, from the counts that settling appends: by day, model or key."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, func, select
+
+from app.db.engine import Database
+from app.db.tables import api_keys, owners, usage
+from app.errors import OwnerNotFound, ScopeMissing
+from app.services.callers import EVERYBODY, Caller, Scope
+
+SUMS: tuple[ColumnElement[Any], ...] = (
+    *(
+        func.coalesce(func.sum(usage.c[name]), 0).label(name)
+        for name in ("requests", "failures", "prompt_tokens", "completion_tokens", "gpu_seconds")
+    ),
+    # Stays null where no server's price was known.
+    func.sum(usage.c.cost).label("cost"),
+)
+
+
+class GroupBy(StrEnum):
+    DAY = "day"
+    MODEL = "model"
+    KEY = "key"
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """`rows` have the group's columns and the sums, `total` the sums alone."""
+
+    rows: Sequence[Mapping[str, Any]]
+    total: Mapping[str, Any]
+
+
+class Usage:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def used(self, caller: Caller, group_by: GroupBy, first: date, last: date, owner: str | None = None) -> Used:
+        """Counts of the days `first` to `last`, both included, in UTC; of the caller, or of the `owner` by name.
+
+        Raises:
+            ScopeMissing: another's usage is for admins.
+            OwnerNotFound: nobody has that name.
+        """
+        if owner is not None and Scope.ADMIN not in caller.scopes:
+            raise ScopeMissing("Usage of other owners needs a key with the scope admin; leave out owner to see yours.")
+        async with self._database.reading() as connection:
+            query = select(*SUMS).where(usage.c.day.between(first, last))
+            if owner != EVERYBODY:
+                owner_id: int | None = caller.owner_id
+                if owner is not None:
+                    owner_id = await connection.scalar(select(owners.c.id).where(owners.c.name == owner))
+                if owner_id is None:
+                    raise OwnerNotFound(f"No owner is called {owner!r}. GET /keys/ names those there are.")
+                query = query.where(usage.c.owner_id == owner_id)
+            rows = (await connection.execute(_grouped(query, group_by))).mappings().all()
+            total = (await connection.execute(query)).mappings().one()
+        return Used([dict(row) for row in rows], dict(total))
+
+
+def _grouped(query: Select[Any], group_by: GroupBy) -> Select[Any]:
+    if group_by is GroupBy.KEY:
+        names = (usage.c.key_id, api_keys.c.name.label("key_name"), api_keys.c.hint.label("key_hint"))
+        query = query.add_columns(*names).outerjoin_from(usage, api_keys, api_keys.c.id == usage.c.key_id)
+        return query.group_by(usage.c.key_id, api_keys.c.name, api_keys.c.hint).order_by(usage.c.key_id)
+    column = usage.c[group_by.value]
+    return query.add_columns(column).group_by(column).order_by(column)

@@ -1,0 +1,241 @@
+"""docs/clients.md and the README's examples: every block is run as it stands, every refusal is tried."""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from app.api.openai.batches import NOT_RUN
+from app.config import Settings
+from tests.servers import TEST_MODELS, RunningTriton, start_triton
+from tests.service import Service
+
+ROOT = Path(__file__).resolve().parents[2]
+CLIENTS = (ROOT / "docs" / "clients.md").read_text()
+README = (ROOT / "README.md").read_text()
+SIMULATED = r"\[simulated\] \S.+"
+
+# What each block prints, by its heading and its place below it.
+PRINTS = {
+    "Chat": [rf"{SIMULATED}\nchatcmpl-[0-9a-f]{{32}} \d+\n"],
+    "Streaming": [rf"{SIMULATED}\n\d+ tokens\n"],
+    "In the background": [rf"completed {SIMULATED}\ncompleted {SIMULATED}\n", rf"{SIMULATED}\n"],
+    "Batches": [rf"completed 20\n(haiku-\d+ {SIMULATED}\n){{20}}"],
+    "Structured outputs": [r"\S.* -?\d+\n"],
+    "Tools": [rf"(weather {{'place': .+}}\n)+{SIMULATED}\n"],
+    "Embeddings": [r"2 8\n"],
+    "Async": [rf"({SIMULATED}\n){{10}}"],
+    "Retries and lost answers": [r"[0-9a-f-]{36} completed 1\n"],
+    "LangChain": [rf"{SIMULATED}\n{SIMULATED}\n", r"8\n"],
+    "With the tools you have": [rf"{SIMULATED}\n", rf"{SIMULATED}\n", rf"({SIMULATED}\n){{20}}"],
+}
+
+
+def blocks(text: str, language: str) -> list[tuple[str, str]]:
+    """Each block of the language after the heading it stands below."""
+    found = re.findall(rf"^#+ (.+)$|^```{language}\n([\s\S]*?)^```", text, re.MULTILINE)
+    heading = ""
+    made = []
+    for title, block in found:
+        heading = title or heading
+        if block:
+            made.append((heading, block))
+    return made
+
+
+def python_blocks() -> list[Any]:
+    section = README[README.index("## With the tools you have") :]
+    places: dict[str, int] = {}
+    made = []
+    for heading, block in [*blocks(CLIENTS, "python"), *blocks(section, "python")]:
+        place = places[heading] = places.get(heading, -1) + 1
+        made.append(pytest.param(block, PRINTS[heading][place], id=f"{heading} {place}"))
+    assert {heading: len(prints) for heading, prints in PRINTS.items()} == {
+        heading: last + 1 for heading, last in places.items()
+    }
+    return made
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's models, and beside them one that embeds."""
+    folder = tmp_path_factory.mktemp("models")
+    shutil.copytree(ROOT / "models", folder, dirs_exist_ok=True)
+    shutil.copytree(TEST_MODELS / "embed", folder / "embed")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def triton(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[RunningTriton]:
+    server = start_triton(tmp_path_factory.mktemp("triton"), ("demo", "embed"), repository)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def make_settings(make_settings: Callable[..., Settings], repository: Path) -> Callable[..., Settings]:
+    def make(**changes: object) -> Settings:
+        return make_settings(**({"model_repository": str(repository)} | changes))
+
+    return make
+
+
+async def run(service: Service, folder: Path, *command: str) -> str:
+    base_url = str(service.client.base_url).rstrip("/") + "/v1"
+    done = await asyncio.to_thread(
+        subprocess.run,
+        command,
+        cwd=folder,
+        env={**os.environ, "OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": "EMPTY", "NO_PROXY": "127.0.0.1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(("block", "prints"), python_blocks())
+async def test_the_python_blocks_print_answers(service: Service, tmp_path: Path, block: str, prints: str) -> None:
+    printed = await run(service, tmp_path, sys.executable, "-c", block)
+    assert re.fullmatch(prints, printed), printed
+
+
+async def test_the_curl_blocks_print_answers(service: Service, tmp_path: Path) -> None:
+    chat, stream, lookup = [block for _, block in blocks(CLIENTS, "sh")]
+    answer = json.loads(await run(service, tmp_path, "bash", "-eu", "-c", chat))
+    assert re.fullmatch(SIMULATED, answer["choices"][0]["message"]["content"])
+
+    lines = (await run(service, tmp_path, "bash", "-eu", "-c", stream)).splitlines()
+    data = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+    text = "".join(choice["delta"].get("content", "") for each in data for choice in each["choices"])
+    (ticket,) = json.loads(await run(service, tmp_path, "bash", "-eu", "-c", lookup))
+    assert {each["id"] for each in data} == {f"chatcmpl-{ticket['id'].replace('-', '')}"}
+    assert (ticket["status"], ticket["output"]) == ("completed", text)
+    numbers = [int(line.removeprefix("id: ")) for line in lines if line.startswith("id: ")]
+    assert numbers == list(range(len(numbers)))
+    assert lines[-2:] == ["data: [DONE]", ""]
+
+
+async def test_the_sql_finds_the_request(service: Service) -> None:
+    ((_, query),) = blocks(CLIENTS, "sql")
+    body = {"model": "demo", "messages": [{"role": "user", "content": "Hi."}], "max_tokens": 5, "user": "u1"}
+    answer = (await service.client.post("/v1/chat/completions", json=body)).json()
+    connection = await asyncpg.connect(service.settings.database_url)
+    (row,) = await connection.fetch(query)
+    await connection.close()
+    assert (row["completion"], row["status"]) == (answer["id"], "completed")
+    assert row["output"] == answer["choices"][0]["message"]["content"]
+    assert json.loads(row["request"]) == {"model": "demo", "max_tokens": 5, "user": "u1"}
+
+
+CHAT: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "Hi."}], "max_tokens": 2}
+TEXT: dict[str, Any] = {"model": "demo", "prompt": "Hi.", "max_tokens": 2}
+RESPONSE: dict[str, Any] = {"model": "demo", "input": "Hi.", "max_output_tokens": 2}
+FUNCTION: dict[str, Any] = {"type": "function", "function": {"name": "f", "strict": True}}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        *(
+            ("chat/completions", CHAT | each)
+            for each in (
+                {"store": False},
+                {"metadata": {"a": "b"}},
+                {"user": "u", "safety_identifier": "s", "prompt_cache_key": "k"},
+                {"service_tier": "auto"},
+                {"service_tier": "default"},
+                {"tools": [FUNCTION]},
+                {"stream": True, "stream_options": {"include_obfuscation": False}},
+                {"temperature": None, "audio": None},
+                {"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1, "guided_choice": ["yes", "no"]},
+            )
+        ),
+        *(
+            ("responses", RESPONSE | each)
+            for each in (
+                {"truncation": "disabled", "text": {"verbosity": "medium"}, "reasoning": {}},
+                {"store": True, "metadata": {"a": "b"}},
+            )
+        ),
+    ],
+)
+async def test_what_is_said_to_be_accepted_is(service: Service, path: str, body: dict[str, Any]) -> None:
+    answer = await service.client.post(f"/v1/{path}", json=body)
+    assert answer.status_code == 200, answer.text
+
+
+IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]}]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        *(
+            ("chat/completions", CHAT | each, param)
+            for each, param in (
+                ({"messages": IMAGE}, "messages[0].content[0].type"),
+                ({"audio": {}}, "audio"),
+                ({"modalities": ["text", "audio"]}, "modalities"),
+                ({"functions": []}, "functions"),
+                ({"function_call": "auto"}, "function_call"),
+                ({"tools": [FUNCTION], "tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
+                ({"tools": [{"type": "custom", "custom": {"name": "c"}}]}, "tools[0].type"),
+                ({"tools": [FUNCTION], "response_format": {"type": "json_object"}}, "response_format"),
+                ({"reasoning_effort": "low"}, "reasoning_effort"),
+                ({"prediction": {}}, "prediction"),
+                ({"verbosity": "low"}, "verbosity"),
+                ({"web_search_options": {}}, "web_search_options"),
+                ({"moderation": {}}, "moderation"),
+                ({"temprature": 1}, "temprature"),
+            )
+        ),
+        *(
+            ("completions", TEXT | each, param)
+            for each, param in (
+                ({"suffix": "end"}, "suffix"),
+                ({"best_of": 2}, "best_of"),
+                ({"prompt": ["a", "b"]}, "prompt"),
+                ({"prompt": [1, 2]}, "prompt"),
+                ({"echo": True, "logprobs": 1}, "echo"),
+            )
+        ),
+        ("embeddings", {"model": "embed", "input": "a", "dimensions": 4}, "dimensions"),
+        ("embeddings", {"model": "embed", "input": [1, 2]}, "input"),
+        *(
+            ("responses", RESPONSE | {name: value}, name)
+            for name, value in (
+                ("n", 1),
+                ("max_tokens", 5),
+                ("conversation", "c"),
+                ("prompt", {"id": "p"}),
+                ("truncation", "auto"),
+                ("store", False),
+                ("max_tool_calls", 1),
+                ("reasoning", {"effort": "low"}),
+            )
+        ),
+        ("responses", RESPONSE | {"tools": [{"type": "web_search"}]}, "tools[0].type"),
+    ],
+)
+async def test_what_is_said_to_be_refused_is(api: Service, path: str, body: dict[str, Any], param: str) -> None:
+    answer = await api.client.post(f"/v1/{path}", json=body)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == param
+
+
+def test_the_codes_of_batches_are_documented() -> None:
+    documented = set(re.findall(r"`([a-z_]+)`", (ROOT / "docs" / "errors.md").read_text()))
+    source = (ROOT / "app" / "services" / "loading.py").read_text()
+    codes = set(re.findall(r'LineError\(\s*"([a-z_]+)"', source)) | {code for code, _ in NOT_RUN.values()}
+    assert {"duplicate_custom_id", "batch_expired"} <= codes <= documented

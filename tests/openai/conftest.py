@@ -1,0 +1,39 @@
+"""The official client against the whole service, with models that chat and embed."""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import openai
+import pytest
+import pytest_asyncio
+
+from app.config import Settings
+from tests.servers import TEST_MODELS, RunningTriton, start_triton
+from tests.service import Service
+
+MODELS = ("tiny", "slow", "chat", "embed", "embed-vllm")
+
+
+@pytest.fixture(scope="session")
+def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
+    server = start_triton(tmp_path_factory.mktemp("triton"), MODELS)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def make_settings(make_settings: Callable[..., Settings]) -> Callable[..., Settings]:
+    def make(**changes: object) -> Settings:
+        return make_settings(**({"model_repository": str(TEST_MODELS)} | changes))
+
+    return make
+
+
+def client_of(service: Service, **options: object) -> openai.AsyncOpenAI:
+    values: dict[str, object] = {"api_key": "sk-none", "max_retries": 0, "timeout": 60} | options
+    return openai.AsyncOpenAI(base_url=f"{str(service.client.base_url).rstrip('/')}/v1", **values)  # type: ignore[arg-type]
+
+
+@pytest_asyncio.fixture
+async def client(service: Service) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with client_of(service) as opened:
+        yield opened

@@ -1,0 +1,204 @@
+"""Every route of the OpenAPI document, with what its schema allows and with what it does not."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import httpx
+import pytest
+import pytest_asyncio
+import requests
+import schemathesis
+from hypothesis import HealthCheck, settings
+from openai import types
+from pydantic import BaseModel
+from schemathesis import checks
+
+from app.config import Settings
+from app.main import create_app
+from nvidia_triton.local.settings import free_ports
+from tests.conftest import with_database
+from tests.postgres_server import RunningPostgres
+from tests.servers import TEST_MODELS, RunningTriton, start_triton
+from tests.service import Process, eventually
+
+EXAMPLES = 10
+# The default, and the most that is asked for with success: what is tried here is the API, not how long engines write.
+TOKENS = 16
+TOKEN_COUNTS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "min_tokens")
+# Right only together with others, or without them, which no schema says; tests/openai has those.
+ENTANGLED = ("top_logprobs", "stream_options", "tool_choice", "structured_outputs", "response_format", "text")
+ENTANGLED += ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "min_tokens", "best_of", "n")
+CHECKS = [
+    checks.not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_headers_conformance,
+    checks.response_schema_conformance,
+]
+# By their `object`: what the official client takes the answers for.
+OBJECTS: dict[str, type[BaseModel]] = {
+    "chat.completion": types.chat.ChatCompletion,
+    "text_completion": types.Completion,
+    "response": types.responses.Response,
+    "model": types.Model,
+    "file": types.FileObject,
+    "batch": types.Batch,
+}
+
+schema = schemathesis.openapi.from_dict(create_app(Settings()).openapi())
+# A method that a path does not take is a 405, which no document lists: tests/api/test_bad_input.py tries those.
+schema.config.phases.coverage.unexpected_methods = set()
+
+
+class Stack:
+    """A running service with one of everything in it, and a second one to be deleted."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.session = requests.Session()
+        self.session.trust_env = False
+        self.seen: Counter[tuple[str, int]] = Counter()
+        self._kept: dict[str, Any] = {}
+        self._spare: dict[str, Any] = {}
+
+    async def fill(self) -> None:
+        async with httpx.AsyncClient(base_url=self.url, timeout=60, trust_env=False) as client:
+            self._kept, self._spare = await _one_of_each(client), await _one_of_each(client)
+
+    def aim(self, case: schemathesis.Case) -> bool:
+        """Has the request name a model and objects that are there; False where it names none."""
+        known = self._spare if case.method == "DELETE" else self._kept
+        path = {
+            name: known.get(f"{case.path}:{name}", known.get(name, value))
+            for name, value in case.path_parameters.items()
+        }
+        body = case.body
+        if isinstance(body, dict):
+            body = {name: known.get(name, value) for name, value in body.items() if name not in ENTANGLED}
+            if case.path == "/v1/embeddings":
+                body["model"] = "embed"
+            if case.path == "/v1/responses":
+                body["input"] = body.get("input") or "Hi."
+            for name in TOKEN_COUNTS:
+                if isinstance(body.get(name), int):
+                    body[name] = min(body[name], TOKENS)
+            # Tickets that are made notify whom they name, and names of hosts are made up.
+            body.pop("webhook", None)
+        if path == case.path_parameters and body == case.body:
+            return False
+        case.path_parameters, case.body = path, body
+        # The same key with another request is refused.
+        case.headers.pop("Idempotency-Key", None)
+        return True
+
+
+async def _one_of_each(client: httpx.AsyncClient) -> dict[str, Any]:
+    async def made(method: str, path: str, **given: Any) -> Any:
+        answer = await client.request(method, path, **given)
+        assert answer.status_code in (200, 201, 202), answer.text
+        return answer.json()
+
+    chat = {"model": "chat", "messages": [{"role": "user", "content": "Hi."}]}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": chat}
+    text = await made("POST", "/v1/completions", json={"model": "chat", "prompt": "Hi."})
+    context = await made("POST", "/contexts/", json={"content": "Hi."})
+    webhook = {"url": f"http://127.0.0.1:{free_ports(1)[0]}/"}
+    ticket = await made("POST", f"/models/send/chat/{context['id']}", json={"webhook": webhook})
+    await made("GET", ticket["status_url"], headers={"Prefer": "wait=30"})
+    deliveries = await made("GET", f"{ticket['status_url']}/webhooks")
+    file = await made(
+        "POST", "/v1/files", data={"purpose": "batch"}, files={"file": ("in.jsonl", json.dumps(line).encode())}
+    )
+    batch = {"input_file_id": file["id"], "endpoint": line["url"], "completion_window": "24h"}
+    response = (await made("POST", "/v1/responses", json={"model": "chat", "input": "Hi."}))["id"]
+    return {
+        "context_id": context["id"],
+        "result_id": ticket["result_id"],
+        "key_id": (await made("POST", "/keys/", json={"name": "somebody"}))["id"],
+        "delivery_id": deliveries[0]["id"],
+        "model_name": "chat",
+        "model": "chat",
+        "completion_id": (await made("POST", "/v1/chat/completions", json=chat))["id"],
+        "/v1/completions/{completion_id}:completion_id": text["id"],
+        "response_id": response,
+        "previous_response_id": response,
+        "file_id": file["id"],
+        "input_file_id": file["id"],
+        "batch_id": (await made("POST", "/v1/batches", json=batch))["id"],
+    }
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
+    server = start_triton(tmp_path_factory.mktemp("triton"), ("chat", "embed"))
+    yield server
+    server.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def stack(
+    postgres: RunningPostgres, template: str, engine: RunningTriton, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Stack]:
+    """In processes of their own: the tests here hold up this one's event loop."""
+    name = f"test_{uuid4().hex}"
+    connection = await asyncpg.connect(postgres.url)
+    await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    await connection.close()
+    settings = Settings(
+        database_url=with_database(postgres.url, name),
+        triton_urls=(engine.grpc_url,),
+        api_port=free_ports(1)[0],
+        model_repository=str(TEST_MODELS),
+        default_max_tokens=TOKENS,
+        webhook_allow_private=True,
+        probe_seconds=0.3,
+    )
+    running = Stack(f"http://127.0.0.1:{settings.api_port}")
+    logs = tmp_path_factory.mktemp("logs")
+    async with AsyncExitStack() as opened:
+        for module in ("app.main", "app.worker"):
+            await opened.enter_async_context(Process(module, settings, logs / f"{module}.log"))
+
+        async def serving() -> bool:
+            try:
+                answer = await client.get("/health/ready")
+            except httpx.TransportError:
+                return False
+            return answer.status_code == 200 and len(answer.json()["triton"][0]["ready_models"]) == 2
+
+        async with httpx.AsyncClient(base_url=running.url, trust_env=False) as client:
+            await eventually(serving, "the API serves and sees both models", pause=0.2)
+        await running.fill()
+        yield running
+
+
+def judge(case: schemathesis.Case, stack: Stack) -> None:
+    answer = case.call_and_validate(base_url=stack.url, session=stack.session, checks=CHECKS, timeout=30)
+    stack.seen[case.operation.label, answer.status_code] += 1
+    if case.path.startswith("/v1/") and answer.headers.get("content-type") == ["application/json"]:
+        document = answer.json()
+        if (kind := OBJECTS.get(document.get("object"))) and "deleted" not in document:
+            kind.model_validate(document)
+
+
+@schema.parametrize()
+@settings(
+    max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+def test_every_answer_is_one_that_the_document_has(case: schemathesis.Case, stack: Stack) -> None:
+    judge(case, stack)
+    if stack.aim(case):
+        judge(case, stack)
+
+
+def test_each_route_was_answered_with_success_too(stack: Stack) -> None:
+    tried = {route for route, _ in stack.seen}
+    # The only batch there is has ended.
+    assert tried - {route for route, status in stack.seen if status < 300} <= {"POST /v1/batches/{batch_id}/cancel"}

@@ -1,0 +1,82 @@
+"""The plans of the statements that batches add, with many batches and a long history."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from app.db.ids import uuid7
+from app.dispatch.batches import LINES, ROWS_AT_ONCE
+from app.queue import batches
+from tests.conftest import with_database
+from tests.postgres_server import RunningPostgres
+from tests.queue.test_plans import check, nodes, plan
+
+ALONE, BATCHES, EACH = 50_000, 50, 2000
+OPEN_PENDING, OPEN_FAILED = 500, 20
+
+
+@pytest.fixture(scope="module")
+async def history(postgres: RunningPostgres, template: str) -> AsyncIterator[Any]:
+    admin = await asyncpg.connect(postgres.url)
+    await admin.execute(f"CREATE DATABASE batched TEMPLATE {template}")
+    connection = await asyncpg.connect(
+        with_database(postgres.url, "batched"), server_settings={"plan_cache_mode": "force_generic_plan"}
+    )
+    await connection.execute("INSERT INTO contexts (id, content) VALUES ($1, 'x')", uuid7())
+    settled = "'completed', now(), 'x', 'stop'"
+    await connection.execute(
+        "INSERT INTO results (id, context_id, model, parameters, status, completed_at, output, finish_reason)"
+        f" SELECT uuidv7(), c.id, 'm', '{{}}', {settled} FROM contexts c, generate_series(1, {ALONE})"
+    )
+    await connection.execute(
+        "INSERT INTO batches (id, owner_id, endpoint, input_file_id, expires_at, status, lease_until, total)"
+        " SELECT uuidv7(), 0, '/v1/completions', uuidv7(), now(),"
+        " CASE n WHEN 1 THEN 'in_progress' ELSE 'completed' END,"
+        f" CASE n WHEN 1 THEN now() END, {EACH} FROM generate_series(1, {BATCHES}) n"
+    )
+    await connection.execute(
+        "INSERT INTO results (id, context_id, model, parameters, status, completed_at, output, finish_reason,"
+        f" batch_id, batch_line) SELECT uuidv7(), c.id, 'm', '{{}}', {settled}, b.id, n"
+        f" FROM contexts c, batches b, generate_series(1, {EACH}) n"
+    )
+    await connection.execute(
+        "UPDATE results SET status = 'pending', completed_at = NULL, output = NULL, finish_reason = NULL"
+        f" WHERE batch_line <= {OPEN_PENDING} AND batch_id = (SELECT id FROM batches WHERE lease_until IS NOT NULL)"
+    )
+    await connection.execute(
+        "UPDATE results SET status = 'failed', error_code = 'x', error_message = 'x'"
+        f" WHERE batch_line > {EACH - OPEN_FAILED}"
+    )
+    await connection.execute("VACUUM ANALYZE results, batches")
+    yield connection
+    await connection.close()
+    await admin.execute("DROP DATABASE batched WITH (FORCE)")
+    await admin.close()
+
+
+@pytest.fixture
+async def open_batch(history: Any) -> UUID:
+    found: UUID = await history.fetchval("SELECT id FROM batches WHERE lease_until IS NOT NULL")
+    return found
+
+
+async def test_counting_reads_what_is_left_and_what_failed(history: Any) -> None:
+    check(await plan(history, batches.COUNT), "results_batch_progress", OPEN_PENDING)
+
+
+async def test_looking_for_a_batch_to_finalize_reads_one_line_of_each_that_is_open(history: Any) -> None:
+    check(await plan(history, batches.TAKE_TO_FINALIZE, 30.0), "results_batch_progress", 1)
+
+
+async def test_cancelling_reads_as_many_lines_as_it_cancels(history: Any, open_batch: UUID) -> None:
+    found = await plan(history, batches.CANCEL_LINES, open_batch)
+    check(found, "results_batch_progress", batches.CANCEL_LINES_AT_ONCE)
+
+
+async def test_finalizing_reads_the_lines_in_order(history: Any, open_batch: UUID) -> None:
+    found = await plan(history, LINES, open_batch, EACH // 2)
+    check(found, "results_by_batch", ROWS_AT_ONCE)
+    assert "Sort" not in {node["Node Type"] for node in nodes(found)}

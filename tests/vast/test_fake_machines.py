@@ -223,7 +223,7 @@ def test_nothing_of_a_destroyed_machine_is_left(vast: FakeVast, sdk: VastAI, ssh
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_in_the_foreground(ssh_key: Path, tmp_path: Path, vast: FakeVast, number: signal.Signals) -> None:
+def test_in_the_foreground(ssh_key: Path, tmp_path: Path, number: signal.Signals) -> None:
     """However it ends, its machines end with it."""
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "tests.vast", "--port", str(port), "--boot-seconds", "0.1"]
@@ -233,10 +233,11 @@ def test_in_the_foreground(ssh_key: Path, tmp_path: Path, vast: FakeVast, number
         assert process.stdout is not None
         lines = iter(process.stdout.readline, "")
         exports = next(line for line in lines if line.startswith("export "))
-        assert f"VAST_URL=http://127.0.0.1:{port} VAST_API_KEY={vast.api_key}" in exports
+        given = dict(pair.split("=", 1) for pair in exports.split()[1:])
+        assert given["VAST_URL"] == f"http://127.0.0.1:{port}"
         with httpx.Client(
-            base_url=f"http://127.0.0.1:{port}",
-            headers={"Authorization": f"Bearer {vast.api_key}"},
+            base_url=given["VAST_URL"],
+            headers={"Authorization": f"Bearer {given['VAST_API_KEY']}"},
             trust_env=False,
             timeout=30,
         ) as http:

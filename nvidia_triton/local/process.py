@@ -134,12 +134,12 @@ class Child:
         rude: signal.Signals = signal.SIGKILL,
     ) -> None:
         """Sends `polite`, after `grace` seconds or on `hurry` sends `rude`, in the end SIGKILL to what is left."""
-        for number, patience in ((polite, grace), (rude, 2.0)):
+        for number, patience, may_hurry in ((polite, grace, True), (rude, 5.0, False)):
             if not self.running:
                 break
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
-            hurried = asyncio.create_task(hurry.wait()) if number is polite else None
+            hurried = asyncio.create_task(hurry.wait()) if may_hurry else None
             exited = asyncio.create_task(self._process.wait())
             tasks = {exited} if hurried is None else {exited, hurried}
             await asyncio.wait(tasks, timeout=patience, return_when=asyncio.FIRST_COMPLETED)

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from nvidia_triton.local.postgres import HOST, PostgresServer
 from nvidia_triton.local.process import Child, Console, LocalError, describe_exit, shielded
 from nvidia_triton.local.settings import LocalSettings
-from nvidia_triton.local.triton import TritonServer, clean_up_after
+from nvidia_triton.local.triton import TritonServer
 
 READY_TIMEOUT = 60.0
 POLL_SECONDS = 0.05
@@ -57,13 +57,12 @@ class Stack:
             ("migrate", signal.SIGTERM, 2.0, signal.SIGKILL),
             ("api", signal.SIGTERM, 12.0, signal.SIGKILL),
             ("dispatcher", signal.SIGTERM, 10.0, signal.SIGKILL),
-            ("triton", signal.SIGTERM, 12.0, signal.SIGKILL),
+            # Its parent kills the server itself, after 12 s or at a second signal.
+            ("triton", signal.SIGTERM, 14.0, signal.SIGTERM),
             ("postgres", signal.SIGINT, 10.0, signal.SIGQUIT),
         ):
             if process := self._children.pop(name, None):
                 await process.stop(polite, grace=grace, hurry=self._hurry, rude=rude)
-                if name == "triton":
-                    await asyncio.to_thread(clean_up_after, process.pid)
         await asyncio.gather(*self._watches, return_exceptions=True)
         if self.failure.done() and not self.failure.cancelled():
             self.failure.exception()
@@ -102,8 +101,7 @@ class Stack:
 
     async def _start_triton(self, server: TritonServer) -> None:
         await asyncio.to_thread(server.prepare)
-        command = shielded(server.command(), death_signal=signal.SIGTERM)
-        await self._spawn("triton", command, env=server.environment())
+        await self._spawn("triton", shielded(server.supervised(), death_signal=signal.SIGTERM))
         await self._until(lambda: answers(server.http_port, "/v2/health/ready"), "Triton")
 
     async def _spawn(

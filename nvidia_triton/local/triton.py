@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import resource
 import shutil
 import signal
 import socket
@@ -36,6 +37,8 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 REGIONS = "triton_*_shm_region_*"
 # A region this old is mapped by its server, if it still has one.
 REGION_SETTLED_SECONDS = 1.0
+# How much longer than its `exit_timeout` a server may take to end.
+KILL_AFTER_SECONDS = 2
 POLL_SECONDS = 0.05
 
 
@@ -105,6 +108,18 @@ class TritonServer:
             "--grpc-http2-max-pings-without-data=0",
             # A client that pings more often than every five minutes would be sent away without this.
             "--grpc-http2-min-recv-ping-interval-without-data=5000",
+        ]
+
+    def supervised(self) -> list[str]:
+        """The command of a parent of its own for the server, which cleans up after it: `run`."""
+        return [
+            *(sys.executable, "-m", "nvidia_triton.local.triton"),
+            f"--model-repository={self.model_repository.absolute()}",
+            f"--work-dir={self.work_dir.absolute()}",
+            *(f"--load-model={name}" for name in self.models),
+            f"--http-port={self.http_port}",
+            f"--grpc-port={self.grpc_port}",
+            f"--metrics-port={self.metrics_port}",
         ]
 
     def environment(self) -> dict[str, str]:
@@ -228,10 +243,18 @@ def clean_up_after(pid: int) -> None:
             os.kill(stub, signal.SIGKILL)
         (SHARED_MEMORY / region).unlink(missing_ok=True)
     # A stub that ended before its server took the name of its region with it.
-    candidates = set(_own_regions())
-    if any(_age_of(path) < REGION_SETTLED_SECONDS for path in candidates):
+    if any(_age_of(path) < REGION_SETTLED_SECONDS for path in _own_regions()):
         time.sleep(REGION_SETTLED_SECONDS)
-    for path in candidates - _mapped_regions():
+    _remove_unmapped(set(_own_regions()))
+
+
+def remove_leftovers() -> None:
+    """Remove the shared memory of servers that ended together with those who would have cleaned up after them."""
+    _remove_unmapped({path for path in _own_regions() if _age_of(path) >= REGION_SETTLED_SECONDS})
+
+
+def _remove_unmapped(regions: set[Path]) -> None:
+    for path in regions - _mapped_regions() if regions else ():
         path.unlink(missing_ok=True)
 
 
@@ -273,10 +296,16 @@ def _mapped_regions() -> set[Path]:
 
 
 def run(server: TritonServer) -> int:
-    """Run a server in the foreground; returns its exit code, as a shell would number it."""
+    """Run a server in the foreground and clean up after it; returns its exit code, or minus the signal that ended it.
+
+    The first signal is passed on, as is the death of our parent; a later one, or silence after the server's own
+    `exit_timeout`, kills. A server that ends after its stub, or too late, leaves shared memory behind, so nobody
+    who may be killed himself should be its only parent.
+    """
     server.prepare()
     server.check_models()
     server.check_ports()
+    remove_leftovers()
     process = subprocess.Popen(
         shielded(server.command(), death_signal=signal.SIGTERM),
         env=server.environment(),
@@ -285,16 +314,23 @@ def run(server: TritonServer) -> int:
         # A Ctrl-C in the terminal reaches the server once, through us.
         start_new_session=True,
     )
+    ending = False
 
-    def forward(number: int, _: FrameType | None) -> None:
+    def end(number: int, _: FrameType | None) -> None:
+        nonlocal ending
         if process.poll() is None:
-            process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+            process.send_signal(signal.SIGKILL if ending else number)
+        if not ending:
+            ending = True
+            signal.alarm(server.exit_timeout + KILL_AFTER_SECONDS)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, forward)
+    signal.signal(signal.SIGHUP, lambda _, frame: end(signal.SIGTERM, frame))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+        signal.signal(number, end)
     code = process.wait()
+    signal.alarm(0)
     clean_up_after(process.pid)
-    return code if code >= 0 else 128 - code
+    return code
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -315,10 +351,16 @@ def main(arguments: list[str] | None = None) -> int:
         models=tuple(options.load_model or ["*"]),
     )
     try:
-        return run(server)
+        code = run(server)
     except LocalError as error:
         print(error, file=sys.stderr)
         return 1
+    if code < 0:
+        # Whoever waits for us learns what ended the server.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    return code
 
 
 if __name__ == "__main__":

@@ -5,11 +5,14 @@ import signal
 import socket
 import subprocess
 import time
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from nvidia_triton.local.settings import ROOT, free_ports
+from nvidia_triton.local.settings import free_ports
+from nvidia_triton.local.triton import SHARED_MEMORY
 from tests.local.conftest import Checkout
 
 
@@ -138,8 +141,18 @@ def test_migrate_starts_postgres_for_itself(checkout: Checkout) -> None:
     assert "start it with `make run`" in psql.output
 
 
-@pytest.mark.skipif(not (ROOT / "alembic.ini").exists(), reason="the application has no migrations yet")
-def test_the_whole_stack_does_its_job(full_checkout: Checkout) -> None:
+@pytest.fixture
+def leftover() -> Iterator[Path]:
+    """Shared memory of a server that was killed an hour ago together with its parent."""
+    region = SHARED_MEMORY / f"triton_test_shm_region_{uuid.uuid4()}"
+    region.write_bytes(bytes(4096))
+    an_hour_ago = time.time() - 3600
+    os.utime(region, (an_hour_ago, an_hour_ago))
+    yield region
+    region.unlink(missing_ok=True)
+
+
+def test_the_whole_stack_does_its_job(full_checkout: Checkout, leftover: Path) -> None:
     runner = full_checkout.make("run").ready()
     lines = runner.output[runner.output.index("CONTEXT=") :].splitlines()[:3]
     done = subprocess.run(["bash", "-euc", "\n".join(lines)], capture_output=True, text=True, timeout=60)
@@ -153,6 +166,7 @@ def test_the_whole_stack_does_its_job(full_checkout: Checkout) -> None:
     maps = Path(f"/proc/{runner.pid_of('bin/tritonserver')}/maps").read_text().splitlines()
     regions = {Path(line.split()[-1]) for line in maps if "/dev/shm/triton_" in line}
     assert regions
+    assert not leftover.exists()
     os.kill(runner.pid_of("nvidia_triton.local.run"), signal.SIGKILL)
     runner.assert_gone()
     assert not [region for region in regions if region.exists()]

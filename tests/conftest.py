@@ -1,6 +1,7 @@
 """A real Postgres and a real tritonserver, once per run; a database of its own for each test that commits."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -25,6 +26,10 @@ TEMPLATE = "template_tickets"
 # Nothing of the environment a test runs in may reach the code under test.
 for name in Settings.model_fields:
     os.environ.pop(name.upper(), None)
+
+
+# Who is started in the background of a script has this ignored, and hands that on to every process of a test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def with_database(url: str, name: str) -> str:

@@ -51,7 +51,7 @@ class Service:
         found: dict[str, Any] = answer.json()
         return found
 
-    async def settled(self, result_id: str, seconds: float = 20) -> dict[str, Any]:
+    async def settled(self, result_id: str, seconds: float = 60) -> dict[str, Any]:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             result = await self.result(result_id, wait=5)
@@ -71,7 +71,7 @@ class Service:
 
 
 async def eventually(
-    condition: Callable[[], Awaitable[Any]], what: str, seconds: float = 20, pause: float = 0.02
+    condition: Callable[[], Awaitable[Any]], what: str, seconds: float = 60, pause: float = 0.02
 ) -> Any:
     """The first true value of `condition`."""
     end = time.monotonic() + seconds
@@ -154,14 +154,14 @@ class Process:
         self.process.kill()
         self.process.wait()
 
-    async def ended(self, seconds: float = 20) -> int:
+    async def ended(self, seconds: float = 60) -> int:
         async def code() -> str | None:
             found = self.process.poll()
             return None if found is None else str(found)
 
         return int(await eventually(code, "the process ends", seconds))
 
-    async def says(self, text: str, seconds: float = 20) -> None:
+    async def says(self, text: str, seconds: float = 60) -> None:
         async def said() -> bool:
             return text in self.log.read_text()
 

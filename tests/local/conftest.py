@@ -40,7 +40,7 @@ asyncio.run(main())
 """
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, what
@@ -69,7 +69,7 @@ class Runner:
         assert "Ready after" in self.output, self.output
         return self
 
-    def exit_code(self, seconds: float = 30) -> int:
+    def exit_code(self, seconds: float = 60) -> int:
         return self.process.wait(timeout=seconds)
 
     def processes(self) -> dict[int, str]:
@@ -86,7 +86,7 @@ class Runner:
     def pid_of(self, fragment: str) -> int:
         return next(pid for pid, command in self.processes().items() if fragment in command)
 
-    def assert_gone(self, seconds: float = 20) -> None:
+    def assert_gone(self, seconds: float = 60) -> None:
         wait_for(lambda: not self.processes(), f"left behind: {self.processes()}", seconds)
 
     def destroy(self) -> None:

@@ -41,7 +41,7 @@ def create(sdk: VastAI, offer: int = 9101002, **options: Any) -> int:
     return int(answer["new_contract"])
 
 
-def until(condition: Callable[[], T], what: str, seconds: float = 15) -> T:
+def until(condition: Callable[[], T], what: str, seconds: float = 60) -> T:
     """The first true value of `condition`."""
     end = time.monotonic() + seconds
     while not (found := condition()):

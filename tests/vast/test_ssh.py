@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from nvidia_triton.vast import rsync, ssh
 from nvidia_triton.vast.context import Address
 from nvidia_triton.vast.errors import TargetError
 from tests.vast.fake import FakeVast
+from tests.vast.kit import until
 from tests.vast.rented import Rented, rent
 
 
@@ -63,12 +65,15 @@ def test_an_instance_without_an_address_says_so(rented: Rented) -> None:
 
 
 def test_a_key_that_arrives_late_is_waited_for(vast: FakeVast, vast_env: dict[str, str], tmp_path: Path) -> None:
-    vast.faults.ssh_key_seconds = 3
+    vast.faults.ssh_key_seconds = 600
     rented = rent(vast, vast_env, tmp_path / "checkout")
     with pytest.raises(ssh.KeyRefused, match="refuses the SSH key"):
         ssh.check(rented.context, rented.instance)
-    assert ssh.connect(rented.context, rented.instance).run("echo in") == "in"
-    assert "refuses the key; trying again" in rented.said()
+    with ThreadPoolExecutor() as elsewhere:
+        connecting = elsewhere.submit(ssh.connect, rented.context, rented.instance)
+        until(lambda: "refuses the key; trying again" in rented.said(), "the key is refused")
+        vast.faults.ssh_key_seconds = 0
+        assert connecting.result().run("echo in") == "in"
 
 
 def test_a_key_that_never_comes_is_an_error_with_advice(rented: Rented, tmp_path: Path) -> None:

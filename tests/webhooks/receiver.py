@@ -49,7 +49,7 @@ class Receiver:
     def at(self, path: str) -> list[Hook]:
         return [hook for hook in self.hooks if hook.path == path]
 
-    async def has(self, count: int, path: str = "/ok", seconds: float = 20) -> list[Hook]:
+    async def has(self, count: int, path: str = "/ok", seconds: float = 60) -> list[Hook]:
         async def there() -> bool:
             return len(self.at(path)) >= count
 

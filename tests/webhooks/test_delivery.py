@@ -55,7 +55,8 @@ async def tried(service: Service, result_id: str, tries: int = 1) -> dict[str, A
 async def hurry(connection: Any) -> None:
     """Moves what waits for its next try to now; claims that are under way are not touched by the wait of a test."""
     await connection.execute(
-        "UPDATE webhook_deliveries SET due_at = now() WHERE due_at IS NOT NULL AND last_error IS NOT NULL"
+        "UPDATE webhook_deliveries SET due_at = now(), last_error = NULL "
+        "WHERE due_at IS NOT NULL AND last_error IS NOT NULL"
     )
 
 

@@ -91,6 +91,11 @@ class ModelNotFound(NotFound):
     title = "No such model"
 
 
+class AdapterNotFound(InvalidRequest):
+    code = "lora_not_found"
+    title = "The model has no such adapter"
+
+
 class FileNotFound(NotFound):
     code = "file_not_found"
     title = "No such file"

@@ -10,6 +10,7 @@ from fastapi import Depends, Header, Query, Request, Response
 
 from app.config import Settings
 from app.errors import InvalidRequest
+from app.services.adapters import Adapters
 from app.services.batches import Batches
 from app.services.callers import ANONYMOUS, Caller
 from app.services.catalog import Catalog
@@ -40,6 +41,7 @@ class Services:
     streams: Streams
     templates: Templates
     catalog: Catalog
+    adapters: Adapters
     health: Health
     keys: Keys
     limits: Limits

@@ -26,7 +26,7 @@ UNSUPPORTED = {
     "suffix": "the engine cannot insert text",
     "verbosity": "say it in a message",
     "web_search_options": "there is no web search; offer a tool of your own",
-    "lora_name": "adapters are not chosen by request",
+    "lora_name": "name the adapter as the model; GET /v1/models lists it",
     "priority": "send the context natively, with POST /models/send/, to give it a priority",
     "prompt_logprobs": "the backend returns no log probabilities of the prompt",
     "use_beam_search": "the engine samples only",

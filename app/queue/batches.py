@@ -316,7 +316,7 @@ class BatchStore:
 CONTEXT_COLUMNS = ["id", "owner_id", "content", "messages", "metadata", "created_at"]
 RESULT_COLUMNS = [
     "id", "owner_id", "key_id", "context_id", "kind", "request", "batch_id", "batch_line", "model", "parameters",
-    "priority", "client_reference", "created_at", "expires_at", "rank", "available_at",
+    "priority", "client_reference", "created_at", "expires_at", "rank", "available_at", "webhook",
 ]  # fmt: skip
 
 

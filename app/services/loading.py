@@ -56,6 +56,8 @@ class PreparedLine(Protocol):
     def kind(self) -> str: ...
     @property
     def request(self) -> dict[str, Any]: ...
+    @property
+    def webhook(self) -> dict[str, Any] | None: ...
 
 
 # Takes the endpoint and the body of a line; raises what the endpoint itself would answer.
@@ -222,6 +224,7 @@ class Check:
                 batch["expires_at"],
                 self._rank,
                 created_at,
+                prepared.webhook,
             )
         )
         self.models[prepared.model] = self.models.get(prepared.model, 0) + 1

@@ -195,6 +195,7 @@ class Results:
                 request,
                 priority,
                 expires_in,
+                webhook,
             ),
         )
         return await self._store_once(

@@ -67,6 +67,7 @@ async def submit(
         streamed=stream,
         client_reference=reference_of(request),
         idempotency_key=key,
+        webhook=prepared.webhook,
     )
     response: Response
     if stream:

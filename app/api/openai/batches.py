@@ -85,6 +85,7 @@ class Line:
     engine_parameters: dict[str, Any]
     kind: str
     request: dict[str, Any]
+    webhook: dict[str, Any] | None
 
 
 def preparing(services: Services) -> Prepare:
@@ -93,7 +94,7 @@ def preparing(services: Services) -> Prepare:
     async def prepare(caller: Caller, endpoint: str, body: Mapping[str, Any]) -> Line:
         made = await PREPARE[endpoint](services, caller, body)
         parameters = services.results.for_engine(made.parameters, nested=False)
-        return Line(made.model, made.prompt, parameters, made.kind, made.request)
+        return Line(made.model, made.prompt, parameters, made.kind, made.request, made.webhook)
 
     return prepare
 

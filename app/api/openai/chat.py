@@ -23,6 +23,7 @@ from app.queue.ticket import Prompt
 from app.services.callers import Caller
 from app.services.streams import Delta
 from app.services.toolcalls import ToolCallStream
+from app.services.webhooks import accepted
 
 KIND = "chat.completion"
 MOST_MESSAGES = 10_000
@@ -96,7 +97,8 @@ async def prepare_chat(services: Services, caller: Caller, body: ChatRequest | M
         documents=chat.documents,
         add_generation_prompt=chat.add_generation_prompt is not False,
     )
-    return Prepared(chosen.model, Prompt(prompt, messages, chat.metadata), parameters, KIND, given)
+    webhook = accepted(chat.webhook, services.settings)
+    return Prepared(chosen.model, Prompt(prompt, messages, chat.metadata), parameters, KIND, given, webhook)
 
 
 def _logprobs(chat: ChatRequest) -> int | None:

@@ -20,6 +20,7 @@ from app.api.problems import invalid
 from app.queue.ticket import Prompt
 from app.services.callers import Caller
 from app.services.streams import Delta
+from app.services.webhooks import accepted
 
 KIND = "text_completion"
 
@@ -57,7 +58,8 @@ async def prepare_completion(
     if wanted.echo:
         request["prompt"] = prompt
     parameters = wanted.sampling(lora_name=chosen.adapter)
-    return Prepared(chosen.model, Prompt(prompt, None, wanted.metadata), parameters, KIND, request)
+    webhook = accepted(wanted.webhook, services.settings)
+    return Prepared(chosen.model, Prompt(prompt, None, wanted.metadata), parameters, KIND, request, webhook)
 
 
 def _one_text(prompt: str | list[Any]) -> str:

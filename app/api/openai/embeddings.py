@@ -17,6 +17,7 @@ from app.api.openai.requests import OpenAIRequest, Prepared, checked, unsupporte
 from app.api.problems import invalid
 from app.queue.ticket import Prompt
 from app.services.callers import Caller
+from app.services.webhooks import accepted
 from app.triton.embedding import vector
 from app.triton.sampling import EmbeddingParameters
 
@@ -54,7 +55,8 @@ async def prepare_embedding(services: Services, caller: Caller, body: EmbeddingR
     longest = services.settings.max_content_chars
     if sum(map(len, texts)) > longest:
         raise invalid("input", f"is longer than {longest:,} characters")
-    return Prepared(chosen.model, Prompt(to_json(texts).decode()), EmbeddingParameters(), KIND, wanted.stored("input"))
+    prompt, webhook = Prompt(to_json(texts).decode()), accepted(wanted.webhook, services.settings)
+    return Prepared(chosen.model, prompt, EmbeddingParameters(), KIND, wanted.stored("input"), webhook)
 
 
 def render_embedding(row: Row, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,6 +53,7 @@ async def create_response(body: ResponseRequest, request: Request, key: Idempote
         streamed=bool(body.stream),
         client_reference=reference_of(request),
         idempotency_key=key,
+        webhook=prepared.webhook,
     )
     response: Response
     if body.stream:

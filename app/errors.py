@@ -112,6 +112,20 @@ class BatchEnded(AppError):
     title = "The batch has ended"
 
 
+class BatchNotEnded(AppError):
+    code = "batch_not_ended"
+    status = 409
+    title = "The batch it belongs to has not ended"
+
+
+class LineDefective(AppError):
+    """How a batch's line ends that the service itself failed on."""
+
+    code = "line_defective"
+    status = 409
+    title = "The line was never made into a prompt"
+
+
 class IdempotencyMismatch(AppError):
     code = "idempotency_mismatch"
     status = 422

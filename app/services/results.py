@@ -16,7 +16,7 @@ from app.config import Settings
 from app.db.engine import Database
 from app.db.ids import time_of, uuid7
 from app.db.tables import attempts, results
-from app.errors import AppError, InvalidParameters, ResultNotFound, ResultPending
+from app.errors import AppError, InvalidParameters, LineDefective, ResultNotFound, ResultPending
 from app.queue.notify import SettledBoard
 from app.queue.store import QueueStore
 from app.queue.submit import Submitter
@@ -229,11 +229,16 @@ class Results:
         Raises:
             ResultNotFound: no such result.
             ResultPending: it is not final yet.
+            LineDefective: it never had a prompt.
             IdempotencyMismatch: the key came with another request before.
         """
         old = await self.get(caller, id_)
         if not Status(old["status"]).final:
             raise ResultPending(f"Result {id_} is pending and will be run: wait for its end, or cancel it first.")
+        if old["error_code"] == LineDefective.code:
+            raise LineDefective(
+                f"Result {id_} is a line of a batch that was never made into a prompt: send its request again instead."
+            )
         life = None if old["expires_at"] is None else (old["expires_at"] - old["created_at"]).total_seconds()
         submission = self._submission(
             caller,

@@ -149,15 +149,7 @@ class Templates:
                     raise ChatTemplateRefused(
                         f"The chat template did not finish with these messages within {LONGEST_SECONDS:g} seconds."
                     )
-        except (
-            TemplateError,
-            TypeError,
-            ValueError,
-            KeyError,
-            AttributeError,
-            ArithmeticError,
-            RecursionError,
-        ) as error:
+        except REFUSALS as error:
             reason = " ".join(str(error).split())[:MESSAGE_CHARS] or type(error).__name__
             raise ChatTemplateRefused(f"The model's chat template does not take this chat: {reason}") from None
         prompt = "".join(parts)

@@ -16,6 +16,7 @@ import pytest
 
 from app.api.openai.batches import NOT_RUN
 from app.config import Settings
+from app.errors import LineDefective
 from tests.servers import TEST_MODELS, RunningTriton, start_triton
 from tests.service import Service
 
@@ -253,4 +254,5 @@ def test_the_codes_of_batches_are_documented() -> None:
     documented = set(re.findall(r"`([a-z_]+)`", (ROOT / "docs" / "errors.md").read_text()))
     source = (ROOT / "app" / "services" / "loading.py").read_text()
     codes = set(re.findall(r'LineError\(\s*"([a-z_]+)"', source)) | {code for code, _ in NOT_RUN.values()}
+    codes.add(LineDefective.code)
     assert {"duplicate_custom_id", "batch_expired"} <= codes <= documented

@@ -113,7 +113,7 @@ def _lifespan(settings: Settings) -> Lifespan:
             limits = Limits(database)
             results = Results(database, store, contexts, catalog, board, limits, settings)
             streams = Streams(database, results, settings)
-            stored_files = Files(database, settings)
+            stored_files = Files(database, store, settings)
             services = Services(
                 settings=settings,
                 contexts=contexts,

@@ -142,7 +142,7 @@ def _response(row: Row, status: int, body: dict[str, Any]) -> dict[str, Any]:
 router = APIRouter(prefix="/v1/batches", tags=["openai"], route_class=StrictJsonRoute)
 
 
-@router.post("", responses=openai_errors(404, 413, 415))
+@router.post("", responses=openai_errors(404, 410, 413, 415))
 async def create_batch(
     body: BatchRequest, request: Request, response: Response, key: IdempotencyKey = None
 ) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, func, select
+from sqlalchemy import ColumnElement, delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.config import Settings
@@ -16,10 +16,14 @@ from app.queue.store import QueueStore
 from app.queue.ticket import Status
 from app.services.callers import Caller
 from app.services.idempotency import idempotency_of, made_before
-from app.services.pages import Page, Window, fetch_page
+from app.services.pages import Listed, Page, Window, fetch_bounded_page
 from app.services.retention import removed_or
 
-PAGE_BYTES = 8 * 1024 * 1024
+LISTED = Listed(
+    contexts,
+    columns=(contexts.c.id, contexts.c.content, contexts.c.metadata, contexts.c.created_at),
+    large=(contexts.c.content, contexts.c.metadata),
+)
 
 
 async def _require_ended_batches(connection: AsyncConnection, which: ColumnElement[bool]) -> None:
@@ -75,26 +79,7 @@ class Contexts:
         return dict(row)
 
     async def page(self, caller: Caller, window: Window) -> Page:
-        """Contexts can be large: a page ends early where its contents exceed PAGE_BYTES."""
-        sizes = await fetch_page(
-            self._database,
-            select(contexts.c.id, func.octet_length(contexts.c.content).label("bytes")).where(owned_by(caller)),
-            contexts,
-            window,
-        )
-        ids: list[UUID] = []
-        total = 0
-        for row in sizes.rows:
-            total += row["bytes"]
-            if ids and total > PAGE_BYTES:
-                break
-            ids.append(row["id"])
-        async with self._database.reading() as connection:
-            found = await connection.execute(
-                select(contexts).where(contexts.c.id.in_(ids)).order_by(contexts.c.id.desc())
-            )
-            rows = found.mappings().all()
-        return Page(rows, sizes.next_after if len(ids) == len(sizes.rows) else ids[-1])
+        return await fetch_bounded_page(self._database, LISTED, [owned_by(caller)], window)
 
     async def delete(self, caller: Caller, id_: UUID) -> None:
         """Removes a prompt with all its results and attempts.

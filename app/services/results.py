@@ -26,7 +26,7 @@ from app.services.catalog import Catalog
 from app.services.contexts import Contexts
 from app.services.idempotency import idempotency_of, made_before
 from app.services.limits import Limits
-from app.services.pages import Page, Window, fetch_page
+from app.services.pages import Listed, Page, Window, fetch_bounded_page
 from app.services.retention import removed_or
 from app.telemetry import SUBMITTED
 from app.triton.sampling import EmbeddingParameters, SamplingParameters
@@ -64,6 +64,12 @@ VISIBLE = (
     results.c.expires_at,
     results.c.available_at,
     results.c.rank,
+)
+# The request, as it came, is no part of what a list shows.
+LISTED = Listed(
+    results,
+    columns=[column for column in VISIBLE if column is not results.c.request],
+    large=(results.c.parameters, results.c.output, results.c.outputs),
 )
 GET = f"SELECT {', '.join(column.name for column in VISIBLE)} FROM results WHERE id = $1 AND owner_id = $2"  # noqa: S608
 
@@ -375,12 +381,12 @@ class Results:
         return await self._get(id_, owner_id)
 
     async def page(self, caller: Caller, filters: Filters, window: Window) -> Page:
-        query = select(*VISIBLE).where(results.c.owner_id == caller.owner_id)
+        where = [results.c.owner_id == caller.owner_id]
         for name in ("status", "model", "context_id", "client_reference"):
             value = getattr(filters, name)
             if value is not None:
-                query = query.where(results.c[name] == value)
-        return await fetch_page(self._database, query, results, window)
+                where.append(results.c[name] == value)
+        return await fetch_bounded_page(self._database, LISTED, where, window)
 
     async def cancel(self, caller: Caller, id_: UUID) -> Mapping[str, Any]:
         """Asks for a cancel and returns the result; a final one is returned unchanged.

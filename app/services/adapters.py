@@ -67,8 +67,10 @@ class Adapters:
             AdapterNotFound: it is known which adapters the model has, and this is none of them.
         """
         await self._catalog.require(model)
+        if adapter is None:
+            return
         names = self.of(model)
-        if adapter is not None and names is not None and adapter not in names:
+        if names is not None and adapter not in names:
             message = _missing(model, adapter, names)
             raise AdapterNotFound(message, errors=[{"field": "parameters.lora_name", "message": message}])
 

@@ -64,7 +64,8 @@ class Settings(BaseSettings):
     max_file_bytes: int = Field(200 * 1024 * 1024, ge=1024, description="largest file of batch requests, in bytes")
     max_content_chars: int = Field(1_000_000, ge=1, description="longest `content` of a context")
     model_repository: str = Field(
-        "models", description="folder of the Triton model repository, where the models' chat templates are read"
+        "models",
+        description="folder of the Triton model repository, where the models' chat templates and adapters are read",
     )
     default_max_tokens: int = Field(512, ge=1, description="`max_tokens` where a request names none")
 

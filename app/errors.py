@@ -91,6 +91,11 @@ class ModelNotFound(NotFound):
     title = "No such model"
 
 
+class AdapterNotFound(InvalidRequest):
+    code = "lora_not_found"
+    title = "The model has no such adapter"
+
+
 class FileNotFound(NotFound):
     code = "file_not_found"
     title = "No such file"
@@ -105,6 +110,20 @@ class BatchEnded(AppError):
     code = "batch_ended"
     status = 409
     title = "The batch has ended"
+
+
+class BatchNotEnded(AppError):
+    code = "batch_not_ended"
+    status = 409
+    title = "The batch it belongs to has not ended"
+
+
+class LineDefective(AppError):
+    """How a batch's line ends that the service itself failed on."""
+
+    code = "line_defective"
+    status = 409
+    title = "The line was never made into a prompt"
 
 
 class IdempotencyMismatch(AppError):

@@ -37,6 +37,7 @@ from app.queue.events import EVENTS_CHANNEL
 from app.queue.notify import Listener, SettledBoard, both
 from app.queue.statements import SETTLED_CHANNEL
 from app.queue.store import QueueStore
+from app.services.adapters import Adapters
 from app.services.batches import Batches
 from app.services.catalog import Catalog
 from app.services.contexts import Contexts
@@ -112,7 +113,7 @@ def _lifespan(settings: Settings) -> Lifespan:
             limits = Limits(database)
             results = Results(database, store, contexts, catalog, board, limits, settings)
             streams = Streams(database, results, settings)
-            stored_files = Files(database, settings)
+            stored_files = Files(database, store, settings)
             services = Services(
                 settings=settings,
                 contexts=contexts,
@@ -120,6 +121,7 @@ def _lifespan(settings: Settings) -> Lifespan:
                 streams=streams,
                 templates=Templates(settings),
                 catalog=catalog,
+                adapters=Adapters(catalog, settings),
                 health=Health(database),
                 keys=Keys(database),
                 limits=limits,

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, suppress
 import uvloop
 from prometheus_client import start_http_server
 
-from app.api.openai.batches import render_line
+from app.api.openai.batches import defective_line, render_line
 from app.api.schemas import Result
 from app.config import Settings, SettingsError, load_settings
 from app.db.engine import open_database
@@ -59,7 +59,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
             asyncio.create_task(sweep_forever(store, settings.poll_seconds), name="sweep"),
             asyncio.create_task(deliver_forever(database, settings, Result.of), name="webhooks"),
             asyncio.create_task(drop_deliveries_forever(database), name="deliveries"),
-            asyncio.create_task(batches_forever(database, settings, render_line), name="batches"),
+            asyncio.create_task(batches_forever(database, settings, render_line, defective_line), name="batches"),
             asyncio.create_task(tidy_forever(store, settings.result_retention_days), name="tidy"),
             asyncio.create_task(drop_events_forever(events, settings.stream_retention_seconds), name="events"),
         ]

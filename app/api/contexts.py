@@ -41,5 +41,5 @@ async def get_context(context_id: UUID, request: Request) -> object:
 
 @router.delete("/{context_id}", status_code=204, responses=problems(404, 409, 410, 422))
 async def delete_context(context_id: UUID, request: Request) -> None:
-    """Removes a prompt with its results and attempts; 409 while any of them is pending."""
+    """Removes a prompt with its results and attempts; 409 while any is pending or a line of a batch that runs."""
     await services_of(request).contexts.delete(caller_of(request), context_id)

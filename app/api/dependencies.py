@@ -10,6 +10,7 @@ from fastapi import Depends, Header, Query, Request, Response
 
 from app.config import Settings
 from app.errors import InvalidRequest
+from app.services.adapters import Adapters
 from app.services.batches import Batches
 from app.services.callers import ANONYMOUS, Caller
 from app.services.catalog import Catalog
@@ -40,6 +41,7 @@ class Services:
     streams: Streams
     templates: Templates
     catalog: Catalog
+    adapters: Adapters
     health: Health
     keys: Keys
     limits: Limits
@@ -62,7 +64,7 @@ def caller_of(request: Request) -> Caller:
 
 # Dependencies are coroutines although they await nothing: plain functions would each cost a thread switch.
 async def window(
-    limit: Annotated[int, Query(ge=1, le=1000, description="entries in one page")] = 100,
+    limit: Annotated[int, Query(ge=1, le=1000, description="entries in one page, fewer where they are large")] = 100,
     after: Annotated[UUID | None, Query(description="the last id of the page before")] = None,
     created_after: Annotated[datetime | None, Query(description="RFC 3339; exclusive")] = None,
     created_before: Annotated[datetime | None, Query(description="RFC 3339; exclusive")] = None,

@@ -30,6 +30,7 @@ async def send_context(
 ) -> object:
     """Sends a stored prompt to a model and answers with a ticket at once."""
     options = body or SendOptions()
+    await services_of(request).adapters.require(model_name, options.parameters.lora_name)
     row, replayed = await services_of(request).results.submit(
         caller_of(request),
         model_name,

@@ -135,8 +135,11 @@ def _field(location: Sequence[Any]) -> str:
 
 def parameter(location: Iterable[str | int]) -> str:
     """The parameter's name as a client writes it; the branches of unions, which pydantic names too, are left out."""
+    parts = tuple(location)
+    if parts[:1] == ("header",):
+        return str(parts[-1])
     text = ""
-    for place, part in enumerate(location):
+    for place, part in enumerate(parts):
         if place == 0 and part in LOCATIONS:
             continue
         if isinstance(part, int):

@@ -203,7 +203,7 @@ attempts = Table(
     ),
 )
 
-# One row for each Idempotency-Key of the last day; `resource_id` is the context or result it made.
+# One row for each Idempotency-Key of the last day; `resource_id` is what it made.
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,

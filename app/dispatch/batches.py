@@ -14,7 +14,7 @@ from app.db.ids import uuid7
 from app.errors import DatabaseUnavailable
 from app.queue.batches import CANCEL_LINES_AT_ONCE, BatchStore, LeaseLost
 from app.queue.files import FileStore, FileWriter
-from app.queue.ticket import EXPIRED, Status
+from app.queue.ticket import EXPIRED
 from app.services.files import OUTPUT
 from app.services.results import VISIBLE
 from app.services.retention import oldest_kept
@@ -28,6 +28,7 @@ COUNT_SHARE = 0.05
 SLICE_SECONDS = 0.002
 ROWS_AT_ONCE = 50
 REMOVE_BATCH = 100
+DEFECTS_LOGGED = 10
 TIDY_SECONDS = 60.0
 
 LINES = f"""
@@ -38,13 +39,17 @@ WHERE batch_id = $1 AND batch_line > $2 ORDER BY batch_line LIMIT {ROWS_AT_ONCE}
 Row = Mapping[str, Any]
 # Of a batch and one of its results: the line, and whether it is for the output file (else the error file).
 Render = Callable[[Row, Row], tuple[bool, bytes]]
+# The line of the error file for a result that could not be rendered.
+RenderDefective = Callable[[Row], bytes]
 
 
-async def batches_forever(database: Database, settings: Settings, render: Render) -> None:
+async def batches_forever(
+    database: Database, settings: Settings, render: Render, render_defective: RenderDefective
+) -> None:
     """All that batches need besides the running of their lines."""
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(_progress(BatchStore(database), settings.poll_seconds))
-        tasks.create_task(Finalizer(database, settings, render).run())
+        tasks.create_task(Finalizer(database, settings, render, render_defective).run())
         tasks.create_task(_tidy(database, settings.result_retention_days))
 
 
@@ -81,11 +86,14 @@ class Finalizer:
     whoever outlived the lease commits nothing.
     """
 
-    def __init__(self, database: Database, settings: Settings, render: Render) -> None:
+    def __init__(
+        self, database: Database, settings: Settings, render: Render, render_defective: RenderDefective
+    ) -> None:
         self._database = database
         self._store = BatchStore(database)
         self._settings = settings
         self._render = render
+        self._render_defective = render_defective
 
     async def run(self) -> None:
         """Finalizes until cancelled; the batch under way then is left to another dispatcher."""
@@ -111,7 +119,7 @@ class Finalizer:
     async def _finalize(self, batch: Row) -> None:
         began = time.monotonic()
         counts = {True: 0, False: 0}
-        prompt_tokens = completion_tokens = 0
+        prompt_tokens = completion_tokens = defects = 0
         expired = False
         name = f"batch_{batch['id'].hex}"
         async with self._database.transaction() as connection:
@@ -123,9 +131,18 @@ class Finalizer:
             }
             resumed = began
             async for row in _lines(connection, batch):
-                completed, line = self._render(batch, row)
+                try:
+                    completed, line = self._render(batch, row)
+                except Exception:
+                    # Tried again, it would fail again: one answer must not keep back all the others.
+                    defects += 1
+                    if defects <= DEFECTS_LOGGED:
+                        log.exception(
+                            "a defect of the service kept an answer out of a batch", batch=batch["id"], result=row["id"]
+                        )
+                    completed, line = False, self._render_defective(row)
                 await files[completed].write(line)
-                counts[row["status"] == Status.COMPLETED] += 1
+                counts[completed] += 1
                 prompt_tokens += row["prompt_tokens"] or 0
                 completion_tokens += row["completion_tokens"] or 0
                 expired = expired or row["error_code"] == EXPIRED
@@ -151,6 +168,7 @@ class Finalizer:
             status=status,
             completed=counts[True],
             failed=counts[False],
+            defective=defects,
             seconds=round(time.monotonic() - began, 2),
         )
 

@@ -316,7 +316,8 @@ class BatchStore:
 CONTEXT_COLUMNS = ["id", "owner_id", "content", "messages", "metadata", "created_at"]
 RESULT_COLUMNS = [
     "id", "owner_id", "key_id", "context_id", "kind", "request", "batch_id", "batch_line", "model", "parameters",
-    "priority", "client_reference", "created_at", "expires_at", "rank", "available_at",
+    "priority", "client_reference", "created_at", "expires_at", "rank", "available_at", "webhook",
+    "status", "completed_at", "error_code", "error_message",
 ]  # fmt: skip
 
 
@@ -333,4 +334,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, (dict, list)):
         value = to_json(value).decode()
     text = value if isinstance(value, str) else str(value)
+    if "\x00" in text:
+        raise ValueError("Postgres holds no text with NUL characters")
     return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")

@@ -7,6 +7,8 @@ from typing import Any
 from uuid import UUID
 
 from app.db.engine import Database
+from app.queue.statements import TAKE_KEY
+from app.queue.ticket import Idempotency
 
 CHUNK_BYTES = 512 * 1024
 
@@ -48,6 +50,12 @@ class FileWriter:
         self._waiting = bytearray()
         self._chunks = 0
         self._bytes = 0
+
+    async def take_key(self, idempotency: Idempotency) -> bool:
+        """Ties the key to this file; False when it is in use. Waits for whoever is about to write a file with it."""
+        id_, owner_id, *_ = self._row
+        key = (owner_id, idempotency.key, idempotency.fingerprint, id_)
+        return await self._connection.fetchval(TAKE_KEY, *key) is not None
 
     async def write(self, data: bytes) -> None:
         self._waiting += data

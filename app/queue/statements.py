@@ -56,6 +56,12 @@ SELECT $1, $7, $2, $3::text::jsonb, $4 WHERE $5::text IS NULL OR EXISTS (SELECT 
 RETURNING id
 """
 
+TAKE_KEY = f"""
+INSERT INTO idempotency_keys AS k (owner_id, key, fingerprint, resource_id) VALUES ($1, $2, $3, $4)
+{TAKE_OVER_OLD_KEY}
+RETURNING resource_id
+"""
+
 KEY_IN_USE = f"""
 SELECT fingerprint, resource_id FROM idempotency_keys
 WHERE owner_id = $1 AND key = $2 AND created_at >= now() - interval '{IDEMPOTENCY_HOURS} hours'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,6 +42,8 @@ class Catalog:
         self._database = database
         self._fleet = fleet
         self._known: set[str] = set()
+        # Names read from Postgres, what other processes wrote among them; None until they are asked for.
+        self._ever: frozenset[str] | None = None
         self._refreshed = float("-inf")
         self._refreshing: asyncio.Task[None] | None = None
 
@@ -60,7 +63,7 @@ class Catalog:
         """
         entries = {entry.name: entry for entry in await self.models()}
         if name not in entries:
-            raise _model_not_found(name, list(entries))
+            raise model_not_found(name, list(entries))
         details: dict[str, Any] = {"inputs": [], "outputs": [], "statistics": {}}
         for server in self._fleet.servers:
             if server.url not in entries[name].servers:
@@ -76,17 +79,25 @@ class Catalog:
 
     async def require(self, name: str) -> None:
         """Raises ModelNotFound when no server has ever served the model."""
-        if name in self._known:
+        if self.knows(name):
             return
-        await self._refresh()
-        # A server that has just joined may be known by its own probe.
-        await self.remember()
-        if name in self._known:
-            return
-        ever = [known for known, _ in await self._ever_served()]
-        self._known.update(ever)
-        if name not in self._known:
-            raise _model_not_found(name, ever)
+        known = await self.names(fresh=True)
+        if name not in known:
+            raise model_not_found(name, sorted(known))
+
+    def knows(self, name: str) -> bool:
+        """Whether a server is known to have served the model; asks nobody."""
+        return name in self._known or (self._ever is not None and name in self._ever)
+
+    async def names(self, *, fresh: bool = False) -> frozenset[str]:
+        """Every model the fleet has or had; `fresh` asks the fleet and Postgres before."""
+        if fresh:
+            await self._refresh()
+            # A server that has just joined may be known by its own probe.
+            await self.remember()
+        if fresh or self._ever is None:
+            self._ever = frozenset(name for name, _ in await self._ever_served())
+        return self._ever | self._known
 
     async def remember(self) -> None:
         """Writes down what the fleet serves, so that it is known while the fleet is away."""
@@ -169,11 +180,14 @@ class Catalog:
             return [(row.name, row.version) for row in found]
 
 
-def _model_not_found(name: str, known: list[str]) -> ModelNotFound:
+def shown(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return f"{', '.join(names[:NAMES_SHOWN])}{more}"
+
+
+def model_not_found(name: str, known: list[str]) -> ModelNotFound:
     if not known:
         hint = "No model has been served yet: start Triton with a model repository, then GET /models/."
     else:
-        shown = ", ".join(known[:NAMES_SHOWN])
-        more = f" and {len(known) - NAMES_SHOWN} more" if len(known) > NAMES_SHOWN else ""
-        hint = f"The models there are: {shown}{more}."
+        hint = f"The models there are: {shown(known)}."
     return ModelNotFound(f"No server has ever served a model named {name!r}. {hint}", models=known[:NAMES_SHOWN])

@@ -4,21 +4,41 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, func, select
+from sqlalchemy import ColumnElement, delete, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.config import Settings
 from app.db.engine import Database, translated_errors
 from app.db.ids import time_of, uuid7
-from app.db.tables import contexts, result_events, results
-from app.errors import AppError, ContextInUse, ContextNotFound, ResultNotFound, ResultPending
+from app.db.tables import batches, contexts, result_events, results
+from app.errors import AppError, BatchNotEnded, ContextInUse, ContextNotFound, ResultNotFound, ResultPending
 from app.queue.store import QueueStore
 from app.queue.ticket import Status
 from app.services.callers import Caller
 from app.services.idempotency import idempotency_of, made_before
-from app.services.pages import Page, Window, fetch_page
+from app.services.pages import Listed, Page, Window, fetch_bounded_page
 from app.services.retention import removed_or
 
-PAGE_BYTES = 8 * 1024 * 1024
+LISTED = Listed(
+    contexts,
+    columns=(contexts.c.id, contexts.c.content, contexts.c.metadata, contexts.c.created_at),
+    large=(contexts.c.content, contexts.c.metadata),
+)
+
+
+async def _require_ended_batches(connection: AsyncConnection, which: ColumnElement[bool]) -> None:
+    """A batch becomes final in the transaction that writes its files: until then they are written from its results."""
+    found = await connection.execute(
+        select(results.c.id, results.c.batch_id)
+        .join(batches, batches.c.id == results.c.batch_id)
+        .where(which, batches.c.lease_until.is_not(None))
+        .limit(1)
+    )
+    if row := found.one_or_none():
+        raise BatchNotEnded(
+            f"Result {row.id} is a line of batch_{row.batch_id.hex}, which has not ended and needs it for its files: "
+            "cancel the batch or wait for its end, then delete."
+        )
 
 
 def owned_by(caller: Caller) -> ColumnElement[bool]:
@@ -59,26 +79,7 @@ class Contexts:
         return dict(row)
 
     async def page(self, caller: Caller, window: Window) -> Page:
-        """Contexts can be large: a page ends early where its contents exceed PAGE_BYTES."""
-        sizes = await fetch_page(
-            self._database,
-            select(contexts.c.id, func.octet_length(contexts.c.content).label("bytes")).where(owned_by(caller)),
-            contexts,
-            window,
-        )
-        ids: list[UUID] = []
-        total = 0
-        for row in sizes.rows:
-            total += row["bytes"]
-            if ids and total > PAGE_BYTES:
-                break
-            ids.append(row["id"])
-        async with self._database.reading() as connection:
-            found = await connection.execute(
-                select(contexts).where(contexts.c.id.in_(ids)).order_by(contexts.c.id.desc())
-            )
-            rows = found.mappings().all()
-        return Page(rows, sizes.next_after if len(ids) == len(sizes.rows) else ids[-1])
+        return await fetch_bounded_page(self._database, LISTED, [owned_by(caller)], window)
 
     async def delete(self, caller: Caller, id_: UUID) -> None:
         """Removes a prompt with all its results and attempts.
@@ -86,6 +87,7 @@ class Contexts:
         Raises:
             ContextNotFound: no such context.
             ContextInUse: some of its results are pending.
+            BatchNotEnded: some of its results are not in their batch's files yet.
         """
         with translated_errors():
             async with self._database.engine.begin() as connection:
@@ -95,6 +97,7 @@ class Contexts:
                 )
                 if locked.one_or_none() is None:
                     raise self.missing(id_)
+                await _require_ended_batches(connection, results.c.context_id == id_)
                 pending = await connection.execute(
                     select(results.c.id).where(results.c.context_id == id_, results.c.status == Status.PENDING).limit(1)
                 )
@@ -111,6 +114,7 @@ class Contexts:
         Raises:
             ResultNotFound: no such result.
             ResultPending: it is not final.
+            BatchNotEnded: it is not in its batch's files yet.
         """
         wanted = (results.c.id == id_, results.c.owner_id == caller.owner_id)
         with translated_errors():
@@ -127,6 +131,7 @@ class Contexts:
                     raise ResultNotFound(f"No result has the id {id_}. GET /results/ lists those there are.")
                 if not Status(status).final:
                     raise ResultPending(f"Result {id_} is pending: cancel it or wait for its end, then delete it.")
+                await _require_ended_batches(connection, results.c.id == id_)
                 await connection.execute(delete(result_events).where(result_events.c.result_id == id_))
                 await connection.execute(delete(results).where(results.c.id == id_))
                 others = select(results.c.id).where(results.c.context_id == context_id).exists()

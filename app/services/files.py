@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
@@ -13,7 +14,10 @@ from app.db.engine import Database
 from app.db.ids import uuid7
 from app.errors import FileNotFound, InvalidRequest, Removed
 from app.queue.files import FileStore, FileWriter
+from app.queue.store import QueueStore
+from app.queue.ticket import Idempotency
 from app.services.callers import Caller
+from app.services.idempotency import idempotency_of, made_before
 from app.services.retention import removed_or
 
 INPUT, OUTPUT = "batch", "batch_output"
@@ -31,25 +35,58 @@ class FilePage:
 
 
 class Files:
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: Database, queue: QueueStore, settings: Settings) -> None:
         self._store = FileStore(database)
         self._database = database
+        self._queue = queue
         self._retention_days = settings.result_retention_days
         self._uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
 
-    async def create(self, caller: Caller, filename: str, seconds: int | None, content: AsyncIterator[bytes]) -> Row:
-        """Stores a batch's input, kept for `seconds` or without end; committed when this returns.
+    async def create(
+        self,
+        caller: Caller,
+        filename: str,
+        seconds: int | None,
+        content: Callable[[], AsyncIterator[bytes]],
+        idempotency_key: str | None = None,
+    ) -> tuple[Row, bool]:
+        """Stores a batch's input, committed when this returns; True when an earlier request with the key had made it.
+
+        It is kept for `seconds` or without end. `content` begins anew each time it is called.
 
         Raises:
             InvalidRequest: it is empty.
+            IdempotencyMismatch: the key came with another request before.
         """
+        idempotency = None
+        if idempotency_key is not None:
+            idempotency = idempotency_of(idempotency_key, "file", filename, seconds, await _digest(content()))
+        while True:
+            if earlier := await made_before(self._queue, caller.owner_id, idempotency):
+                return await self.get(caller, earlier), True
+            row = await self._store_once(caller, filename[:LONGEST_NAME], seconds, content, idempotency)
+            if row is not None:
+                return row, False
+
+    async def _store_once(
+        self,
+        caller: Caller,
+        filename: str,
+        seconds: int | None,
+        content: Callable[[], AsyncIterator[bytes]],
+        idempotency: Idempotency | None,
+    ) -> Row | None:
+        """None when the key is in use."""
         async with self._uploads, self._database.transaction() as connection:
-            writer = FileWriter(connection, uuid7(), caller.owner_id, INPUT, filename[:LONGEST_NAME], seconds)
-            async for part in content:
+            writer = FileWriter(connection, uuid7(), caller.owner_id, INPUT, filename, seconds)
+            if idempotency is not None and not await writer.take_key(idempotency):
+                return None
+            async for part in content():
                 await writer.write(part)
             row = await writer.close()
-        if row is None:
-            raise InvalidRequest("file: is empty", errors=[{"field": "file", "message": "is empty"}])
+            if row is None:
+                # Within the transaction, so that the key is free again.
+                raise InvalidRequest("file: is empty", errors=[{"field": "file", "message": "is empty"}])
         return row
 
     async def get(self, caller: Caller, id_: UUID) -> Row:
@@ -90,3 +127,10 @@ class Files:
         """Raises FileNotFound."""
         await self.get(caller, id_)
         await self._store.delete(id_, caller.owner_id)
+
+
+async def _digest(content: AsyncIterator[bytes]) -> str:
+    digest = sha256()
+    async for part in content:
+        digest.update(part)
+    return digest.hexdigest()

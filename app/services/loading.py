@@ -8,22 +8,23 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from pydantic_core import from_json
 
 from app.config import Settings
 from app.db.engine import Database
 from app.db.ids import time_of, uuid7
-from app.errors import AppError, DatabaseUnavailable, FileNotFound, ModelNotFound
+from app.errors import AppError, DatabaseUnavailable, FileNotFound, LineDefective, ModelNotFound
 from app.queue.batches import BatchStore, LeaseLost, copied
-from app.queue.ticket import Prompt
+from app.queue.ticket import Status
 from app.services.batches import WINDOW_SECONDS
 from app.services.callers import Caller
 from app.services.files import Files
+from app.services.lines import DEFECTIVE, LineError, Prepare, PreparedLine, Unprepared
 from app.telemetry import SUBMITTED, logger
 
 log = logger("batches")
@@ -39,33 +40,9 @@ LAST_SHARE = 1 / 12
 PRIORITY = -50
 MOST_TRIES = 10
 TRY_AGAIN_SECONDS = 5.0
+DEFECTS_LOGGED = 10
 
 Row = Mapping[str, Any]
-
-
-class PreparedLine(Protocol):
-    """What a line asks of the engine, and what it is answered by."""
-
-    @property
-    def model(self) -> str: ...
-    @property
-    def prompt(self) -> Prompt: ...
-    @property
-    def engine_parameters(self) -> dict[str, Any]: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def request(self) -> dict[str, Any]: ...
-
-
-# Takes the endpoint and the body of a line; raises what the endpoint itself would answer.
-Prepare = Callable[[Caller, str, Mapping[str, Any]], Awaitable[PreparedLine]]
-
-
-class LineError(Exception):
-    def __init__(self, code: str, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.code, self.message, self.param = code, message, param
 
 
 class Loader:
@@ -117,6 +94,7 @@ class Loader:
                 # The file is gone.
                 check.refuse(None, LineError(FileNotFound.code, error.detail, "input_file_id"))
             if not check.problems:
+                check.raise_if_all_defective()
                 await self._require_room(batch, check)
             checked = time.monotonic()
             if check.problems:
@@ -132,6 +110,7 @@ class Loader:
             "batch loaded",
             batch=batch["id"],
             lines=check.count,
+            defective=check.defects,
             check_seconds=round(checked - started, 2),
             store_seconds=round(time.monotonic() - checked, 2),
         )
@@ -161,7 +140,8 @@ class Check:
         self._rank = batch["created_at"] + timedelta(seconds=WINDOW_SECONDS * (1 - LAST_SHARE))
         self._seen: dict[str, int] = {}
         self._unknown_models: dict[str, ModelNotFound] = {}
-        self.count = 0
+        self._defect: Exception | None = None
+        self.count = self.defects = 0
         self.models: dict[str, int] = {}
         self.problems: list[dict[str, Any]] = []
         self.problem_count = 0
@@ -191,40 +171,68 @@ class Check:
         if len(self.problems) < ERRORS_SHOWN:
             self.problems.append({"line": number, "code": error.code, "message": error.message, "param": error.param})
 
+    def raise_if_all_defective(self) -> None:
+        """What no line gets past is no line's fault: the batch is tried again as a whole."""
+        if self._defect is not None and self.defects == self.count:
+            raise self._defect
+
     async def _take(self, number: int, line: bytes | None) -> None:
         if line is None:
             raise LineError("body_too_large", f"The line is longer than {self._largest:,} bytes.")
         custom_id, body = self._request(number, line)
-        prepared = await self._prepared(body)
-        if self.problems:
-            # Nothing will be stored.
-            return
-        id_, context_id = uuid7(), uuid7()
-        batch, prompt, created_at = self._batch, prepared.prompt, time_of(id_)
-        self._contexts.write(
-            copied(context_id, batch["owner_id"], prompt.content, prompt.messages, prompt.metadata, created_at)
-        )
-        self._results.write(
-            copied(
-                id_,
-                batch["owner_id"],
-                batch["key_id"],
-                context_id,
-                prepared.kind,
-                prepared.request,
-                batch["id"],
-                number,
-                prepared.model,
-                prepared.engine_parameters,
-                PRIORITY,
-                custom_id,
-                created_at,
-                batch["expires_at"],
-                self._rank,
-                created_at,
+        try:
+            prepared = await self._prepared(body)
+            row = self._row(number, custom_id, prepared)
+        except (LineError, DatabaseUnavailable):
+            raise
+        except Exception as error:
+            self._note(number, error)
+            row = self._row(number, custom_id, Unprepared(body), LineDefective.code, DEFECTIVE)
+        else:
+            self.models[prepared.model] = self.models.get(prepared.model, 0) + 1
+        if not self.problems:
+            self._contexts.write(row[0])
+            self._results.write(row[1])
+
+    def _note(self, number: int, error: Exception) -> None:
+        self.defects += 1
+        self._defect = error
+        if self.defects <= DEFECTS_LOGGED:
+            log.exception(
+                "a defect of the service or of a chat template failed a line", batch=self._batch["id"], line=number
             )
+
+    def _row(
+        self, number: int, custom_id: str, line: PreparedLine, code: str | None = None, message: str | None = None
+    ) -> tuple[bytes, bytes]:
+        """A line's context and result as they are stored; with a `code`, the result has failed already."""
+        id_, context_id = uuid7(), uuid7()
+        batch, prompt, created_at = self._batch, line.prompt, time_of(id_)
+        context = copied(context_id, batch["owner_id"], prompt.content, prompt.messages, prompt.metadata, created_at)
+        result = copied(
+            id_,
+            batch["owner_id"],
+            batch["key_id"],
+            context_id,
+            line.kind,
+            line.request,
+            batch["id"],
+            number,
+            line.model,
+            line.engine_parameters,
+            PRIORITY,
+            custom_id,
+            created_at,
+            batch["expires_at"],
+            self._rank,
+            created_at,
+            line.webhook,
+            Status.PENDING if code is None else Status.FAILED,
+            None if code is None else created_at,
+            code,
+            message,
         )
-        self.models[prepared.model] = self.models.get(prepared.model, 0) + 1
+        return context, result
 
     def _request(self, number: int, line: bytes) -> tuple[str, dict[str, Any]]:
         try:

@@ -1,16 +1,24 @@
 """Cursor pages: newest first, by id, which sorts by time."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import reduce
+from operator import add
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select
+from sqlalchemy import ColumnElement, Select, Text, cast, func, select
 from sqlalchemy.sql.schema import Table
 
 from app.db.engine import Database
 from app.db.ids import lowest_at
+
+# Where the rows of a page hold more, it ends early.
+PAGE_BYTES = 8 * 1024 * 1024
+# As they are stored: what is read at once.
+SLICE_BYTES = 1024 * 1024
+BYTES = "bytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +37,66 @@ class Window:
     after: UUID | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What a list shows; `large` are those of its columns that can be, texts and JSON documents.
+
+    Sizes are looked up without reading the values, but that of a document is what it was compressed to. So the page is
+    read slice by slice, counting what the documents really come to: it costs what it shows, and one slice at most.
+    """
+
+    table: Table
+    columns: Sequence[ColumnElement[Any]]
+    large: Sequence[ColumnElement[Any]]
+
+    def page(self, where: Sequence[ColumnElement[bool]]) -> Select[Any]:
+        sizes = [
+            func.octet_length(column) if isinstance(column.type, Text) else func.pg_column_size(column)
+            for column in self.large
+        ]
+        return select(self.table.c.id, _sum(sizes)).where(*where)
+
+    def slice(self, where: Sequence[ColumnElement[bool]], ids: Sequence[UUID]) -> Select[Any]:
+        shown = _sum([func.octet_length(cast(column, Text)) for column in self.large])
+        query = select(*self.columns, shown).where(*where, self.table.c.id.in_(ids))
+        return query.order_by(self.table.c.id.desc())
+
+
+def _sum(sizes: Sequence[ColumnElement[int]]) -> ColumnElement[int]:
+    return reduce(add, (func.coalesce(size, 0) for size in sizes)).label(BYTES)
+
+
+async def fetch_bounded_page(
+    database: Database, listed: Listed, where: Sequence[ColumnElement[bool]], window: Window
+) -> Page:
+    """Rows for which `where` holds; a page ends early, after one row at least, where it exceeds PAGE_BYTES."""
+    sizes = await fetch_page(database, listed.page(where), listed.table, window)
+    rows: list[Any] = []
+    total = 0
+    for ids in _slices(sizes.rows):
+        async with database.reading() as connection:
+            found = (await connection.execute(listed.slice(where, ids))).mappings().all()
+        for row in found:
+            total += row[BYTES]
+            if rows and total > PAGE_BYTES:
+                return Page(rows, rows[-1]["id"])
+            rows.append(row)
+    return Page(rows, sizes.next_after)
+
+
+def _slices(rows: Sequence[Any]) -> Iterator[list[UUID]]:
+    ids: list[UUID] = []
+    size = 0
+    for row in rows:
+        if ids and size + row[BYTES] > SLICE_BYTES:
+            yield ids
+            ids, size = [], 0
+        ids.append(row["id"])
+        size += row[BYTES]
+    if ids:
+        yield ids
 
 
 async def fetch_page(database: Database, query: Select[Any], table: Table, window: Window) -> Page:

@@ -16,7 +16,7 @@ from app.config import Settings
 from app.db.engine import Database
 from app.db.ids import time_of, uuid7
 from app.db.tables import attempts, results
-from app.errors import AppError, InvalidParameters, ResultNotFound, ResultPending
+from app.errors import AppError, InvalidParameters, LineDefective, ResultNotFound, ResultPending
 from app.queue.notify import SettledBoard
 from app.queue.store import QueueStore
 from app.queue.submit import Submitter
@@ -26,7 +26,7 @@ from app.services.catalog import Catalog
 from app.services.contexts import Contexts
 from app.services.idempotency import idempotency_of, made_before
 from app.services.limits import Limits
-from app.services.pages import Page, Window, fetch_page
+from app.services.pages import Listed, Page, Window, fetch_bounded_page
 from app.services.retention import removed_or
 from app.telemetry import SUBMITTED
 from app.triton.sampling import EmbeddingParameters, SamplingParameters
@@ -64,6 +64,12 @@ VISIBLE = (
     results.c.expires_at,
     results.c.available_at,
     results.c.rank,
+)
+# The request, as it came, is no part of what a list shows.
+LISTED = Listed(
+    results,
+    columns=[column for column in VISIBLE if column is not results.c.request],
+    large=(results.c.parameters, results.c.output, results.c.outputs),
 )
 GET = f"SELECT {', '.join(column.name for column in VISIBLE)} FROM results WHERE id = $1 AND owner_id = $2"  # noqa: S608
 
@@ -195,6 +201,7 @@ class Results:
                 request,
                 priority,
                 expires_in,
+                webhook,
             ),
         )
         return await self._store_once(
@@ -228,11 +235,16 @@ class Results:
         Raises:
             ResultNotFound: no such result.
             ResultPending: it is not final yet.
+            LineDefective: it never had a prompt.
             IdempotencyMismatch: the key came with another request before.
         """
         old = await self.get(caller, id_)
         if not Status(old["status"]).final:
             raise ResultPending(f"Result {id_} is pending and will be run: wait for its end, or cancel it first.")
+        if old["error_code"] == LineDefective.code:
+            raise LineDefective(
+                f"Result {id_} is a line of a batch that was never made into a prompt: send its request again instead."
+            )
         life = None if old["expires_at"] is None else (old["expires_at"] - old["created_at"]).total_seconds()
         submission = self._submission(
             caller,
@@ -369,12 +381,12 @@ class Results:
         return await self._get(id_, owner_id)
 
     async def page(self, caller: Caller, filters: Filters, window: Window) -> Page:
-        query = select(*VISIBLE).where(results.c.owner_id == caller.owner_id)
+        where = [results.c.owner_id == caller.owner_id]
         for name in ("status", "model", "context_id", "client_reference"):
             value = getattr(filters, name)
             if value is not None:
-                query = query.where(results.c[name] == value)
-        return await fetch_page(self._database, query, results, window)
+                where.append(results.c[name] == value)
+        return await fetch_bounded_page(self._database, LISTED, where, window)
 
     async def cancel(self, caller: Caller, id_: UUID) -> Mapping[str, Any]:
         """Asks for a cancel and returns the result; a final one is returned unchanged.

@@ -22,8 +22,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from app.config import Settings
 from app.errors import ChatTemplateBroken, ChatTemplateRefused, NoChatTemplate
+from app.services.repository import ABSENT, VERSION, folder_of, stamp_of
 
-VERSION = "1"
 TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_FILE = "tokenizer_config.json"
 # Beyond this many characters of messages, rendering leaves the event loop.
@@ -109,19 +109,19 @@ class Templates:
         return await asyncio.to_thread(self._rendered, loaded, values)
 
     def _load(self, model: str) -> _Loaded:
-        if "/" in model or "\\" in model or "\x00" in model or model in ("", ".", ".."):
+        folder = folder_of(self._repository, model)
+        if folder is None:
             raise _missing(model)
-        folder = self._repository / model / VERSION
-        files = (folder / TEMPLATE_FILE, folder / TOKENIZER_FILE)
-        stamp = tuple(_stamp(file) for file in files)
+        files = (folder / VERSION / TEMPLATE_FILE, folder / VERSION / TOKENIZER_FILE)
+        stamp = tuple(map(stamp_of, files))
         loaded = self._loaded.get(model)
         if loaded is not None and loaded.stamp == stamp:
             return loaded
-        if stamp[0] == (0, 0):
+        if stamp[0] == ABSENT:
             raise _missing(model)
         try:
             template = self._environment.from_string(files[0].read_text("utf-8"))
-            config = json.loads(files[1].read_text("utf-8")) if stamp[1] != (0, 0) else {}
+            config = json.loads(files[1].read_text("utf-8")) if stamp[1] != ABSENT else {}
             tokens = {name: _token(value) for name, value in config.items() if name.endswith("_token")}
         except TemplateSyntaxError as error:
             raise _broken(model, TEMPLATE_FILE, f"line {error.lineno}: {error.message}") from None
@@ -149,15 +149,7 @@ class Templates:
                     raise ChatTemplateRefused(
                         f"The chat template did not finish with these messages within {LONGEST_SECONDS:g} seconds."
                     )
-        except (
-            TemplateError,
-            TypeError,
-            ValueError,
-            KeyError,
-            AttributeError,
-            ArithmeticError,
-            RecursionError,
-        ) as error:
+        except REFUSALS as error:
             reason = " ".join(str(error).split())[:MESSAGE_CHARS] or type(error).__name__
             raise ChatTemplateRefused(f"The model's chat template does not take this chat: {reason}") from None
         prompt = "".join(parts)
@@ -167,14 +159,6 @@ class Templates:
         if not prompt:
             raise ChatTemplateRefused("The model's chat template makes an empty prompt of these messages.")
         return prompt
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    try:
-        state = file.stat()
-    except OSError:
-        return (0, 0)
-    return (state.st_mtime_ns, state.st_size)
 
 
 def _token(value: Any) -> str | None:

@@ -93,7 +93,7 @@ IN_STREAM_RULES: tuple[Rule, ...] = (
         "This model was deployed without LoRA: send the request without lora_name.",
     ),
     _rule(
-        r"(?P<detail>LoRA \S+ is not supported)",
+        r"(?P<detail>LoRA .+ is not supported, we currently support \[.*\])",
         "lora_not_found",
         FINAL,
         "The model does not have this adapter: {detail}.",

@@ -17,6 +17,7 @@ MAX_CHOICES = 128
 EMBED: Literal["embed"] = "embed"
 
 StopString = Annotated[StorableText, Field(min_length=1, max_length=1000)]
+LoraName = Annotated[StorableText, Field(min_length=1, max_length=255)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -74,6 +75,7 @@ class SamplingParameters(BaseModel):
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     structured_outputs: StructuredOutputs | None = None
+    lora_name: LoraName | None = Field(None, description="an adapter of the model; without it the model itself answers")
 
     @model_validator(mode="after")
     def _rules_between_fields(self) -> Self:

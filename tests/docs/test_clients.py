@@ -16,6 +16,7 @@ import pytest
 
 from app.api.openai.batches import NOT_RUN
 from app.config import Settings
+from app.errors import LineDefective
 from tests.servers import TEST_MODELS, RunningTriton, start_triton
 from tests.service import Service
 
@@ -33,6 +34,10 @@ PRINTS = {
     "Structured outputs": [r"\S.* -?\d+\n"],
     "Tools": [rf"(weather {{'place': .+}}\n)+{SIMULATED}\n"],
     "Embeddings": [r"2 8\n"],
+    "LoRA adapters": [
+        r"alice qwen3-0\.6b-lora\nbob qwen3-0\.6b-lora\ndemo None\nembed None\nqwen3-0\.6b-lora None\n"
+        r"alice \[simulated: alice\] \S.+\n"
+    ],
     "Async": [rf"({SIMULATED}\n){{10}}"],
     "Retries and lost answers": [r"[0-9a-f-]{36} completed 1\n"],
     "LangChain": [rf"{SIMULATED}\n{SIMULATED}\n", r"8\n"],
@@ -76,7 +81,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def triton(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[RunningTriton]:
-    server = start_triton(tmp_path_factory.mktemp("triton"), ("demo", "embed"), repository)
+    server = start_triton(tmp_path_factory.mktemp("triton"), ("demo", "embed", "qwen3-0.6b-lora"), repository)
     yield server
     server.stop()
 
@@ -124,6 +129,17 @@ async def test_the_curl_blocks_print_answers(service: Service, tmp_path: Path) -
     numbers = [int(line.removeprefix("id: ")) for line in lines if line.startswith("id: ")]
     assert numbers == list(range(len(numbers)))
     assert lines[-2:] == ["data: [DONE]", ""]
+
+
+async def test_the_models_document_shows_how_to_ask_for_an_adapter(service: Service, tmp_path: Path) -> None:
+    document = (ROOT / "docs" / "models.md").read_text()
+    by_name, native = [block for heading, block in blocks(document, "sh") if heading == "LoRA"]
+    here = str(service.client.base_url).rstrip("/")
+    command = ("bash", "-euo", "pipefail", "-c")
+    answer = json.loads(await run(service, tmp_path, *command, by_name.replace("http://127.0.0.1:8887", here)))
+    assert answer["choices"][0]["text"].startswith("[simulated: alice]")
+    result = json.loads(await run(service, tmp_path, *command, native.replace("http://127.0.0.1:8887", here)))
+    assert (result["model"], result["output"].split("]")[0]) == ("qwen3-0.6b-lora", "[simulated: alice")
 
 
 async def test_the_sql_finds_the_request(service: Service) -> None:
@@ -238,4 +254,5 @@ def test_the_codes_of_batches_are_documented() -> None:
     documented = set(re.findall(r"`([a-z_]+)`", (ROOT / "docs" / "errors.md").read_text()))
     source = (ROOT / "app" / "services" / "loading.py").read_text()
     codes = set(re.findall(r'LineError\(\s*"([a-z_]+)"', source)) | {code for code, _ in NOT_RUN.values()}
+    codes.add(LineDefective.code)
     assert {"duplicate_custom_id", "batch_expired"} <= codes <= documented

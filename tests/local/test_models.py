@@ -101,11 +101,15 @@ async def test_a_model_without_vllm_answers_the_service(client: TritonClient, re
 
 @pytest.mark.parametrize(
     ("adapter", "status", "text"),
-    [("alice", 200, "[simulated]"), ("bob", 200, "[simulated]"), ("carol", 400, "LoRA carol is not supported")],
+    [
+        ("alice", 200, "[simulated: alice]"),
+        ("bob", 200, "[simulated: bob]"),
+        ("carol", 400, "LoRA carol is not supported"),
+    ],
 )
 def test_an_adapter_is_asked_for_by_its_name(server: RunningTriton, adapter: str, status: int, text: str) -> None:
-    [(route, body)] = re.findall(r"127\.0\.0\.1:8000(/v2/\S+/generate) -d '(.*)'$", DOCUMENT, re.MULTILINE)
-    found, answer = post(server.http_url + route, json.loads(body.replace("alice", adapter)))
+    body = {"text_input": "Who are you?", "parameters": {"lora_name": adapter, "max_tokens": 40}}
+    found, answer = post(f"{server.http_url}/v2/models/qwen3-0.6b-lora/generate", body)
     assert found == status, answer
     assert text in answer
 

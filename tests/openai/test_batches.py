@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import openai
 import pytest
@@ -17,10 +20,14 @@ from app.db.ids import lowest_at
 from app.queue.batches import BatchStore
 from app.queue.store import QueueStore
 from app.services.keys import Keys, NewKey
+from app.services.loading import MOST_TRIES
 from tests.openai.conftest import client_of
+from tests.servers import TEST_MODELS
 from tests.service import Service, eventually, running_api, running_dispatcher
 
 COMPLETIONS = "/v1/completions"
+CHATS = "/v1/chat/completions"
+RESPONSES = "/v1/responses"
 FINAL = ("completed", "failed", "expired", "cancelled")
 TOO_LONG = "far too long " * 2000
 
@@ -393,6 +400,129 @@ async def test_a_file_deleted_before_it_is_read_ends_the_batch(
         batch = await ended(client, batch)
         assert batch.errors is not None
         assert [error.code for error in batch.errors.data or []] == ["file_not_found"]
+
+
+BREAKS = "{% if messages[0].content == 'break' %}{{ 'x' * (10 ** 18 * messages | length) }}{% endif %}"
+
+
+@pytest.fixture
+def breakable(make_settings: Callable[..., Settings], tmp_path: Path) -> Callable[..., Settings]:
+    """Settings of a service whose template for `chat` runs out of memory where a chat begins with `break`."""
+    template = tmp_path / "models" / "chat" / "1" / "chat_template.jinja"
+    template.parent.mkdir(parents=True)
+    template.write_text(BREAKS + (TEST_MODELS / "chat" / "1" / "chat_template.jinja").read_text())
+
+    def make(**changes: object) -> Settings:
+        return make_settings(**({"model_repository": str(tmp_path / "models")} | changes))
+
+    return make
+
+
+def chats(texts: list[str]) -> list[dict[str, Any]]:
+    body = {"model": "chat", "max_tokens": 3}
+    return [
+        line(f"{place}", body | {"messages": [{"role": "user", "content": text}]}, CHATS)
+        for place, text in enumerate(texts)
+    ]
+
+
+async def test_a_line_that_nothing_can_be_made_of_ends_alone(breakable: Callable[..., Settings]) -> None:
+    settings = breakable(log_level="CRITICAL")
+    async with running_api(settings) as service, running_dispatcher(settings), client_of(service) as client:
+        batch = await ended(client, await start(client, chats(["Hi", "break", "Ho"]), CHATS))
+        assert batch.status == "completed"
+        assert batch.request_counts is not None
+        assert batch.request_counts.to_dict() == {"total": 3, "completed": 2, "failed": 1}
+        assert [each["custom_id"] for each in await lines_of(client, batch.output_file_id)] == ["0", "2"]
+        [error] = await lines_of(client, batch.error_file_id)
+        assert (error["custom_id"], error["response"], error["error"]["code"]) == ("1", None, "line_defective")
+        assert "its cause is in the service's log" in error["error"]["message"]
+        [result] = (await service.client.get("/results/?status=failed")).json()
+        assert (result["error"]["code"], result["attempt_count"]) == ("line_defective", 0)
+        answer = await service.client.post(f"/results/{result['id']}/retry")
+        assert (answer.status_code, answer.json()["code"]) == (409, "line_defective")
+
+
+async def test_a_defect_that_hits_every_line_ends_the_batch(
+    breakable: Callable[..., Settings], database: Database, api_rows: Rows
+) -> None:
+    async with database.hot() as connection:
+        # The try before the last one.
+        await connection.execute(f"ALTER TABLE batches ALTER tries SET DEFAULT {MOST_TRIES - 1}")
+    async with running_api(breakable(log_level="CRITICAL")) as service, client_of(service) as client:
+        batch = await ended(client, await start(client, chats(["break"] * 3), CHATS))
+        assert batch.status == "failed"
+        assert batch.errors is not None
+        assert [(error.line, error.code) for error in batch.errors.data or []] == [(None, "internal_error")]
+        assert await api_rows() == (0, 0)
+        mixed = [
+            *chats(["break"]),
+            line("a", {"model": "nobody's", "messages": [{"role": "user", "content": "x"}]}, CHATS),
+        ]
+        refused = await ended(client, await start(client, mixed, CHATS))
+        assert refused.errors is not None
+        assert [(error.line, error.code) for error in refused.errors.data or []] == [(2, "model_not_found")]
+
+
+@pytest.mark.parametrize("broken", [[2], [1, 2, 3]])
+async def test_an_answer_that_cannot_be_rendered_keeps_back_no_other(
+    make_settings: Callable[..., Settings], database: Database, broken: list[int]
+) -> None:
+    settings = make_settings(log_level="CRITICAL")
+    async with AsyncExitStack() as stack:
+        service = await stack.enter_async_context(running_api(settings))
+        client = await stack.enter_async_context(client_of(service))
+        batch = await in_progress(client, await start(client, [line(str(n), prompt()) for n in (1, 2, 3)]))
+        async with database.hot() as connection:
+            await connection.execute("UPDATE results SET request = '[1]' WHERE batch_line = ANY ($1)", broken)
+        await stack.enter_async_context(running_dispatcher(settings))
+        batch = await ended(client, batch)
+        assert batch.status == "completed"
+        whole = [str(n) for n in (1, 2, 3) if n not in broken]
+        assert batch.request_counts is not None
+        assert batch.request_counts.to_dict() == {"total": 3, "completed": len(whole), "failed": len(broken)}
+        assert [each["custom_id"] for each in await lines_of(client, batch.output_file_id)] == whole
+        errors = await lines_of(client, batch.error_file_id)
+        assert [each["custom_id"] for each in errors] == [str(n) for n in broken]
+        for each in errors:
+            assert (each["response"], each["error"]["code"]) == (None, "line_defective")
+            id_ = re.findall(r"GET /results/([0-9a-f-]{36})", each["error"]["message"])[0]
+            assert (await service.result(id_))["status"] == "completed"
+
+
+async def test_what_belongs_to_an_open_batch_is_not_deleted(service: Service, client: openai.AsyncOpenAI) -> None:
+    texts = {"done": "Hi", "hangs": "[[sim:hang]]"}
+    lines = [
+        line(name, {"model": "chat", "input": text, "max_output_tokens": 3}, RESPONSES) for name, text in texts.items()
+    ]
+    batch = await in_progress(client, await start(client, lines, RESPONSES))
+    results = {each["client_reference"]: each for each in (await service.client.get("/results/")).json()}
+    done, hangs = await service.settled(results["done"]["id"]), results["hangs"]
+    again = (await service.client.post(f"/results/{done['id']}/retry")).json()
+    await service.settled(again["result_id"])
+
+    async def delete_context(result: dict[str, Any]) -> tuple[int, str]:
+        answer = await service.client.delete(f"/contexts/{result['context_id']}")
+        return answer.status_code, answer.json()["code"] if answer.content else ""
+
+    assert await delete_context(done) == await delete_context(hangs) == (409, "batch_not_ended")
+    with pytest.raises(openai.ConflictError) as refused:
+        await client.responses.delete(response_id(done["id"]))
+    assert refused.value.code == "batch_not_ended"
+    assert f"is a line of {batch.id}" in refused.value.message
+    # Its retry is no line of the batch.
+    await client.responses.delete(response_id(again["result_id"]))
+    await client.batches.cancel(batch.id)
+    batch = await ended(client, batch)
+    assert [each["custom_id"] for each in await lines_of(client, batch.output_file_id)] == ["done"]
+    assert [each["custom_id"] for each in await lines_of(client, batch.error_file_id)] == ["hangs"]
+    await client.responses.delete(response_id(done["id"]))
+    assert await delete_context(hangs) == (204, "")
+    assert (await service.client.get("/results/")).json() == []
+
+
+def response_id(result_id: str) -> str:
+    return f"resp_{UUID(result_id).hex}"
 
 
 async def test_the_retention_takes_lines_only_once_they_are_in_a_file(

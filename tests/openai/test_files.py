@@ -1,7 +1,9 @@
 """/v1/files through the official client."""
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import httpx
 import openai
@@ -33,6 +35,56 @@ async def test_a_file_comes_back_as_it_went(client: openai.AsyncOpenAI) -> None:
     answer = await client.files.content(file.id)
     assert answer.content == content
     assert answer.response.headers["content-length"] == str(len(content))
+
+
+async def test_the_same_key_makes_one_file(client: openai.AsyncOpenAI, database: Database) -> None:
+    content = random.Random(6).randbytes(3 * CHUNK_BYTES)
+
+    async def upload(key: str = "k", name: str = "a.jsonl", data: bytes = content, **options: Any) -> Any:
+        return await client.files.with_raw_response.create(
+            file=(name, data), purpose="batch", extra_headers={"Idempotency-Key": key}, **options
+        )
+
+    answers = await asyncio.gather(*(upload() for _ in range(5)))
+    assert len({answer.parse().id for answer in answers}) == 1
+    assert sum("idempotent-replayed" in answer.headers for answer in answers) == 4
+    file = (await upload()).parse()
+    assert (await client.files.content(file.id)).content == content
+    others: list[dict[str, Any]] = [
+        {"data": content[:-1] + b"x"},
+        {"data": b"y"},
+        {"name": "b.jsonl"},
+        {"expires_after": {"anchor": "created_at", "seconds": 3600}},
+    ]
+    for other in others:
+        with pytest.raises(openai.BadRequestError) as refused:
+            await upload(**other)
+        assert refused.value.code == "idempotency_mismatch"
+    assert (await upload("another")).parse().id != file.id
+    assert len([each async for each in client.files.list()]) == 2
+    # One that left nothing leaves the key free.
+    with pytest.raises(openai.BadRequestError):
+        await upload("free", data=b"")
+    assert "idempotent-replayed" not in (await upload("free")).headers
+    await client.files.delete(file.id)
+    with pytest.raises(openai.NotFoundError):
+        await upload()
+
+
+async def test_a_key_stands_for_a_file_or_for_something_else(client: openai.AsyncOpenAI, api: Service) -> None:
+    headers = {"Idempotency-Key": "k"}
+    assert (await api.client.post("/contexts/", json={"content": "x"}, headers=headers)).status_code == 201
+    with pytest.raises(openai.BadRequestError) as refused:
+        await client.files.create(file=("a.jsonl", b"x"), purpose="batch", extra_headers=headers)
+    assert refused.value.code == "idempotency_mismatch"
+    for key in ("", "ä", "x" * 256):
+        answer = await api.client.post(
+            "/v1/files",
+            data={"purpose": "batch"},
+            files={"file": ("a.jsonl", b"x")},
+            headers={"Idempotency-Key": key.encode()},  # type: ignore[dict-item]
+        )
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Idempotency-Key"), key
 
 
 async def test_files_are_listed_by_page_and_purpose(client: openai.AsyncOpenAI) -> None:

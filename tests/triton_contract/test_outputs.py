@@ -237,6 +237,7 @@ async def test_a_request_timeout_has_no_effect(client: Client) -> None:
 async def test_an_adapter_is_accepted_where_there_is_one(client: Client) -> None:
     [message] = await client.ask("lora", PROMPT, sampling={"lora_name": "doll"})
     assert message.final
+    assert message.text[0].startswith("[simulated: doll]")
 
 
 async def test_slots_limit_what_runs_at_once(client: Client) -> None:

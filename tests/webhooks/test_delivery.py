@@ -64,7 +64,7 @@ async def test_a_completed_result_is_announced_as_the_api_shows_it(hooked: Servi
     id_ = await hooked.send(webhook={"url": f"{receiver.url}/ok"}, parameters=QUICK)
     [hook] = await receiver.has(1)
     documented: dict[str, Any] = {}
-    exec(blocks((ROOT / "docs" / "webhooks.md").read_text(), "python")[0], documented)
+    exec(blocks((ROOT / "docs" / "webhooks.md").read_text(), "python")[1], documented)
     event = documented["receive"](await secret(hooked), hook.body, hook.headers)
     assert (event["type"], event["data"]) == ("result.completed", await hooked.result(id_))
     assert event["timestamp"] == event["data"]["completed_at"]

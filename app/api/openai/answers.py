@@ -67,6 +67,7 @@ async def submit(
         streamed=stream,
         client_reference=reference_of(request),
         idempotency_key=key,
+        webhook=prepared.webhook,
     )
     response: Response
     if stream:
@@ -151,7 +152,9 @@ async def _streamed(
     assert face.chunks is not None
     id_: UUID = row["id"]
     following = await services.streams.open(caller, id_, after)
-    chunks = face.chunks(id_, int(row["created_at"].timestamp()), row["model"], stored, usage, after is not None)
+    chunks = face.chunks(
+        id_, int(row["created_at"].timestamp()), model_of(row, stored), stored, usage, after is not None
+    )
 
     async def cancel() -> None:
         if cancels(request):
@@ -178,6 +181,11 @@ def reference_of(request: Request) -> str | None:
     """A request id of the client's own finds its ticket later, also where the answer never arrived."""
     given = request.headers.get("x-request-id", "")
     return given if _REFERENCE.fullmatch(given) else None
+
+
+def model_of(row: Row, request: Mapping[str, Any]) -> str:
+    """The id that was asked for: the row's model is what runs, whichever adapter it is asked for with."""
+    return str(request.get("model") or row["model"])
 
 
 def choices_of(row: Row) -> list[dict[str, Any]]:

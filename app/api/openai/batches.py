@@ -20,10 +20,11 @@ from app.api.openai.ids import object_id, uuid_of
 from app.api.openai.requests import Prepared
 from app.api.openai.responses_request import prepare_response
 from app.api.problems import openai_error, openai_status
+from app.errors import LineDefective
 from app.queue.ticket import CANCELLED, EXPIRED, Prompt, Status
 from app.services.batches import WINDOW
 from app.services.callers import Caller
-from app.services.loading import Prepare
+from app.services.lines import Prepare
 from app.storable import StorableText
 
 Row = Mapping[str, Any]
@@ -85,6 +86,7 @@ class Line:
     engine_parameters: dict[str, Any]
     kind: str
     request: dict[str, Any]
+    webhook: dict[str, Any] | None
 
 
 def preparing(services: Services) -> Prepare:
@@ -93,29 +95,44 @@ def preparing(services: Services) -> Prepare:
     async def prepare(caller: Caller, endpoint: str, body: Mapping[str, Any]) -> Line:
         made = await PREPARE[endpoint](services, caller, body)
         parameters = services.results.for_engine(made.parameters, nested=False)
-        return Line(made.model, made.prompt, parameters, made.kind, made.request)
+        return Line(made.model, made.prompt, parameters, made.kind, made.request, made.webhook)
 
     return prepare
 
 
 def render_line(batch: Row, row: Row) -> tuple[bool, bytes]:
     """A final result as a line of the output file (True) or of the error file."""
-    line: dict[str, Any] = {
-        "id": f"batch_req_{row['id'].hex}",
-        "custom_id": row["client_reference"],
-        "response": None,
-        "error": None,
-    }
+    line = _empty(row)
     completed = row["status"] == Status.COMPLETED
     code = row["error_code"]
     if completed:
         line["response"] = _response(row, 200, RENDER[row["kind"]](row, row["request"] or {}))
     elif code == EXPIRED or (code == CANCELLED and batch["status"] == "cancelling"):
         line["error"] = dict(zip(("code", "message"), NOT_RUN[code], strict=True))
+    elif code == LineDefective.code:
+        line["error"] = {"code": code, "message": row["error_message"]}
     else:
         failure = failure_of(row, row["kind"])
         line["response"] = _response(row, openai_status(failure), {"error": openai_error(failure)})
     return completed, to_json(line) + b"\n"
+
+
+def defective_line(row: Row) -> bytes:
+    """The line of the error file for a result that `render_line` failed on."""
+    message = (
+        f"A defect of the service kept this answer out of the file; its cause is in the log. GET /results/{row['id']} "
+        "has the answer as it was generated."
+    )
+    return to_json(_empty(row) | {"error": {"code": LineDefective.code, "message": message}}) + b"\n"
+
+
+def _empty(row: Row) -> dict[str, Any]:
+    return {
+        "id": f"batch_req_{row['id'].hex}",
+        "custom_id": row["client_reference"],
+        "response": None,
+        "error": None,
+    }
 
 
 def _response(row: Row, status: int, body: dict[str, Any]) -> dict[str, Any]:
@@ -125,7 +142,7 @@ def _response(row: Row, status: int, body: dict[str, Any]) -> dict[str, Any]:
 router = APIRouter(prefix="/v1/batches", tags=["openai"], route_class=StrictJsonRoute)
 
 
-@router.post("", responses=openai_errors(404, 413, 415))
+@router.post("", responses=openai_errors(404, 410, 413, 415))
 async def create_batch(
     body: BatchRequest, request: Request, response: Response, key: IdempotencyKey = None
 ) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.api.body import StrictJsonRoute
 from app.api.dependencies import IdempotencyKey, Services, caller_of, services_of
 from app.api.openai import logprobs as shapes
-from app.api.openai.answers import Face, Row, choices_of, look_up, submit, usage_of
+from app.api.openai.answers import Face, Row, choices_of, look_up, model_of, submit, usage_of
 from app.api.openai.documents import ANSWERS, STREAM_OR_JSON
 from app.api.openai.ids import object_id
 from app.api.openai.messages import Message, for_template
@@ -23,6 +23,7 @@ from app.queue.ticket import Prompt
 from app.services.callers import Caller
 from app.services.streams import Delta
 from app.services.toolcalls import ToolCallStream
+from app.services.webhooks import accepted
 
 KIND = "chat.completion"
 MOST_MESSAGES = 10_000
@@ -67,12 +68,16 @@ async def prepare_chat(services: Services, caller: Caller, body: ChatRequest | M
         AppError: whatever is wrong with it, naming the parameter.
     """
     chat = body if isinstance(body, ChatRequest) else checked(ChatRequest, body)
-    await services.catalog.require(chat.model)
+    chosen = await services.adapters.resolve(chat.model)
     if any(modality != "text" for modality in chat.modalities or ()):
         raise unsupported("modalities", "text is all there is")
     given = chat.stored("messages")
     tools = ToolUse(given)
-    derived: dict[str, Any] = {"logprobs": _logprobs(chat), "max_tokens": _max_tokens(chat)}
+    derived: dict[str, Any] = {
+        "logprobs": _logprobs(chat),
+        "max_tokens": _max_tokens(chat),
+        "lora_name": chosen.adapter,
+    }
     if (form := _form(chat, tools)) is not None:
         derived["structured_outputs"] = form
     if tools.parsed and chat.skip_special_tokens is None:
@@ -85,14 +90,15 @@ async def prepare_chat(services: Services, caller: Caller, body: ChatRequest | M
     if clash := {"messages", "tools", "documents", "add_generation_prompt"} & set(variables):
         raise invalid("chat_template_kwargs", f"{min(clash)} has a parameter of its own")
     prompt = await services.templates.render(
-        chat.model,
+        chosen.model,
         for_template(chat.messages),
         **variables,
         tools=tools.for_template(),
         documents=chat.documents,
         add_generation_prompt=chat.add_generation_prompt is not False,
     )
-    return Prepared(chat.model, Prompt(prompt, messages, chat.metadata), parameters, KIND, given)
+    webhook = accepted(chat.webhook, services.settings)
+    return Prepared(chosen.model, Prompt(prompt, messages, chat.metadata), parameters, KIND, given, webhook)
 
 
 def _logprobs(chat: ChatRequest) -> int | None:
@@ -152,7 +158,7 @@ def render_chat(row: Row, request: Mapping[str, Any]) -> dict[str, Any]:
         "id": object_id(KIND, row["id"]),
         "object": KIND,
         "created": int(row["created_at"].timestamp()),
-        "model": row["model"],
+        "model": model_of(row, request),
         "choices": choices,
         "usage": usage_of(row),
         "system_fingerprint": None,

@@ -12,7 +12,7 @@ from pydantic import Field
 from app.api.body import StrictJsonRoute
 from app.api.dependencies import IdempotencyKey, Services, caller_of, services_of
 from app.api.openai import logprobs as shapes
-from app.api.openai.answers import Face, Row, choices_of, look_up, submit, usage_of
+from app.api.openai.answers import Face, Row, choices_of, look_up, model_of, submit, usage_of
 from app.api.openai.documents import ANSWERS, STREAM_OR_JSON
 from app.api.openai.ids import object_id
 from app.api.openai.requests import GenerationRequest, Prepared, checked, unsupported
@@ -20,6 +20,7 @@ from app.api.problems import invalid
 from app.queue.ticket import Prompt
 from app.services.callers import Caller
 from app.services.streams import Delta
+from app.services.webhooks import accepted
 
 KIND = "text_completion"
 
@@ -42,7 +43,7 @@ async def prepare_completion(
         AppError: whatever is wrong with it, naming the parameter.
     """
     wanted = body if isinstance(body, CompletionRequest) else checked(CompletionRequest, body)
-    await services.catalog.require(wanted.model)
+    chosen = await services.adapters.resolve(wanted.model)
     prompt = _one_text(wanted.prompt)
     if not prompt:
         raise invalid("prompt", "must not be empty")
@@ -56,7 +57,9 @@ async def prepare_completion(
     request = wanted.stored("prompt")
     if wanted.echo:
         request["prompt"] = prompt
-    return Prepared(wanted.model, Prompt(prompt, None, wanted.metadata), wanted.sampling(), KIND, request)
+    parameters = wanted.sampling(lora_name=chosen.adapter)
+    webhook = accepted(wanted.webhook, services.settings)
+    return Prepared(chosen.model, Prompt(prompt, None, wanted.metadata), parameters, KIND, request, webhook)
 
 
 def _one_text(prompt: str | list[Any]) -> str:
@@ -76,7 +79,7 @@ def render_completion(row: Row, request: Mapping[str, Any]) -> dict[str, Any]:
         "id": object_id(KIND, row["id"]),
         "object": KIND,
         "created": int(row["created_at"].timestamp()),
-        "model": row["model"],
+        "model": model_of(row, request),
         "choices": [
             {
                 "index": each["index"],

@@ -11,12 +11,13 @@ from pydantic_core import to_json
 
 from app.api.body import StrictJsonRoute
 from app.api.dependencies import IdempotencyKey, Services, caller_of, services_of
-from app.api.openai.answers import Face, Row, choices_of, submit
+from app.api.openai.answers import Face, Row, choices_of, model_of, submit
 from app.api.openai.documents import ANSWERS, OBJECT
 from app.api.openai.requests import OpenAIRequest, Prepared, checked, unsupported
 from app.api.problems import invalid
 from app.queue.ticket import Prompt
 from app.services.callers import Caller
+from app.services.webhooks import accepted
 from app.triton.embedding import vector
 from app.triton.sampling import EmbeddingParameters
 
@@ -39,7 +40,9 @@ async def prepare_embedding(services: Services, caller: Caller, body: EmbeddingR
         AppError: whatever is wrong with it, naming the parameter.
     """
     wanted = body if isinstance(body, EmbeddingRequest) else checked(EmbeddingRequest, body)
-    await services.catalog.require(wanted.model)
+    chosen = await services.adapters.resolve(wanted.model)
+    if chosen.adapter is not None:
+        raise unsupported("model", f"adapters generate text only; embeddings are made by {chosen.model}")
     if wanted.dimensions is not None:
         raise unsupported("dimensions", "the model has one size only; leave it out")
     texts = [wanted.input] if isinstance(wanted.input, str) else wanted.input
@@ -52,7 +55,8 @@ async def prepare_embedding(services: Services, caller: Caller, body: EmbeddingR
     longest = services.settings.max_content_chars
     if sum(map(len, texts)) > longest:
         raise invalid("input", f"is longer than {longest:,} characters")
-    return Prepared(wanted.model, Prompt(to_json(texts).decode()), EmbeddingParameters(), KIND, wanted.stored("input"))
+    prompt, webhook = Prompt(to_json(texts).decode()), accepted(wanted.webhook, services.settings)
+    return Prepared(chosen.model, prompt, EmbeddingParameters(), KIND, wanted.stored("input"), webhook)
 
 
 def render_embedding(row: Row, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,7 +73,7 @@ def render_embedding(row: Row, request: Mapping[str, Any]) -> dict[str, Any]:
             }
             for each in choices_of(row)
         ],
-        "model": row["model"],
+        "model": model_of(row, request),
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -10,7 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.datastructures import FormData, UploadFile
 
-from app.api.dependencies import caller_of, services_of
+from app.api.dependencies import IdempotencyKey, caller_of, mark_replayed, services_of
 from app.api.openai.documents import openai_errors
 from app.api.openai.ids import object_id, uuid_of
 from app.api.problems import invalid
@@ -51,8 +52,8 @@ FORM = {
 router = APIRouter(prefix=PATH, tags=["openai"])
 
 
-@router.post("", responses=openai_errors(413), openapi_extra=FORM)
-async def create_file(request: Request) -> dict[str, Any]:
+@router.post("", responses=openai_errors(410, 413), openapi_extra=FORM)
+async def create_file(request: Request, response: Response, key: IdempotencyKey = None) -> dict[str, Any]:
     """Stores the requests of a batch. Kept until deleted, or as long as `expires_after` says."""
     services = services_of(request)
     async with request.form(max_files=1, max_fields=MOST_FIELDS) as form:
@@ -69,10 +70,13 @@ async def create_file(request: Request) -> dict[str, Any]:
                 "raise MAX_FILE_BYTES."
             )
         name = (file.filename or "").replace("\x00", "")
-        return rendered(await services.files.create(caller_of(request), name, seconds, _parts(file)))
+        row, replayed = await services.files.create(caller_of(request), name, seconds, partial(_parts, file), key)
+    mark_replayed(response, replayed)
+    return rendered(row)
 
 
 async def _parts(file: UploadFile) -> AsyncIterator[bytes]:
+    await file.seek(0)
     while part := await file.read(CHUNK_BYTES):
         yield part
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
@@ -9,6 +10,7 @@ from fastapi import APIRouter, Path, Request
 from app.api.dependencies import services_of
 from app.api.openai.documents import openai_errors
 from app.errors import ModelNotFound
+from app.services.adapters import Chosen
 from app.services.catalog import CatalogEntry
 
 OWNER = "triton"
@@ -18,25 +20,35 @@ router = APIRouter(prefix="/v1/models", tags=["openai"])
 
 @router.get("", responses=openai_errors())
 async def list_openai_models(request: Request) -> dict[str, Any]:
-    """All models that take requests; those not `ready` make them wait."""
-    catalog = services_of(request).catalog
-    entries, since = await catalog.models(), await catalog.first_seen()
-    return {"object": "list", "data": [_rendered(entry, since.get(entry.name, 0)) for entry in entries]}
+    """All models that take requests, and their adapters with the model as `parent`; not all need be `ready`."""
+    services = services_of(request)
+    entries = {entry.name: entry for entry in await services.catalog.models()}
+    since = await services.catalog.first_seen()
+    ids = services.adapters.ids(entries)
+    data = [_rendered(id_, chosen, entries[chosen.model], since) for id_, chosen in sorted(ids.items())]
+    return {"object": "list", "data": data}
 
 
 @router.get("/{model:path}", responses=openai_errors())
 async def get_openai_model(
     model: Annotated[str, Path(max_length=255, pattern=r"^[^\x00]+$")], request: Request
 ) -> dict[str, Any]:
-    """One model."""
-    catalog = services_of(request).catalog
-    await catalog.require(model)
-    since = await catalog.first_seen()
-    for entry in await catalog.models():
-        if entry.name == model:
-            return _rendered(entry, since.get(model, 0))
+    """One model, or one adapter."""
+    services = services_of(request)
+    chosen = await services.adapters.resolve(model)
+    since = await services.catalog.first_seen()
+    for entry in await services.catalog.models():
+        if entry.name == chosen.model:
+            return _rendered(model, chosen, entry, since)
     raise ModelNotFound(f"No server has ever served a model named {model!r}.")
 
 
-def _rendered(entry: CatalogEntry, since: int) -> dict[str, Any]:
-    return {"id": entry.name, "object": "model", "created": since, "owned_by": OWNER, "state": entry.state}
+def _rendered(id_: str, chosen: Chosen, entry: CatalogEntry, since: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "id": id_,
+        "object": "model",
+        "created": since.get(entry.name, 0),
+        "owned_by": OWNER,
+        "parent": None if chosen.adapter is None else chosen.model,
+        "state": entry.state,
+    }

@@ -12,6 +12,7 @@ from pydantic.config import JsonDict
 from app.api.problems import invalid, parameter
 from app.errors import UnsupportedParameter
 from app.queue.ticket import Prompt
+from app.services.webhooks import Webhook
 from app.storable import check_document
 from app.triton.sampling import EmbeddingParameters, SamplingParameters
 
@@ -26,7 +27,7 @@ UNSUPPORTED = {
     "suffix": "the engine cannot insert text",
     "verbosity": "say it in a message",
     "web_search_options": "there is no web search; offer a tool of your own",
-    "lora_name": "adapters are not chosen by request",
+    "lora_name": "name the adapter as the model; GET /v1/models lists it",
     "priority": "send the context natively, with POST /models/send/, to give it a priority",
     "prompt_logprobs": "the backend returns no log probabilities of the prompt",
     "use_beam_search": "the engine samples only",
@@ -46,6 +47,8 @@ class Prepared:
     parameters: SamplingParameters | EmbeddingParameters
     kind: str
     request: dict[str, Any]
+    # As `accepted` gives it.
+    webhook: dict[str, Any] | None = None
 
 
 class StreamOptions(BaseModel):
@@ -62,6 +65,7 @@ class OpenAIRequest(BaseModel):
 
     model: Annotated[str, Field(min_length=1, max_length=255, examples=["demo"])]
     user: str | None = Field(None, description="stored with the request")
+    webhook: Webhook | None = Field(None, description="whom to tell of the end; else whom the API key names")
 
     @model_validator(mode="before")
     @classmethod
@@ -82,7 +86,7 @@ class OpenAIRequest(BaseModel):
             mode="json",
             exclude_unset=True,
             exclude_none=True,
-            exclude={"metadata", "stream", "stream_options", *without},
+            exclude={"metadata", "stream", "stream_options", "webhook", *without},
         )
 
 

@@ -16,6 +16,7 @@ from app.api.openai.answers import (
     Row,
     cancels,
     hold,
+    model_of,
     reference_of,
     stopping,
 )
@@ -52,6 +53,7 @@ async def create_response(body: ResponseRequest, request: Request, key: Idempote
         streamed=bool(body.stream),
         client_reference=reference_of(request),
         idempotency_key=key,
+        webhook=prepared.webhook,
     )
     response: Response
     if body.stream:
@@ -160,7 +162,7 @@ async def _streamed(request: Request, row: Row, stored: dict[str, Any], after: i
     if after is not None and after >= BEFORE_TEXT:
         # Refuses once the events are gone: what the numbers counted is not known any more.
         await services.streams.open(caller, id_, 0)
-    events = ResponseEvents(id_, int(row["created_at"].timestamp()), row["model"], stored)
+    events = ResponseEvents(id_, int(row["created_at"].timestamp()), model_of(row, stored), stored)
 
     async def cancel() -> None:
         if cancels(request):

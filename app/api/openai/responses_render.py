@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from app.api.openai import logprobs as shapes
-from app.api.openai.answers import Row, choices_of
+from app.api.openai.answers import Row, choices_of, model_of
 from app.api.openai.failures import OF_THE_REQUEST
 from app.api.openai.ids import object_id
 from app.api.openai.responses_request import KIND, tool_use, wants_logprobs
@@ -32,7 +32,7 @@ CUT_OFF = "length"
 def render_response(row: Row, request: Mapping[str, Any]) -> dict[str, Any]:
     """The response as it stands; `request` as `Prepared` has it."""
     status = status_of(row)
-    shown = head_of(row["id"], int(row["created_at"].timestamp()), row["model"], request, status)
+    shown = head_of(row["id"], int(row["created_at"].timestamp()), model_of(row, request), request, status)
     if not Status(row["status"]).final:
         return shown
     shown["output"] = output_of(row, request)

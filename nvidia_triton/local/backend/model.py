@@ -106,7 +106,7 @@ class TritonPythonModel:
                 _fail(request.get_response_sender(), reason if self._loras else "LoRA feature is not enabled.")
                 continue
             try:
-                self._engine.submit(self._prepare(request, inputs, given))
+                self._engine.submit(self._prepare(request, inputs, given, lora))
             except Exception as error:
                 self._log.log_error(f"[vllm] Error generating stream: {traceback.format_exc()}")
                 _fail(request.get_response_sender(), f"Error generating stream: {error}")
@@ -115,7 +115,7 @@ class TritonPythonModel:
     def finalize(self):
         self._engine.close()
 
-    def _prepare(self, request, inputs: dict, given: dict) -> Sequences:
+    def _prepare(self, request, inputs: dict, given: dict, lora: str | None) -> Sequences:
         if "embedding_request" in inputs:
             raise ValueError(f"Model {self._name} does not support 'embed' request")
         prompt = inputs["text_input"].as_numpy()[0].decode("utf-8")
@@ -131,7 +131,7 @@ class TritonPythonModel:
 
         plan = Plan(self._settings, prompt)
         room = self._context - input_tokens
-        job.completions = [complete(prompt, params, plan, room, index) for index in range(params.n)]
+        job.completions = [complete(prompt, params, plan, room, index, lora) for index in range(params.n)]
         job.input_tokens = input_tokens
         job.alternatives = params.logprobs
         self._engine.prompt_tokens += input_tokens

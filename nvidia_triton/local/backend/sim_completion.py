@@ -61,11 +61,11 @@ def _entry(logprob: float, rank: int, token: str) -> dict:
     return {"logprob": logprob, "rank": rank, "decoded_token": token}
 
 
-def complete(prompt: str, params, plan, room: int, index: int) -> Completion:
+def complete(prompt: str, params, plan, room: int, index: int, lora: str | None) -> Completion:
     """Generate sequence `index` of a request. `room` is the number of tokens that fit into the context."""
     limit = min(params.max_tokens, room)
     rng = _generator(prompt, params, index)
-    tokens = _natural(prompt, params, plan, limit, rng)
+    tokens = _natural(prompt, params, plan, limit, rng, sim_text.mark(lora))
     finish = "stop"
     if len(tokens) > limit:
         del tokens[limit:]
@@ -92,20 +92,19 @@ def _crc(text: str) -> int:
     return zlib.crc32(text.encode("utf-8", "replace"))
 
 
-def _natural(prompt: str, params, plan, limit: int, rng) -> list[str]:
+def _natural(prompt: str, params, plan, limit: int, rng, mark: str) -> list[str]:
     """The tokens with their end token; more than `limit` of them if the text would go on beyond it."""
     if plan.emit is not None:
         return [*sim_text.tokenize(plan.emit), ""]
     words = sim_text.topics(prompt)
     if params.structured_outputs is not None:
-        return [*sim_text.tokenize(sim_text.structured(rng, words, params.structured_outputs)), ""]
+        return [*sim_text.tokenize(sim_text.structured(rng, words, params.structured_outputs, mark)), ""]
     if plan.tokens is not None and not params.ignore_eos:
         wanted = min(plan.tokens - 1, limit + 1)
-        return [*sim_text.prose(rng, words, wanted, endless=True)[:wanted], ""]
-    tokens = sim_text.prose(rng, words, limit + 1, endless=params.ignore_eos)
+        return [*sim_text.prose(rng, words, wanted, mark, endless=True)[:wanted], ""]
+    tokens = sim_text.prose(rng, words, limit + 1, mark, endless=params.ignore_eos)
     if len(tokens) < params.min_tokens:
-        more = sim_text.prose(rng, words, params.min_tokens - len(tokens) + 3, endless=True)
-        tokens += more[3:]
+        tokens += sim_text.prose(rng, words, params.min_tokens - len(tokens), "", endless=True)
     return [*tokens, ""]
 
 

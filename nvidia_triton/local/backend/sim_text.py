@@ -79,7 +79,9 @@ def tokenize(text: str) -> list[str]:
     return [part for piece in tokens for part in (("", piece) if piece > "\uffff" else (piece,))]
 
 
-_MARK_TOKENS = tuple(tokenize(MARK))
+def mark(lora: str | None) -> str:
+    """What every text begins with; an adapter shows in it, where a real one would show in the style."""
+    return MARK if lora is None else f"{MARK[:-1]}: {lora}]"
 
 
 def token_id(token: str) -> int:
@@ -102,17 +104,17 @@ def sentence(rng, words: list[str]) -> str:
     return text[0].upper() + text[1:]
 
 
-def prose(rng, words: list[str], tokens: int, *, endless: bool) -> list[str]:
-    """Tokens of a text that ends by itself after some sentences, or of at least `tokens` if `endless`."""
+def prose(rng, words: list[str], tokens: int, begin: str, *, endless: bool) -> list[str]:
+    """Tokens of a text that starts with `begin`: it ends by itself, or if `endless` after at least `tokens`."""
     remaining = -1 if endless else rng.randint(3, 9)
-    pieces = list(_MARK_TOKENS)
+    pieces = tokenize(begin)
     while remaining and len(pieces) < tokens:
         pieces += tokenize(" " + sentence(rng, words))
         remaining -= 1
     return pieces
 
 
-def structured(rng, words: list[str], spec: dict) -> str:
+def structured(rng, words: list[str], spec: dict, begin: str) -> str:
     """The shortest text that keeps to the constraint, for choices, JSON and simple JSON schemas."""
     if spec.get("choice"):
         return rng.choice(spec["choice"])
@@ -121,7 +123,7 @@ def structured(rng, words: list[str], spec: dict) -> str:
     if spec.get("json_object"):
         return json.dumps({"simulated": True, "text": sentence(rng, words)}, ensure_ascii=False)
     # Regular expressions, grammars and structural tags are not followed.
-    return f"{MARK} {sentence(rng, words)}"
+    return f"{begin} {sentence(rng, words)}"
 
 
 def _instance(rng, words, schema, root, depth):

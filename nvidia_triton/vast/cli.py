@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ from rich.table import Table
 from nvidia_triton.vast import deploy, gpu, instances, monitor, offers, preflight, remote, ssh, startup, tunnel
 from nvidia_triton.vast.context import Context, Instance
 from nvidia_triton.vast.errors import TargetError
-from nvidia_triton.vast.progress import dollars, done, say
+from nvidia_triton.vast.progress import done, say
 from nvidia_triton.vast.vast import VastClient
 from nvidia_triton.vast.wiring import open_context
 
@@ -56,7 +57,7 @@ def search_instance(max_price: MaxPrice = "") -> None:
 @app.command()
 def create_instance(offer: Annotated[str, typer.Option(envvar="INSTANCE_ID", help="the offer's id")] = "") -> None:
     """Rents an offer and waits until SSH answers."""
-    if not offer.isdigit():
+    if not offer.isdecimal():
         raise TargetError(
             f"INSTANCE_ID={offer} is not the id of an offer: `make search-instance` shows offers, then "
             "`make create-instance INSTANCE_ID=<offer id>`."
@@ -64,7 +65,7 @@ def create_instance(offer: Annotated[str, typer.Option(envvar="INSTANCE_ID", hel
     context = open_context()
     preflight.check_access(context)
     client = VastClient(context.settings)
-    with context.state.locked("gpu", busy=gpu.BUSY):
+    with context.state.locked("gpu", busy=gpu.BUSY), instances.naming_what_costs(context):
         ident = instances.create(context, client, int(offer))
         say(context.console, f"CONTRACT_ID={ident}")
         instance = startup.wait_until_ready(context, client, ident)
@@ -85,15 +86,18 @@ def list_instances() -> None:
             str(each.id),
             instances.state_of(each),
             f"{each.num_gpus}x {each.gpu_name}",
-            f"{each.dph_total:.3f}",
-            dollars(each.spent),
+            f"{each.hourly:.3f}" if each.hourly else "?",
+            instances.spent_on(each),
             each.label,
             "this checkout" if each in ours.here else "unknown here",
         )
+    unanswered = instances.unanswered(context)
     if table.row_count:
         context.console.print(table)
-    else:
+    elif not unanswered:
         say(context.console, "No instance of this project is rented.")
+    for sentence in unanswered:
+        say(context.console, sentence)
 
 
 @app.command()
@@ -172,11 +176,14 @@ def stop_instance(contract: Contract = "") -> None:
     context, client, instance = _instance(contract, needs_definition=False)
     gpu.stop_tunnel(context, instance)
     client.stop(instance.id)
+    stopped = dataclasses.replace(instance, intended_status="stopped")
+    instances.remember(context, stopped)
     done(
         context.console,
         "instance",
-        f"{instance.id} stops. Its disk goes on costing: `make start-instance CONTRACT_ID={instance.id}` starts it "
-        f"again, if its GPU is still free then; `make destroy-instance CONTRACT_ID={instance.id}` ends the bill.",
+        f"{instance.id} stops. It goes on costing {instances.price_of(stopped)}: `make start-instance "
+        f"CONTRACT_ID={instance.id}` starts it again, if its GPU is still free then; `make destroy-instance "
+        f"CONTRACT_ID={instance.id}` ends the bill.",
     )
 
 
@@ -184,8 +191,9 @@ def stop_instance(contract: Contract = "") -> None:
 def start_instance(contract: Contract = "") -> None:
     """Starts a stopped instance and waits until SSH answers."""
     context, client, instance = _instance(contract)
-    client.start(instance.id)
-    instance = startup.wait_until_ready(context, client, instance.id, restarted=True)
+    with instances.naming_what_costs(context):
+        client.start(instance.id)
+        instance = startup.wait_until_ready(context, client, instance.id, restarted=True)
     done(context.console, "instance", f"CONTRACT_ID={instance.id}: {instances.summary(instance)}")
     say(context.console, "Next: `make gpu-up` starts Triton, the models and the tunnel again.")
 
@@ -201,7 +209,8 @@ def destroy_instance(contract: Contract = "") -> None:
 def gpu_up(contract: Contract = "", models: Models = "", max_price: MaxPrice = "") -> None:
     """Rents a GPU, sets it up and answers a first ticket; goes on where an earlier call ended."""
     context = open_context()
-    gpu.up(context, contract or None, _models(context, models), _price(max_price))
+    with instances.naming_what_costs(context):
+        gpu.up(context, contract or None, _models(context, models), _price(max_price))
 
 
 @app.command()
@@ -262,7 +271,7 @@ def _models(context: Context, models: str) -> tuple[str, ...]:
 
 
 def _number(contract: str) -> int | None:
-    if contract and not contract.isdigit():
+    if contract and not contract.isdecimal():
         raise TargetError(
             f"CONTRACT_ID={contract} is not a contract id, which is a number: `make list-instances` shows them."
         )

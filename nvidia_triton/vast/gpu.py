@@ -10,7 +10,8 @@ from nvidia_triton.vast import deploy, instances, monitor, offers, preflight, re
 from nvidia_triton.vast.context import Context, Instance
 from nvidia_triton.vast.errors import TargetError
 from nvidia_triton.vast.progress import dollars, done, say
-from nvidia_triton.vast.vast import OfferGone, Row, Unavailable, VastClient
+from nvidia_triton.vast.rows import Row
+from nvidia_triton.vast.vast import OfferGone, Unavailable, VastClient
 
 CREATE_TRIES = 3
 BUSY = "Another gpu-up, gpu-down or create-instance of this checkout is at work: wait for its end."
@@ -24,6 +25,8 @@ def up(context: Context, contract_id: str | None, names: Sequence[str], max_pric
         preflight.check_models(context, names)
         client = VastClient(context.settings)
         rented = _rented(context, client, contract_id)
+        if rented is None:
+            _note(context, instances.find(context, client).elsewhere)
         found = [] if rented else offers.search(context, client, max_price)
         plan = f"goes on with {rented.name}" if rented else f"{len(found)} offers fit"
         done(console, "preflight", f"API key, key pair, ssh, rsync, definition and models are in order; {plan}")
@@ -42,6 +45,14 @@ def up(context: Context, contract_id: str | None, names: Sequence[str], max_pric
         done(console, "health", reason)
         answer = ticket.first_ticket(context, instance, names[0])
         done(console, "ticket", f"{names[0]} answered in {answer.seconds:.1f} s through {answer.server}")
+        for each in instances.recover(context, client):
+            # Of a create that had failed, as far as Vast.ai said then.
+            if each.id != instance.id:
+                say(
+                    console,
+                    f"note: instance {each.id} costs money too: {instances.summary(each)}. `make "
+                    f"destroy-instance CONTRACT_ID={each.id}` ends it.",
+                )
     say(console, f"\n  prompt  {PROMPT}\n  answer  {answer.text.strip()}\n")
     say(
         console,
@@ -74,20 +85,20 @@ def down(context: Context, contract_id: str | None) -> None:
     with context.state.locked("gpu", busy=BUSY):
         client = VastClient(context.settings)
         here = instances.recover(context, client)
+        open_creates = instances.unanswered(context)
         if contract_id or here:
             take_down(context, client, instances.resolve(context, client, contract_id))
+        elif open_creates:
+            tunnel.stop(context, None)
         else:
             tunnel.stop(context, None)
             done(console, "instance", "this checkout has rented none, so there is nothing to pay for")
         if not instances.find(context, client).here and service.stop(context):
             done(console, "service", f"{context.settings.api_url} stopped; its data stays")
         elsewhere = instances.find(context, client).elsewhere
-    for each in elsewhere:
-        say(
-            console,
-            f"note: instance {each.id} has this project's label and was not rented by this checkout: "
-            f"{instances.summary(each)}. `make destroy-instance CONTRACT_ID={each.id}` ends it.",
-        )
+    _note(context, elsewhere)
+    if open_creates:
+        raise TargetError("\n".join(open_creates) + "\nNothing of it shows up yet: repeat this target in a minute.")
 
 
 def take_down(context: Context, client: VastClient, instance: Instance) -> None:
@@ -96,13 +107,23 @@ def take_down(context: Context, client: VastClient, instance: Instance) -> None:
     instances.destroy(context, client, instance.id)
     # The tunnel's process may have put its entry back while it ended.
     context.servers.remove(instance.name)
-    hours = 0.0 if instance.start_date is None else max(0.0, time.time() - instance.start_date) / 3600
+    amount = instances.spent_on(instance) if instance.stopped else f"about {dollars(instance.spent)}"
     done(
         context.console,
         "instance",
-        f"{instance.id} destroyed: about {dollars(instance.spent)} for {hours:.2f} hours at "
-        f"${instance.dph_total:.3f} (an estimate; traffic comes on top)",
+        f"{instance.id} destroyed: {amount} for {instance.hours:.2f} hours at ${instance.dph_total:.3f} (an estimate; "
+        "traffic comes on top)",
     )
+
+
+def _note(context: Context, elsewhere: Sequence[Instance]) -> None:
+    for each in elsewhere:
+        say(
+            context.console,
+            f"note: instance {each.id} has this project's label and was not rented by this checkout: "
+            f"{instances.summary(each)}. `make gpu-up CONTRACT_ID={each.id}` uses it, `make destroy-instance "
+            f"CONTRACT_ID={each.id}` ends it.",
+        )
 
 
 def stop_tunnel(context: Context, instance: Instance) -> None:
@@ -125,7 +146,7 @@ def _ready(context: Context, client: VastClient, rented: Instance | None, found:
     """An instance that SSH answers on: the rented one, started where it was stopped, or else a new one."""
     if rented is None:
         return startup.wait_until_ready(context, client, rent(context, client, found))
-    stopped = rented.intended_status == "stopped"
+    stopped = rented.stopped
     if stopped:
         client.start(rented.id)
     return startup.wait_until_ready(context, client, rented.id, restarted=stopped)

@@ -25,7 +25,7 @@ def wait_until_ready(context: Context, client: VastClient, contract_id: int, *, 
     missing, attached = 0, False
     with waiting(context.console) as line:
         while True:
-            instance = client.instance(contract_id)
+            instance = instances.look(client, contract_id)
             missing = 0 if instance else missing + 1
             if missing >= instances.PATIENCE:
                 instances.forget(context, contract_id)
@@ -94,6 +94,6 @@ def _cannot_run(instance: Instance) -> str:
 
 def _or_destroy(instance: Instance) -> str:
     return (
-        f"It costs ${instance.dph_total:.3f} an hour while it exists: "
+        f"It costs {instances.price_of(instance)} while it exists: "
         f"`make destroy-instance CONTRACT_ID={instance.id}` ends it."
     )

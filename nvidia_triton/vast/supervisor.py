@@ -13,7 +13,7 @@ from collections.abc import Callable
 from logging.handlers import RotatingFileHandler
 from typing import Any
 
-from nvidia_triton.vast import tunnel
+from nvidia_triton.vast import instances, tunnel
 from nvidia_triton.vast.context import Address, Context, Instance
 from nvidia_triton.vast.control import Control
 from nvidia_triton.vast.errors import TargetError
@@ -200,7 +200,7 @@ async def _run(context: Context, contract_id: int) -> None:
         # Not before it is needed: without an API key the tunnel works as long as the address stays.
         if not client:
             client.append(VastClient(context.settings))
-        return client[0].instance(contract_id)
+        return instances.look(client[0], contract_id)
 
     await Supervisor(context, record, resolve, stop).run()
     logging.shutdown()

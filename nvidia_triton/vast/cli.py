@@ -13,7 +13,7 @@ import typer
 import typer.core
 from rich.table import Table
 
-from nvidia_triton.vast import deploy, gpu, instances, monitor, offers, preflight, remote, ssh, startup, tunnel
+from nvidia_triton.vast import costs, deploy, gpu, instances, monitor, offers, preflight, remote, ssh, startup, tunnel
 from nvidia_triton.vast.context import Context, Instance
 from nvidia_triton.vast.errors import TargetError
 from nvidia_triton.vast.progress import done, say
@@ -21,6 +21,7 @@ from nvidia_triton.vast.vast import VastClient
 from nvidia_triton.vast.wiring import open_context
 
 INTERRUPTED = 130
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(Exception):
@@ -49,8 +50,7 @@ def search_instance(max_price: MaxPrice = "") -> None:
     """Offers that fit the definition, the cheapest first."""
     context = open_context()
     found = offers.search(context, VastClient(context.settings), _price(max_price))
-    image = context.definition.image
-    context.console.print(offers.table(found, f"{len(found)} offers for {image.tag}"))
+    context.console.print(offers.table(found, f"{len(found)} offers for {context.definition.image.tag}"))
     say(context.console, f"Rent one with `make create-instance INSTANCE_ID={found[0]['id']}`.")
 
 
@@ -69,7 +69,7 @@ def create_instance(offer: Annotated[str, typer.Option(envvar="INSTANCE_ID", hel
         ident = instances.create(context, client, int(offer))
         say(context.console, f"CONTRACT_ID={ident}")
         instance = startup.wait_until_ready(context, client, ident)
-    done(context.console, "instance", f"CONTRACT_ID={ident}: {instances.summary(instance)}")
+    done(context.console, "instance", f"CONTRACT_ID={ident}: {costs.summary(instance)}")
     say(context.console, f"Next: `make run-tritonserver CONTRACT_ID={ident}`.")
 
 
@@ -84,10 +84,10 @@ def list_instances() -> None:
     for each in (*ours.here, *ours.elsewhere):
         table.add_row(
             str(each.id),
-            instances.state_of(each),
+            costs.state_of(each),
             f"{each.num_gpus}x {each.gpu_name}",
             f"{each.hourly:.3f}" if each.hourly else "?",
-            instances.spent_on(each),
+            costs.spent_on(each),
             each.label,
             "this checkout" if each in ours.here else "unknown here",
         )
@@ -181,7 +181,7 @@ def stop_instance(contract: Contract = "") -> None:
     done(
         context.console,
         "instance",
-        f"{instance.id} stops. It goes on costing {instances.price_of(stopped)}: `make start-instance "
+        f"{instance.id} stops. It goes on costing {costs.price_of(stopped)}: `make start-instance "
         f"CONTRACT_ID={instance.id}` starts it again, if its GPU is still free then; `make destroy-instance "
         f"CONTRACT_ID={instance.id}` ends the bill.",
     )
@@ -194,7 +194,7 @@ def start_instance(contract: Contract = "") -> None:
     with instances.naming_what_costs(context):
         client.start(instance.id)
         instance = startup.wait_until_ready(context, client, instance.id, restarted=True)
-    done(context.console, "instance", f"CONTRACT_ID={instance.id}: {instances.summary(instance)}")
+    done(context.console, "instance", f"CONTRACT_ID={instance.id}: {costs.summary(instance)}")
     say(context.console, "Next: `make gpu-up` starts Triton, the models and the tunnel again.")
 
 
@@ -221,18 +221,22 @@ def gpu_down(contract: Contract = "") -> None:
 
 def main() -> int:
     """Runs a command; an expected failure is one sentence on stderr and the exit code 1."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in ENDING:
         signal.signal(number, signal.default_int_handler)
     try:
         code = app(standalone_mode=False)
     except TargetError as error:
         return _fail(str(error))
     except (Interrupted, KeyboardInterrupt):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        context = open_context(needs_definition=False)
-        return _fail(f"Interrupted. {instances.left_running(context)}".strip(), INTERRUPTED)
+        for number in ENDING:
+            signal.signal(number, signal.SIG_IGN)
+        return _fail(f"Interrupted. {_left_running()}".strip(), INTERRUPTED)
     except typer.Exit as end:
         return end.exit_code
+    except (SystemExit, BrokenPipeError):
+        # Whoever read the output has gone: `make gpu-up | head`.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+        return _fail(f"Nobody reads the output any more, so this ended. {_left_running()}".strip())
     except Exception as error:
         # Click's own: a flag that is no such flag.
         if (show := getattr(error, "show", None)) is None:
@@ -244,14 +248,22 @@ def main() -> int:
 
 def _defect(error: Exception) -> str:
     """Keeps the trace of what nobody foresaw, and says where; what is rented is named."""
-    context = open_context(needs_definition=False)
-    trace = context.state.prepare().file("error.log")
-    trace.write_text(context.settings.redact("".join(traceback.format_exception(error))))
-    return (
-        f"This failed in a way that nobody foresaw ({type(error).__name__}); the details are in "
-        f"{os.path.relpath(trace)}. "
-        f"{instances.left_running(context)}"
-    ).strip()
+    what = f"This failed in a way that nobody foresaw ({type(error).__name__})"
+    try:
+        context = open_context(needs_definition=False)
+        trace = context.state.prepare().file("error.log")
+        trace.write_text(context.settings.redact("".join(traceback.format_exception(error))))
+        what += f"; the details are in {os.path.relpath(trace)}."
+    except (TargetError, OSError):
+        what += f": {error.strerror}." if isinstance(error, OSError) else "."
+    return f"{what} {_left_running()}".strip()
+
+
+def _left_running() -> str:
+    try:
+        return instances.left_running(open_context(needs_definition=False))
+    except (TargetError, OSError):
+        return "`make list-instances` shows what is rented."
 
 
 def _fail(text: str, code: int = 1) -> int:

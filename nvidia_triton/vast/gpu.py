@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from nvidia_triton.local.banner import PROMPT
-from nvidia_triton.vast import deploy, instances, monitor, offers, preflight, remote, service, startup, ticket, tunnel
+from nvidia_triton.vast import (
+    costs,
+    deploy,
+    instances,
+    monitor,
+    offers,
+    preflight,
+    remote,
+    service,
+    startup,
+    ticket,
+    tunnel,
+)
 from nvidia_triton.vast.context import Context, Instance
 from nvidia_triton.vast.errors import TargetError
 from nvidia_triton.vast.progress import dollars, done, say
 from nvidia_triton.vast.rows import Row
+from nvidia_triton.vast.state import StateFailed
 from nvidia_triton.vast.vast import OfferGone, Unavailable, VastClient
 
 CREATE_TRIES = 3
@@ -32,7 +46,7 @@ def up(context: Context, contract_id: str | None, names: Sequence[str], max_pric
         done(console, "preflight", f"API key, key pair, ssh, rsync, definition and models are in order; {plan}")
         done(console, "service", service.ensure(context))
         instance = _ready(context, client, rented, found)
-        done(console, "instance", f"CONTRACT_ID={instance.id}: {instances.summary(instance)}")
+        done(console, "instance", f"CONTRACT_ID={instance.id}: {costs.summary(instance)}")
         remote.run_tritonserver(context, instance)
         done(console, "triton", f"tritonserver serves on {instance.name}")
         deploy.deploy(context, instance, names)
@@ -50,7 +64,7 @@ def up(context: Context, contract_id: str | None, names: Sequence[str], max_pric
             if each.id != instance.id:
                 say(
                     console,
-                    f"note: instance {each.id} costs money too: {instances.summary(each)}. `make "
+                    f"note: instance {each.id} costs money too: {costs.summary(each)}. `make "
                     f"destroy-instance CONTRACT_ID={each.id}` ends it.",
                 )
     say(console, f"\n  prompt  {PROMPT}\n  answer  {answer.text.strip()}\n")
@@ -82,9 +96,13 @@ def rent(context: Context, client: VastClient, found: Sequence[Row]) -> int:
 def down(context: Context, contract_id: str | None) -> None:
     """Ends the tunnel, the instance and a service that gpu-up started; fine where there is nothing."""
     console = context.console
-    with context.state.locked("gpu", busy=BUSY):
+    with context.state.locked("gpu", busy=BUSY, needed=False):
         client = VastClient(context.settings)
-        here = instances.recover(context, client)
+        try:
+            here = instances.recover(context, client)
+        except StateFailed as failure:
+            say(console, f"  {failure}")
+            here = instances.find(context, client).here
         open_creates = instances.unanswered(context)
         if contract_id or here:
             take_down(context, client, instances.resolve(context, client, contract_id))
@@ -105,9 +123,10 @@ def take_down(context: Context, client: VastClient, instance: Instance) -> None:
     """Ends the tunnel to an instance, and the instance."""
     stop_tunnel(context, instance)
     instances.destroy(context, client, instance.id)
-    # The tunnel's process may have put its entry back while it ended.
-    context.servers.remove(instance.name)
-    amount = instances.spent_on(instance) if instance.stopped else f"about {dollars(instance.spent)}"
+    with suppress(StateFailed):
+        # The tunnel's process may have put its entry back while it ended.
+        context.servers.remove(instance.name)
+    amount = costs.spent_on(instance) if instance.stopped else f"about {dollars(instance.spent)}"
     done(
         context.console,
         "instance",
@@ -121,7 +140,7 @@ def _note(context: Context, elsewhere: Sequence[Instance]) -> None:
         say(
             context.console,
             f"note: instance {each.id} has this project's label and was not rented by this checkout: "
-            f"{instances.summary(each)}. `make gpu-up CONTRACT_ID={each.id}` uses it, `make destroy-instance "
+            f"{costs.summary(each)}. `make gpu-up CONTRACT_ID={each.id}` uses it, `make destroy-instance "
             f"CONTRACT_ID={each.id}` ends it.",
         )
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from nvidia_triton.vast.context import Context, Instance
+from nvidia_triton.vast.costs import summary
 from nvidia_triton.vast.errors import TargetError
-from nvidia_triton.vast.progress import dollars, say
+from nvidia_triton.vast.progress import say
+from nvidia_triton.vast.state import StateFailed
 from nvidia_triton.vast.vast import (
     Doubtful,
     OfferGone,
@@ -128,8 +130,14 @@ def create(context: Context, client: VastClient, offer: int) -> int:
                 "Vast.ai says: try again, and look at `make list-instances` a minute later."
             ) from None
         contract = found
-    context.state.write(f"{CONTRACT}{contract}", {"label": label})
-    context.state.remove(intent)
+    try:
+        context.state.write(f"{CONTRACT}{contract}", {"label": label})
+        context.state.remove(intent)
+    except StateFailed as failure:
+        raise TargetError(
+            f"Instance {contract} is rented and costs money. {failure} `make destroy-instance CONTRACT_ID={contract}` "
+            "ends it."
+        ) from None
     return contract
 
 
@@ -173,7 +181,8 @@ def destroy(context: Context, client: VastClient, contract_id: int) -> None:
         try:
             client.destroy(contract_id)
             if _goes(context, client, contract_id):
-                forget(context, contract_id)
+                with suppress(StateFailed):
+                    forget(context, contract_id)
                 return
         except (Refused, Unavailable) as refused:
             problem = str(refused).rstrip(".")
@@ -235,31 +244,6 @@ def naming_what_costs(context: Context) -> Iterator[None]:
             "" if known_ids(context) else "Nothing is on record as rented here."
         )
         raise TargetError(f"{error}\n{rest}".strip()) from None
-
-
-def state_of(instance: Instance) -> str:
-    """In a word: Vast.ai calls a stopped instance `exited` as it does one that failed."""
-    stopped = instance.stopped and instance.status == "exited"
-    return "stopped" if stopped else instance.status or "being made"
-
-
-def price_of(instance: Instance) -> str:
-    """For an hour as it is now."""
-    if not instance.stopped:
-        return f"${instance.dph_total:.3f} an hour"
-    return f"${instance.hourly:.3f} an hour for its disk" if instance.hourly else "the price of its disk"
-
-
-def spent_on(instance: Instance) -> str:
-    """How long an instance has been stopped is nowhere told, so the sum is then an upper bound."""
-    return f"at most {dollars(instance.spent)}" if instance.stopped else dollars(instance.spent)
-
-
-def summary(instance: Instance) -> str:
-    return (
-        f"{instance.num_gpus}x {instance.gpu_name}, {state_of(instance)}, {price_of(instance)}, "
-        f"{spent_on(instance)} so far"
-    )
 
 
 def _is_known(context: Context, instance: Instance) -> bool:

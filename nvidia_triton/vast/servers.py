@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nvidia_triton.vast.state import write_whole
+from nvidia_triton.vast.state import write_whole, writing
 
 
 class ServersFile:
@@ -31,7 +31,8 @@ class ServersFile:
         self._change(lambda entries: [each for each in entries if each.get("name") != name])
 
     def _change(self, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_suffix(".lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            write_whole(self.path, json.dumps({"servers": change(self.entries())}, indent=1))
+        with writing(self.path.parent):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.with_suffix(".lock").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                write_whole(self.path, json.dumps({"servers": change(self.entries())}, indent=1))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from nvidia_triton.vast import instances, startup
+from nvidia_triton.vast import costs, instances, startup
 from nvidia_triton.vast.context import Context
 from nvidia_triton.vast.errors import TargetError
 from nvidia_triton.vast.vast import Unavailable, VastClient
@@ -116,7 +116,7 @@ def test_rows_with_holes_and_texts_for_numbers_are_read(
     assert found is not None
     assert found.addresses[-1].port == vast.host(ident).proxy_port
     assert [each.id for each in client.instances()] == [ident]
-    assert instances.summary(found)
+    assert costs.summary(found)
     assert found.hourly >= 0
     assert found.spent >= 0
 

@@ -27,8 +27,14 @@ class ServersFile:
         entry = {"url": url, "name": name, "hourly_price": hourly_price}
         self._change(lambda entries: [*(each for each in entries if each.get("name") != name), entry])
 
-    def remove(self, name: str) -> None:
-        self._change(lambda entries: [each for each in entries if each.get("name") != name])
+    def remove(self, name: str, url: str | None = None) -> None:
+        """Takes the server `name` out; with `url`, unless it has another address by now."""
+        if self.path.exists():
+            self._change(
+                lambda entries: [
+                    each for each in entries if each.get("name") != name or url not in (None, each.get("url"))
+                ]
+            )
 
     def _change(self, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
         with writing(self.path.parent):

@@ -181,3 +181,25 @@ def test_what_keeps_the_log_short_ends_with_a_triton_that_is_killed(
     remote.run_tritonserver(rented.context, rented.instance)
     rented.ssh(f"kill -9 {pid_of(rented)}")
     until(lambda: not rented.vast.host(rented.instance.id).processes(), "nothing of it is left")
+
+
+def test_values_arrive_as_they_were_written(make: Rent) -> None:
+    """Nothing of them is taken for a command on the way."""
+    odd = {
+        "SPACES": "a  b ",
+        "QUOTES": 'it\'s "so"',
+        "COMMANDS": "$(touch /opt/triton/one) `touch /opt/triton/two` ; touch /opt/triton/three",
+        "LINES": "first\nsecond\\",
+        "DOLLARS": "$HOME ${PATH} \\$x !!",
+    }
+    rented = make(env=odd)
+    definition = rented.context.definition
+    flag = "--id=$(touch /opt/triton/four) 'it is' \"so\"\n`touch /opt/triton/five`"
+    triton = definition.triton.model_copy(update={"flags": (*definition.triton.flags, flag)})
+    context = dataclasses.replace(rented.context, definition=definition.model_copy(update={"triton": triton}))
+    remote.run_tritonserver(context, rented.instance)
+    pid = pid_of(rented)
+    environment = rented.ssh(f"cat /proc/{pid}/environ").split("\0")
+    assert [f"{name}={value}" for name, value in odd.items() if f"{name}={value}" not in environment] == []
+    assert flag in rented.ssh(f"cat /proc/{pid}/cmdline").split("\0")
+    assert not [name for name in ("one", "two", "three", "four", "five") if (rented.opt / "triton" / name).exists()]

@@ -28,7 +28,10 @@ from nvidia_triton.vast.state import StateFailed
 from nvidia_triton.vast.vast import OfferGone, Unavailable, VastClient
 
 CREATE_TRIES = 3
-BUSY = "Another gpu-up, gpu-down or create-instance of this checkout is at work: wait for its end."
+BUSY = (
+    "Another gpu-up, gpu-down or create-instance of this checkout is at work: wait for its end, or end it with Ctrl-C. "
+    "`make destroy-instance` ends an instance without waiting."
+)
 
 
 def up(context: Context, contract_id: str | None, names: Sequence[str], max_price: float | None) -> None:

@@ -107,7 +107,8 @@ def down(context: Context, contract_id: str | None) -> None:
             say(console, f"  {failure}")
             here = instances.find(context, client).here
         open_creates = instances.unanswered(context)
-        if contract_id or here:
+        ended = bool(contract_id or here)
+        if ended:
             take_down(context, client, instances.resolve(context, client, contract_id))
         elif open_creates:
             tunnel.stop(context, None)
@@ -118,7 +119,9 @@ def down(context: Context, contract_id: str | None) -> None:
             done(console, "service", f"{context.settings.api_url} stopped; its data stays")
         elsewhere = instances.find(context, client).elsewhere
     _note(context, elsewhere)
-    if open_creates:
+    for sentence in open_creates if ended else ():
+        say(console, f"note: {sentence}")
+    if open_creates and not ended:
         raise TargetError("\n".join(open_creates) + "\nNothing of it shows up yet: repeat this target in a minute.")
 
 

@@ -27,7 +27,8 @@ CONTRACT = "contract-"
 INTENT = "intent-"
 # Calls of the list that an instance may take to show up in it, or to go from it.
 PATIENCE = 3
-INTENT_SECONDS = 86400.0
+# After this a create that has shown nothing is not waited for any more; its label would still tell whose it is.
+INTENT_SECONDS = 900.0
 PAUSE_SECONDS = 2.0
 DESTROY_TRIES = 4
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
@@ -12,14 +13,15 @@ import typer
 import typer.core
 from rich.table import Table
 
-from nvidia_triton.vast import deploy, gpu, instances, monitor, offers, preflight, remote, ssh, startup, tunnel
+from nvidia_triton.vast import costs, deploy, gpu, instances, monitor, offers, preflight, remote, ssh, startup, tunnel
 from nvidia_triton.vast.context import Context, Instance
 from nvidia_triton.vast.errors import TargetError
-from nvidia_triton.vast.progress import dollars, done, say
+from nvidia_triton.vast.progress import done, say
 from nvidia_triton.vast.vast import VastClient
 from nvidia_triton.vast.wiring import open_context
 
 INTERRUPTED = 130
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(Exception):
@@ -48,15 +50,14 @@ def search_instance(max_price: MaxPrice = "") -> None:
     """Offers that fit the definition, the cheapest first."""
     context = open_context()
     found = offers.search(context, VastClient(context.settings), _price(max_price))
-    image = context.definition.image
-    context.console.print(offers.table(found, f"{len(found)} offers for {image.tag}"))
+    context.console.print(offers.table(found, f"{len(found)} offers for {context.definition.image.tag}"))
     say(context.console, f"Rent one with `make create-instance INSTANCE_ID={found[0]['id']}`.")
 
 
 @app.command()
 def create_instance(offer: Annotated[str, typer.Option(envvar="INSTANCE_ID", help="the offer's id")] = "") -> None:
     """Rents an offer and waits until SSH answers."""
-    if not offer.isdigit():
+    if not offer.isdecimal():
         raise TargetError(
             f"INSTANCE_ID={offer} is not the id of an offer: `make search-instance` shows offers, then "
             "`make create-instance INSTANCE_ID=<offer id>`."
@@ -64,11 +65,11 @@ def create_instance(offer: Annotated[str, typer.Option(envvar="INSTANCE_ID", hel
     context = open_context()
     preflight.check_access(context)
     client = VastClient(context.settings)
-    with context.state.locked("gpu", busy=gpu.BUSY):
+    with context.state.locked("gpu", busy=gpu.BUSY), instances.naming_what_costs(context):
         ident = instances.create(context, client, int(offer))
         say(context.console, f"CONTRACT_ID={ident}")
         instance = startup.wait_until_ready(context, client, ident)
-    done(context.console, "instance", f"CONTRACT_ID={ident}: {instances.summary(instance)}")
+    done(context.console, "instance", f"CONTRACT_ID={ident}: {costs.summary(instance)}")
     say(context.console, f"Next: `make run-tritonserver CONTRACT_ID={ident}`.")
 
 
@@ -83,17 +84,20 @@ def list_instances() -> None:
     for each in (*ours.here, *ours.elsewhere):
         table.add_row(
             str(each.id),
-            instances.state_of(each),
+            costs.state_of(each),
             f"{each.num_gpus}x {each.gpu_name}",
-            f"{each.dph_total:.3f}",
-            dollars(each.spent),
+            f"{each.hourly:.3f}" if each.hourly else "?",
+            costs.spent_on(each),
             each.label,
             "this checkout" if each in ours.here else "unknown here",
         )
+    unanswered = instances.unanswered(context)
     if table.row_count:
         context.console.print(table)
-    else:
+    elif not unanswered:
         say(context.console, "No instance of this project is rented.")
+    for sentence in unanswered:
+        say(context.console, sentence)
 
 
 @app.command()
@@ -172,11 +176,14 @@ def stop_instance(contract: Contract = "") -> None:
     context, client, instance = _instance(contract, needs_definition=False)
     gpu.stop_tunnel(context, instance)
     client.stop(instance.id)
+    stopped = dataclasses.replace(instance, intended_status="stopped")
+    instances.remember(context, stopped)
     done(
         context.console,
         "instance",
-        f"{instance.id} stops. Its disk goes on costing: `make start-instance CONTRACT_ID={instance.id}` starts it "
-        f"again, if its GPU is still free then; `make destroy-instance CONTRACT_ID={instance.id}` ends the bill.",
+        f"{instance.id} stops. It goes on costing {costs.price_of(stopped)}: `make start-instance "
+        f"CONTRACT_ID={instance.id}` starts it again, if its GPU is still free then; `make destroy-instance "
+        f"CONTRACT_ID={instance.id}` ends the bill.",
     )
 
 
@@ -184,9 +191,10 @@ def stop_instance(contract: Contract = "") -> None:
 def start_instance(contract: Contract = "") -> None:
     """Starts a stopped instance and waits until SSH answers."""
     context, client, instance = _instance(contract)
-    client.start(instance.id)
-    instance = startup.wait_until_ready(context, client, instance.id, restarted=True)
-    done(context.console, "instance", f"CONTRACT_ID={instance.id}: {instances.summary(instance)}")
+    with instances.naming_what_costs(context):
+        client.start(instance.id)
+        instance = startup.wait_until_ready(context, client, instance.id, restarted=True)
+    done(context.console, "instance", f"CONTRACT_ID={instance.id}: {costs.summary(instance)}")
     say(context.console, "Next: `make gpu-up` starts Triton, the models and the tunnel again.")
 
 
@@ -201,7 +209,8 @@ def destroy_instance(contract: Contract = "") -> None:
 def gpu_up(contract: Contract = "", models: Models = "", max_price: MaxPrice = "") -> None:
     """Rents a GPU, sets it up and answers a first ticket; goes on where an earlier call ended."""
     context = open_context()
-    gpu.up(context, contract or None, _models(context, models), _price(max_price))
+    with instances.naming_what_costs(context):
+        gpu.up(context, contract or None, _models(context, models), _price(max_price))
 
 
 @app.command()
@@ -212,18 +221,22 @@ def gpu_down(contract: Contract = "") -> None:
 
 def main() -> int:
     """Runs a command; an expected failure is one sentence on stderr and the exit code 1."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in ENDING:
         signal.signal(number, signal.default_int_handler)
     try:
         code = app(standalone_mode=False)
     except TargetError as error:
         return _fail(str(error))
     except (Interrupted, KeyboardInterrupt):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        context = open_context(needs_definition=False)
-        return _fail(f"Interrupted. {instances.left_running(context)}".strip(), INTERRUPTED)
+        for number in ENDING:
+            signal.signal(number, signal.SIG_IGN)
+        return _fail(f"Interrupted. {_left_running()}".strip(), INTERRUPTED)
     except typer.Exit as end:
         return end.exit_code
+    except (SystemExit, BrokenPipeError):
+        # Whoever read the output has gone: `make gpu-up | head`.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+        return _fail(f"Nobody reads the output any more, so this ended. {_left_running()}".strip())
     except Exception as error:
         # Click's own: a flag that is no such flag.
         if (show := getattr(error, "show", None)) is None:
@@ -235,14 +248,22 @@ def main() -> int:
 
 def _defect(error: Exception) -> str:
     """Keeps the trace of what nobody foresaw, and says where; what is rented is named."""
-    context = open_context(needs_definition=False)
-    trace = context.state.prepare().file("error.log")
-    trace.write_text(context.settings.redact("".join(traceback.format_exception(error))))
-    return (
-        f"This failed in a way that nobody foresaw ({type(error).__name__}); the details are in "
-        f"{os.path.relpath(trace)}. "
-        f"{instances.left_running(context)}"
-    ).strip()
+    what = f"This failed in a way that nobody foresaw ({type(error).__name__})"
+    try:
+        context = open_context(needs_definition=False)
+        trace = context.state.prepare().file("error.log")
+        trace.write_text(context.settings.redact("".join(traceback.format_exception(error))))
+        what += f"; the details are in {os.path.relpath(trace)}."
+    except (TargetError, OSError):
+        what += f": {error.strerror}." if isinstance(error, OSError) else "."
+    return f"{what} {_left_running()}".strip()
+
+
+def _left_running() -> str:
+    try:
+        return instances.left_running(open_context(needs_definition=False))
+    except (TargetError, OSError):
+        return "`make list-instances` shows what is rented."
 
 
 def _fail(text: str, code: int = 1) -> int:
@@ -262,7 +283,7 @@ def _models(context: Context, models: str) -> tuple[str, ...]:
 
 
 def _number(contract: str) -> int | None:
-    if contract and not contract.isdigit():
+    if contract and not contract.isdecimal():
         raise TargetError(
             f"CONTRACT_ID={contract} is not a contract id, which is a number: `make list-instances` shows them."
         )

@@ -39,7 +39,8 @@ class Address:
 class Instance:
     """One rented instance. `addresses` holds the direct one first, then the proxy; empty until it runs.
 
-    `status` is Vast's actual_status ("" while it is null); `dph_total` is dollars an hour, `start_date` Unix seconds.
+    `status` is Vast's actual_status ("" while it is null); `dph_total` is dollars an hour while it is not stopped,
+    `storage_hourly` while it is, 0 where that is not known; `start_date` is in Unix seconds.
     """
 
     id: int
@@ -51,6 +52,7 @@ class Instance:
     gpu_name: str
     num_gpus: int
     dph_total: float
+    storage_hourly: float
     start_date: float | None
     image: str
 
@@ -60,6 +62,20 @@ class Instance:
         return f"vast-{self.id}"
 
     @property
+    def stopped(self) -> bool:
+        """By its tenant, or by Vast.ai for want of money."""
+        return self.intended_status == "stopped"
+
+    @property
+    def hourly(self) -> float:
+        """Dollars an hour as it is now: the disk of a stopped instance goes on costing."""
+        return self.storage_hourly if self.stopped else self.dph_total
+
+    @property
+    def hours(self) -> float:
+        return 0.0 if self.start_date is None else max(0.0, time.time() - self.start_date) / 3600
+
+    @property
     def spent(self) -> float:
-        """Dollars since the start, an estimate: the bill counts storage and traffic too."""
-        return 0.0 if self.start_date is None else max(0.0, time.time() - self.start_date) / 3600 * self.dph_total
+        """Dollars since it was made, without traffic; times of rest, which Vast.ai does not tell, at the full price."""
+        return self.hours * self.dph_total

@@ -1,5 +1,6 @@
 """What is rented and what runs on it: nvidia_triton/vastai_instance_definition.yaml, checked key by key."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -19,7 +20,11 @@ IMAGES = {
 }
 ONSTART_CHARS = 4000
 VALUE_CHARS = 255
-OURS = ("--model-repository", "--model-control-mode", "--http-", "--grpc-port", "--grpc-address", "--metrics-")
+OURS = (
+    *("--model-repository", "--model-control-mode", "--load-model", "--repository-poll-secs", "--allow-"),
+    *("--http-", "--grpc-port", "--grpc-address", "--metrics-", "--sagemaker-", "--vertex-ai-"),
+)
+SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|API_?KEY)$", re.IGNORECASE)
 MODEL_REPOSITORY = "/opt/models"
 
 
@@ -32,17 +37,18 @@ def _unquoted_number(value: Any) -> Any:
 
 Version = Annotated[str, BeforeValidator(_unquoted_number), Field(pattern=r"^\d+(\.\d+)*$")]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Minutes = Annotated[float, Field(gt=0, le=1440)]
 Port = Annotated[int, Field(ge=1024, le=65535)]
 
 
 class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
 
 
 class Image(Part):
     """`cuda` and `driver` are what the image asks of the host; known for the usual tags."""
 
-    repository: str = "nvcr.io/nvidia/tritonserver"
+    repository: str = Field(default="nvcr.io/nvidia/tritonserver", pattern=r"^[a-z0-9][\w.:/-]*$")
     tag: str = "25.10-vllm-python-py3"
     cuda: Version = ""
     driver: Version = ""
@@ -69,9 +75,9 @@ class Image(Part):
 class Query(Part):
     """What an offer must have. `gpu_ram` in GB for each GPU, `inet_down` in Mbit/s, `countries` as two letters."""
 
-    num_gpus: int = Field(1, ge=1)
-    gpu_ram: float = Field(24, gt=0)
-    gpu_names: tuple[str, ...] = ()
+    num_gpus: int = Field(1, ge=1, le=64)
+    gpu_ram: float = Field(24, gt=0, le=10_000)
+    gpu_names: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]*$")], ...] = ()
     countries: tuple[Annotated[str, Field(pattern="^[A-Z]{2}$")], ...] = ()
     direct_port_count: int = Field(1, ge=0)
     inet_down: float = Field(500, ge=0)
@@ -130,10 +136,10 @@ class Needs(Part):
 class Deadlines(Part):
     """Minutes after which waiting ends with an error."""
 
-    running: float = Field(30, gt=0)
-    ssh: float = Field(5, gt=0)
-    triton: float = Field(5, gt=0)
-    load: float = Field(60, gt=0)
+    running: Minutes = 30
+    ssh: Minutes = 5
+    triton: Minutes = 5
+    load: Minutes = 60
 
 
 class InstanceDefinition(Part):
@@ -141,8 +147,8 @@ class InstanceDefinition(Part):
 
     image: Image = Field(default_factory=lambda: Image.model_validate({}))
     query: Query = Query()
-    max_price: float = Field(0.8, gt=0)
-    disk: float = Field(80, ge=10)
+    max_price: float = Field(0.8, gt=0, lt=1000)
+    disk: float = Field(80, ge=10, le=100_000)
     env: dict[Variable, str] = Field(default_factory=dict)
     onstart: str
     triton: Triton = Triton()
@@ -156,9 +162,12 @@ class InstanceDefinition(Part):
         for name, value in env.items():
             if len(value) > VALUE_CHARS:
                 raise ValueError(f"{name} is longer than {VALUE_CHARS} characters, which is all Vast.ai takes")
-            if name in ("HF_TOKEN", "VAST_API_KEY"):
+            if "\0" in value:
+                raise ValueError(f"{name} holds a character that no variable can hold")
+            if SECRET.search(name):
                 raise ValueError(
-                    f"{name} is a secret and this file is tracked by git: put it into .env.vast or export it"
+                    f"{name} is a secret and this file is tracked by git: HF_TOKEN goes into .env.vast or is exported, "
+                    "and no other reaches the instance"
                 )
         return env
 
@@ -177,22 +186,47 @@ class InstanceDefinition(Part):
         return self
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML takes the last of two equal keys without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} is there twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load_definition(path: Path) -> InstanceDefinition:
     """
     Raises:
         TargetError: the file is missing or does not hold a definition; each wrong key is named.
     """
     try:
-        found = yaml.safe_load(path.read_text())
+        found = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
+    except UnicodeDecodeError:
+        raise TargetError(f"{path.name} is not UTF-8.") from None
     except OSError as error:
         raise TargetError(f"The instance definition {path.name} cannot be read: {error.strerror}.") from None
     except yaml.YAMLError as error:
         raise TargetError(f"{path.name} is not YAML: {_first_line(error)}.") from None
     try:
-        return InstanceDefinition.model_validate(found or {})
+        return InstanceDefinition.model_validate({} if found is None else found)
     except ValidationError as error:
         problems = "\n".join(f"  {_key(each['loc'])}: {_reason(each)}" for each in error.errors(include_url=False))
         raise TargetError(f"{path.name} has keys that cannot be used:\n{problems}") from None
+
+
+REASONS = {
+    "too_short": "must hold at least one",
+    "missing": "is missing",
+    "tuple_type": "must be a list, such as [a, b]",
+    "dict_type": "must hold names with their values, indented below it",
+    "model_type": "must hold keys with their values, indented below it",
+    "string_type": "must be text: put it in quotes",
+    "finite_number": "must be a number",
+}
 
 
 def _first_line(error: yaml.YAMLError) -> str:
@@ -208,8 +242,8 @@ def _key(location: tuple[int | str, ...]) -> str:
 def _reason(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         return "there is no such key; check its spelling"
-    if problem["type"] == "too_short":
-        return "must hold at least one"
+    if problem["type"] in REASONS:
+        return REASONS[problem["type"]]
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
     message = str(problem["msg"])

@@ -15,10 +15,10 @@ from nvidia_triton.vast import repository, rsync, ssh
 from nvidia_triton.vast.context import Context, Instance
 from nvidia_triton.vast.control import UNLOAD_SECONDS, Control, LoadFailed
 from nvidia_triton.vast.errors import TargetError
-from nvidia_triton.vast.forward import Forward
+from nvidia_triton.vast.forward import Busy, Forward
 from nvidia_triton.vast.loading import engine_reason, load, progress
 from nvidia_triton.vast.progress import say
-from nvidia_triton.vast.remote_scripts import KEEP, RESTORE, RESTORED, STAGING, SURVEY, SWAP
+from nvidia_triton.vast.remote_scripts import KEEP, LOCKED, RESTORE, RESTORED, STAGING, SURVEY, SWAP
 from nvidia_triton.vast.repository import ModelFolder
 
 # What the folders may take of the free disk; weights that the engine downloads come on top.
@@ -49,20 +49,22 @@ def deploy(context: Context, instance: Instance, names: Sequence[str]) -> None:
         vllm=vllm_of_image(instance.image),
     )
     ssh.require_program("rsync", "rsync")
-    with context.state.locked(
-        f"deploy-{instance.id}", busy=f"Another deployment to {instance.name} is at work: wait for its end."
-    ):
+    busy = f"Another deployment to {instance.name} is at work: wait for its end."
+    with context.state.locked(f"deploy-{instance.id}", busy=busy):
         for folder in folders:
             for warning in folder.warnings:
                 say(context.console, f"note: {warning}")
         connection = ssh.connect(context, instance)
-        survey = _survey(connection, folders)
         try:
             with (
-                Forward(connection, context.definition.triton.ports.http) as forward,
+                # Another checkout may deploy too: two that send to one folder would leave a mixture of both.
+                Forward(connection, context.definition.triton.ports.http, guard=LOCKED) as forward,
                 Control(forward.port) as control,
             ):
+                survey = _survey(connection, folders)
                 failed = _Deployment(connection, forward, control, survey).run(folders)
+        except Busy:
+            raise TargetError(busy) from None
         except httpx.HTTPError as error:
             raise TargetError(
                 f"Triton on {instance.name} stopped answering ({type(error).__name__}). `make check-logs-tritonserver "

@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from nvidia_triton.local.banner import PROMPT
-from nvidia_triton.vast import deploy, instances, monitor, offers, preflight, remote, service, startup, ticket, tunnel
+from nvidia_triton.vast import (
+    costs,
+    deploy,
+    instances,
+    monitor,
+    offers,
+    preflight,
+    remote,
+    service,
+    startup,
+    ticket,
+    tunnel,
+)
 from nvidia_triton.vast.context import Context, Instance
 from nvidia_triton.vast.errors import TargetError
 from nvidia_triton.vast.progress import dollars, done, say
-from nvidia_triton.vast.vast import OfferGone, Row, Unavailable, VastClient
+from nvidia_triton.vast.rows import Row
+from nvidia_triton.vast.state import StateFailed
+from nvidia_triton.vast.vast import OfferGone, Unavailable, VastClient
 
 CREATE_TRIES = 3
-BUSY = "Another gpu-up, gpu-down or create-instance of this checkout is at work: wait for its end."
+BUSY = (
+    "Another gpu-up, gpu-down or create-instance of this checkout is at work: wait for its end, or end it with Ctrl-C. "
+    "`make destroy-instance` ends an instance without waiting."
+)
 
 
 def up(context: Context, contract_id: str | None, names: Sequence[str], max_price: float | None) -> None:
@@ -24,12 +42,14 @@ def up(context: Context, contract_id: str | None, names: Sequence[str], max_pric
         preflight.check_models(context, names)
         client = VastClient(context.settings)
         rented = _rented(context, client, contract_id)
+        if rented is None:
+            _note(context, instances.find(context, client).elsewhere)
         found = [] if rented else offers.search(context, client, max_price)
         plan = f"goes on with {rented.name}" if rented else f"{len(found)} offers fit"
         done(console, "preflight", f"API key, key pair, ssh, rsync, definition and models are in order; {plan}")
         done(console, "service", service.ensure(context))
         instance = _ready(context, client, rented, found)
-        done(console, "instance", f"CONTRACT_ID={instance.id}: {instances.summary(instance)}")
+        done(console, "instance", f"CONTRACT_ID={instance.id}: {costs.summary(instance)}")
         remote.run_tritonserver(context, instance)
         done(console, "triton", f"tritonserver serves on {instance.name}")
         deploy.deploy(context, instance, names)
@@ -42,6 +62,14 @@ def up(context: Context, contract_id: str | None, names: Sequence[str], max_pric
         done(console, "health", reason)
         answer = ticket.first_ticket(context, instance, names[0])
         done(console, "ticket", f"{names[0]} answered in {answer.seconds:.1f} s through {answer.server}")
+        for each in instances.recover(context, client):
+            # Of a create that had failed, as far as Vast.ai said then.
+            if each.id != instance.id:
+                say(
+                    console,
+                    f"note: instance {each.id} costs money too: {costs.summary(each)}. `make "
+                    f"destroy-instance CONTRACT_ID={each.id}` ends it.",
+                )
     say(console, f"\n  prompt  {PROMPT}\n  answer  {answer.text.strip()}\n")
     say(
         console,
@@ -71,38 +99,56 @@ def rent(context: Context, client: VastClient, found: Sequence[Row]) -> int:
 def down(context: Context, contract_id: str | None) -> None:
     """Ends the tunnel, the instance and a service that gpu-up started; fine where there is nothing."""
     console = context.console
-    with context.state.locked("gpu", busy=BUSY):
+    with context.state.locked("gpu", busy=BUSY, needed=False):
         client = VastClient(context.settings)
-        here = instances.recover(context, client)
-        if contract_id or here:
+        try:
+            here = instances.recover(context, client)
+        except StateFailed as failure:
+            say(console, f"  {failure}")
+            here = instances.find(context, client).here
+        open_creates = instances.unanswered(context)
+        ended = bool(contract_id or here)
+        if ended:
             take_down(context, client, instances.resolve(context, client, contract_id))
+        elif open_creates:
+            tunnel.stop(context, None)
         else:
             tunnel.stop(context, None)
             done(console, "instance", "this checkout has rented none, so there is nothing to pay for")
         if not instances.find(context, client).here and service.stop(context):
             done(console, "service", f"{context.settings.api_url} stopped; its data stays")
         elsewhere = instances.find(context, client).elsewhere
-    for each in elsewhere:
-        say(
-            console,
-            f"note: instance {each.id} has this project's label and was not rented by this checkout: "
-            f"{instances.summary(each)}. `make destroy-instance CONTRACT_ID={each.id}` ends it.",
-        )
+    _note(context, elsewhere)
+    for sentence in open_creates if ended else ():
+        say(console, f"note: {sentence}")
+    if open_creates and not ended:
+        raise TargetError("\n".join(open_creates) + "\nNothing of it shows up yet: repeat this target in a minute.")
 
 
 def take_down(context: Context, client: VastClient, instance: Instance) -> None:
     """Ends the tunnel to an instance, and the instance."""
     stop_tunnel(context, instance)
     instances.destroy(context, client, instance.id)
-    # The tunnel's process may have put its entry back while it ended.
-    context.servers.remove(instance.name)
-    hours = 0.0 if instance.start_date is None else max(0.0, time.time() - instance.start_date) / 3600
+    with suppress(StateFailed):
+        # The tunnel's process may have put its entry back while it ended.
+        context.servers.remove(instance.name)
+    amount = costs.spent_on(instance) if instance.stopped else f"about {dollars(instance.spent)}"
     done(
         context.console,
         "instance",
-        f"{instance.id} destroyed: about {dollars(instance.spent)} for {hours:.2f} hours at "
-        f"${instance.dph_total:.3f} (an estimate; traffic comes on top)",
+        f"{instance.id} destroyed: {amount} for {instance.hours:.2f} hours at ${instance.dph_total:.3f} (an estimate; "
+        "traffic comes on top)",
     )
+
+
+def _note(context: Context, elsewhere: Sequence[Instance]) -> None:
+    for each in elsewhere:
+        say(
+            context.console,
+            f"note: instance {each.id} has this project's label and was not rented by this checkout: "
+            f"{costs.summary(each)}. `make gpu-up CONTRACT_ID={each.id}` uses it, `make destroy-instance "
+            f"CONTRACT_ID={each.id}` ends it.",
+        )
 
 
 def stop_tunnel(context: Context, instance: Instance) -> None:
@@ -125,7 +171,7 @@ def _ready(context: Context, client: VastClient, rented: Instance | None, found:
     """An instance that SSH answers on: the rented one, started where it was stopped, or else a new one."""
     if rented is None:
         return startup.wait_until_ready(context, client, rent(context, client, found))
-    stopped = rented.intended_status == "stopped"
+    stopped = rented.stopped
     if stopped:
         client.start(rented.id)
     return startup.wait_until_ready(context, client, rented.id, restarted=stopped)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from nvidia_triton.vast.context import Context, Instance
+from nvidia_triton.vast.costs import summary
 from nvidia_triton.vast.errors import TargetError
-from nvidia_triton.vast.progress import dollars, say
+from nvidia_triton.vast.progress import say
+from nvidia_triton.vast.state import StateFailed
 from nvidia_triton.vast.vast import (
     Doubtful,
     OfferGone,
@@ -24,7 +27,8 @@ CONTRACT = "contract-"
 INTENT = "intent-"
 # Calls of the list that an instance may take to show up in it, or to go from it.
 PATIENCE = 3
-INTENT_SECONDS = 86400.0
+# After this a create that has shown nothing is not waited for any more; its label would still tell whose it is.
+INTENT_SECONDS = 900.0
 PAUSE_SECONDS = 2.0
 DESTROY_TRIES = 4
 
@@ -44,8 +48,18 @@ class Ours:
 def find(context: Context, client: VastClient) -> Ours:
     """All instances of the project."""
     listed = [each for each in client.instances() if _is_ours(context, each)]
+    # The list may lag behind, and what it does not show may cost money.
+    for ident in sorted(known_ids(context) - {each.id for each in listed}):
+        if (instance := client.instance(ident)) is not None:
+            listed.append(instance)
     here = tuple(each for each in listed if _is_known(context, each))
     return Ours(here, tuple(each for each in listed if each not in here))
+
+
+def look(client: VastClient, contract_id: int) -> Instance | None:
+    """None when both ways of asking say that there is no such instance (any more)."""
+    found = client.instance(contract_id)
+    return found or next((each for each in client.instances() if each.id == contract_id), None)
 
 
 def resolve(context: Context, client: VastClient, contract_id: str | None) -> Instance:
@@ -55,12 +69,13 @@ def resolve(context: Context, client: VastClient, contract_id: str | None) -> In
         TargetError: no such instance, none at all, several, or one that is not the project's.
     """
     if contract_id:
-        if not contract_id.isdigit():
+        if not contract_id.isdecimal():
             raise TargetError(
                 f"CONTRACT_ID={contract_id} is not a contract id, which is a number: `make list-instances` shows them."
             )
-        instance = client.instance(int(contract_id))
+        instance = look(client, int(contract_id))
         if instance is None:
+            forget(context, int(contract_id))
             raise no_such_instance(int(contract_id))
         if not _is_ours(context, instance):
             raise TargetError(
@@ -116,8 +131,14 @@ def create(context: Context, client: VastClient, offer: int) -> int:
                 "Vast.ai says: try again, and look at `make list-instances` a minute later."
             ) from None
         contract = found
-    context.state.write(f"{CONTRACT}{contract}", {"label": label})
-    context.state.remove(intent)
+    try:
+        context.state.write(f"{CONTRACT}{contract}", {"label": label})
+        context.state.remove(intent)
+    except StateFailed as failure:
+        raise TargetError(
+            f"Instance {contract} is rented and costs money. {failure} `make destroy-instance CONTRACT_ID={contract}` "
+            "ends it."
+        ) from None
     return contract
 
 
@@ -128,10 +149,12 @@ def recover(context: Context, client: VastClient) -> tuple[Instance, ...]:
     Vast.ai no longer has is forgotten.
     """
     for name in context.state.names(INTENT):
-        intent = context.state.read(name)
-        label, at = str(intent.get("label") or ""), float(intent.get("at") or 0)
+        # The record may be damaged; the name has what counts.
+        label, at = PREFIX + name.removeprefix(INTENT), context.state.read(name).get("at")
+        if not isinstance(at, int | float):
+            at = time.time()
         fresh = time.time() - at < context.settings.poll_seconds * PATIENCE
-        contract = _by_label(context, client, label, PATIENCE if fresh else 1) if label else None
+        contract = _by_label(context, client, label, PATIENCE if fresh else 1)
         if contract is not None:
             context.state.write(f"{CONTRACT}{contract}", {"label": label})
         if contract is not None or time.time() - at > INTENT_SECONDS:
@@ -143,10 +166,8 @@ def recover(context: Context, client: VastClient) -> tuple[Instance, ...]:
         kept = first.setdefault(key, each)
         if kept is not each:
             _destroy_double(context, client, each.id)
-    listed = {each.id for each in here}
-    for ident in known_ids(context) - listed:
-        if client.instance(ident) is None:
-            forget(context, ident)
+    for ident in known_ids(context) - {each.id for each in here}:
+        forget(context, ident)
     return tuple(first.values())
 
 
@@ -161,7 +182,8 @@ def destroy(context: Context, client: VastClient, contract_id: int) -> None:
         try:
             client.destroy(contract_id)
             if _goes(context, client, contract_id):
-                forget(context, contract_id)
+                with suppress(StateFailed):
+                    forget(context, contract_id)
                 return
         except (Refused, Unavailable) as refused:
             problem = str(refused).rstrip(".")
@@ -174,7 +196,7 @@ def destroy(context: Context, client: VastClient, contract_id: int) -> None:
 
 def _goes(context: Context, client: VastClient, contract_id: int) -> bool:
     for _ in range(PATIENCE):
-        if client.instance(contract_id) is None:
+        if look(client, contract_id) is None:
             return True
         time.sleep(min(context.settings.poll_seconds, PAUSE_SECONDS))
     return False
@@ -186,45 +208,50 @@ def forget(context: Context, contract_id: int) -> None:
 
 def known_ids(context: Context) -> set[int]:
     names = (name.removeprefix(CONTRACT) for name in context.state.names(CONTRACT))
-    return {int(name) for name in names if name.isdigit()}
+    return {int(name) for name in names if name.isdecimal()}
 
 
-def left_running(context: Context) -> str:
-    """For someone who interrupts: what this checkout has rented and how it ends, without asking Vast.ai."""
+def left_running(context: Context, said: str = "") -> str:
+    """What this checkout has rented and how it ends, without asking Vast.ai, except what is `said` already."""
     lines = []
     for ident in sorted(known_ids(context)):
-        record = context.state.read(f"{CONTRACT}{ident}")
-        price = f" at ${record['dph_total']:.3f} an hour" if record.get("dph_total") else ""
-        lines.append(
-            f"Instance {ident} exists and costs money{price}. `make gpu-up` goes on with it, "
-            f"`make destroy-instance CONTRACT_ID={ident}` ends it."
+        end = f"`make destroy-instance CONTRACT_ID={ident}`"
+        price = context.state.read(f"{CONTRACT}{ident}").get("hourly")
+        if end not in said:
+            lines.append(
+                f"Instance {ident} exists and costs money"
+                + (f" at ${price:.3f} an hour" if isinstance(price, int | float) and price else "")
+                + f". `make gpu-up` goes on with it, {end} ends it."
+            )
+    return "\n".join([*lines, *unanswered(context)])
+
+
+def unanswered(context: Context) -> list[str]:
+    """A sentence for every create of which nobody knows yet what it made."""
+    return [
+        f"An instance labelled {PREFIX}{name.removeprefix(INTENT)} was about to be rented and may exist: "
+        "`make list-instances` shows it, `make gpu-up` goes on with it, `make gpu-down` ends it."
+        for name in context.state.names(INTENT)
+    ]
+
+
+@contextmanager
+def naming_what_costs(context: Context) -> Iterator[None]:
+    """Has every failure within say what goes on costing, and how that ends."""
+    try:
+        yield
+    except TargetError as error:
+        rest = left_running(context, str(error)) or (
+            "" if known_ids(context) else "Nothing is on record as rented here."
         )
-    for name in context.state.names(INTENT):
-        lines.append(
-            f"An instance labelled {context.state.read(name).get('label')} was about to be rented and may exist: "
-            "`make list-instances` shows it, `make gpu-up` goes on with it, `make gpu-down` ends it."
-        )
-    return "\n".join(lines)
-
-
-def state_of(instance: Instance) -> str:
-    """In a word: Vast.ai calls a stopped instance `exited` as it does one that failed."""
-    stopped = instance.intended_status == "stopped" and instance.status == "exited"
-    return "stopped" if stopped else instance.status or "being made"
-
-
-def summary(instance: Instance) -> str:
-    return (
-        f"{instance.num_gpus}x {instance.gpu_name}, {state_of(instance)}, "
-        f"${instance.dph_total:.3f} an hour, {dollars(instance.spent)} so far"
-    )
+        raise TargetError(f"{error}\n{rest}".strip()) from None
 
 
 def _is_known(context: Context, instance: Instance) -> bool:
     if instance.id in known_ids(context):
         return True
-    names = [*context.state.names(INTENT), *context.state.names(CONTRACT)]
-    return instance.label in {context.state.read(name).get("label") for name in names}
+    labels = {PREFIX + name.removeprefix(INTENT) for name in context.state.names(INTENT)}
+    return instance.label in labels | {context.state.read(name).get("label") for name in context.state.names(CONTRACT)}
 
 
 def _is_ours(context: Context, instance: Instance) -> bool:
@@ -232,7 +259,7 @@ def _is_ours(context: Context, instance: Instance) -> bool:
 
 
 def remember(context: Context, instance: Instance) -> None:
-    context.state.update(f"{CONTRACT}{instance.id}", label=instance.label, dph_total=instance.dph_total)
+    context.state.update(f"{CONTRACT}{instance.id}", label=instance.label, hourly=instance.hourly)
 
 
 def _by_label(context: Context, client: VastClient, label: str, patience: int = PATIENCE) -> int | None:

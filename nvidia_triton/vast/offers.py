@@ -11,7 +11,8 @@ from rich.table import Table
 from nvidia_triton.vast.context import Context
 from nvidia_triton.vast.definition import InstanceDefinition
 from nvidia_triton.vast.errors import TargetError
-from nvidia_triton.vast.vast import Row, VastClient
+from nvidia_triton.vast.rows import Row
+from nvidia_triton.vast.vast import VastClient
 
 GPU_RAM_MB = 1000
 

@@ -28,6 +28,9 @@ from nvidia_triton.vast.remote_scripts import (
 
 EXIT_SECONDS = 30
 LOG_LINES = 15
+# The log is cut when it has become longer than this, looked at this often.
+LOG_BYTES = 50_000_000
+LOG_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,12 @@ def _start(connection: ssh.Connection) -> int:
     definition = connection.context.definition
     seconds = definition.deadline_minutes.triton * 60
     arguments = shlex.join(definition.triton.arguments())
-    variables = _variables(connection) | {"arguments": arguments, "seconds": str(math.ceil(seconds))}
+    variables = _variables(connection) | {
+        "arguments": arguments,
+        "seconds": str(math.ceil(seconds)),
+        "log_bytes": str(LOG_BYTES),
+        "log_seconds": str(LOG_SECONDS),
+    }
     found = _fields(connection.run(START, variables, timeout=seconds + 60))
     if found.get("result") == "live":
         return int(found["pid"])

@@ -1,5 +1,7 @@
 """The bash scripts that run on an instance. They travel over standard input: see ssh.wrapped."""
 
+import shlex
+
 DIRECTORY = "/opt/triton"
 MODELS = "/opt/models"
 BINARY = "/opt/tritonserver/bin/tritonserver"
@@ -46,16 +48,31 @@ if [ -x {BINARY} ]; then echo binary=yes; fi
 if [ -f {DIRECTORY}/triton.env ]; then echo environment=yes; fi
 """
 
+# Becomes tritonserver. What it leaves running beside it keeps the log and one older part of it within bounds while the
+# server lives, and starts before the environment is read that holds secrets. Triton appends, so a log that is
+# emptied under its hands begins anew; where there is no room for the older part, it is dropped.
+_SERVE = f"""
+bytes=$1 seconds=$2
+shift 2
+(
+  while sleep "$seconds" && [ -e /proc/$$/exe ]; do
+    if [ "$(stat -c %s {LOG})" -gt "$bytes" ]; then
+      cp -f {LOG} {LOG}.1 || rm -f {LOG}.1
+      : >{LOG}
+    fi
+  done </dev/null >/dev/null 2>&1 &
+)
+if [ -f triton.env ]; then . ./triton.env; fi
+exec {BINARY} "$@"
+"""
+
 START = f"""{_COMMON}
 cd {DIRECTORY}
 pid=$(running)
 if [ -z "$pid" ]; then
   if [ -f {LOG} ]; then mv -f {LOG} {LOG}.1; fi
-  eval "set -- $arguments"
-  (
-    if [ -f triton.env ]; then . ./triton.env; fi
-    exec setsid nohup {BINARY} "$@" >>{LOG} 2>&1 </dev/null
-  ) &
+  eval "set -- $log_bytes $log_seconds $arguments"
+  ( exec setsid nohup bash -c {shlex.quote(_SERVE)} tritonserver "$@" >>{LOG} 2>&1 </dev/null ) &
   pid=$!
   echo "$pid $(born "$pid")" >tritonserver.pid
 fi
@@ -92,6 +109,13 @@ LAST_WORDS = f"""
 
 TAIL = f'[ -f {LOG} ] && tail -n "$lines" {LOG}'
 FOLLOW = f'[ -f {LOG} ] && tail -n "$lines" -F {LOG} 2>/dev/null'
+
+# Holds a lock of the instance for as long as somebody at the far end of its input lives.
+LOCKED = f"""
+mkdir -p {DIRECTORY}
+exec 9>{DIRECTORY}/deploy.lock
+flock -n 9 || {{ [ $? != 1 ] || {{ echo busy; exit; }}; }}
+"""
 
 # Megabytes of the weights' cache, then the last line of the log.
 GROWTH = f"""

@@ -47,6 +47,8 @@ def validate(
     """
     if not root.is_dir():
         raise TargetError(f"There is no model repository {root.name}/: make it, a folder for each model.")
+    if not os.access(root, os.R_OK | os.X_OK, effective_ids=True):
+        raise TargetError(f"The model repository {root.name}/ cannot be read: permission denied.")
     there = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not there:
         raise TargetError(f"The model repository {root.name}/ is empty: add a folder for each model.")
@@ -116,10 +118,8 @@ class _Check:
                 relative = path.relative_to(self.path).as_posix()
                 if name == ".git":
                     self._problem(relative, "is a Git repository of its own, which would be sent along; remove it")
-                elif path.is_symlink() and not path.resolve().is_relative_to(home):
-                    self._problem(relative, "is a link out of the model's folder; put the file itself there")
-                elif path.is_symlink() and not path.exists():
-                    self._problem(relative, "is a link to nothing")
+                elif problem := _problem_of(path, home):
+                    self._problem(relative, problem)
             folders[:] = [name for name in folders if name != ".git"]
 
     def _config(self) -> model_config_pb2.ModelConfig | None:
@@ -179,6 +179,21 @@ class _Check:
                 self._problem(file, f"instance_group: a model over {self.gpus} GPUs needs {wanted}")
             if each.count > 1:
                 self.warn(f"{file}: instance_group: count {each.count} loads the weights {each.count} times")
+
+
+def _problem_of(path: Path, home: Path) -> str | None:
+    """What keeps one file or folder below `home` from being sent."""
+    if path.is_symlink():
+        target = Path(os.path.realpath(path))
+        if not target.is_relative_to(home):
+            return "is a link out of the model's folder; put the file itself there"
+        # One that leads round in a circle is its own target.
+        return None if target.exists() and not target.is_symlink() else "is a link to nothing"
+    if path.is_dir():
+        return None if os.access(path, os.R_OK | os.X_OK, effective_ids=True) else "cannot be read: permission denied"
+    if not path.is_file():
+        return "is neither a file nor a folder; remove it"
+    return None if os.access(path, os.R_OK, effective_ids=True) else "cannot be read: permission denied"
 
 
 def _parse_error(error: text_format.ParseError) -> str:

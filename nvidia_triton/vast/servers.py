@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nvidia_triton.vast.state import write_whole
+from nvidia_triton.vast.state import write_whole, writing
 
 
 class ServersFile:
@@ -27,11 +27,18 @@ class ServersFile:
         entry = {"url": url, "name": name, "hourly_price": hourly_price}
         self._change(lambda entries: [*(each for each in entries if each.get("name") != name), entry])
 
-    def remove(self, name: str) -> None:
-        self._change(lambda entries: [each for each in entries if each.get("name") != name])
+    def remove(self, name: str, url: str | None = None) -> None:
+        """Takes the server `name` out; with `url`, unless it has another address by now."""
+        if self.path.exists():
+            self._change(
+                lambda entries: [
+                    each for each in entries if each.get("name") != name or url not in (None, each.get("url"))
+                ]
+            )
 
     def _change(self, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_suffix(".lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            write_whole(self.path, json.dumps({"servers": change(self.entries())}, indent=1))
+        with writing(self.path.parent):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.with_suffix(".lock").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                write_whole(self.path, json.dumps({"servers": change(self.entries())}, indent=1))

@@ -79,9 +79,11 @@ def readiness(url: str) -> bool | None:
     """
     try:
         answer = httpx.get(f"{url}/health/ready", timeout=5, trust_env=False)
+    except (httpx.UnsupportedProtocol, httpx.InvalidURL):
+        raise TargetError(f"API_URL={url} is not an address: give it as http://127.0.0.1:8887.") from None
     except httpx.ConnectError:
         return None
-    except (httpx.HTTPError, httpx.InvalidURL):
+    except httpx.HTTPError:
         return False
     if answer.status_code not in (200, 503) or "json" not in answer.headers.get("content-type", ""):
         raise TargetError(

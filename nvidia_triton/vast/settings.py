@@ -72,14 +72,22 @@ def load_settings(environ: Mapping[str, str], root: Path = ROOT) -> VastSettings
     Raises:
         TargetError: VAST_POLL_SECONDS is no number.
     """
-    file = {name: value for name, value in dotenv_values(root / ".env.vast", interpolate=False).items() if value}
+    try:
+        file = {name: value for name, value in dotenv_values(root / ".env.vast", interpolate=False).items() if value}
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise TargetError(f".env.vast cannot be read: {reason}. It holds lines NAME=value.") from None
     merged = {**file, **{name: value for name, value in environ.items() if value}}
-    api_key = merged.get("VAST_API_KEY") or _key_of_cli(merged)
+    api_key = (merged.get("VAST_API_KEY") or _key_of_cli(merged) or "").strip()
+    if not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
+        raise TargetError("VAST_API_KEY holds characters that no key has: copy it anew, without quotes or blanks.")
     poll = merged.get("VAST_POLL_SECONDS", "10")
     try:
         poll_seconds = float(poll)
+        if not 0 < poll_seconds < 3600:
+            raise ValueError
     except ValueError:
-        raise TargetError(f"VAST_POLL_SECONDS={poll!r} is not a number of seconds.") from None
+        raise TargetError(f"VAST_POLL_SECONDS={poll!r} is not a number of seconds, above 0 and below 3600.") from None
     return VastSettings(
         root=root,
         local_dir=Path(merged.get("LOCAL_DIR") or root / ".local").absolute(),
@@ -98,7 +106,7 @@ def _key_of_cli(merged: Mapping[str, str]) -> str | None:
     file = config / "vastai" / "vast_api_key"
     try:
         return file.read_text().strip() or None
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return None
 
 

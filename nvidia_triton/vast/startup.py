@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from nvidia_triton.vast import instances, ssh
+from nvidia_triton.vast import costs, instances, ssh
 from nvidia_triton.vast.context import Context, Instance
 from nvidia_triton.vast.errors import TargetError
 from nvidia_triton.vast.progress import Waiting, waiting
@@ -25,7 +25,7 @@ def wait_until_ready(context: Context, client: VastClient, contract_id: int, *, 
     missing, attached = 0, False
     with waiting(context.console) as line:
         while True:
-            instance = client.instance(contract_id)
+            instance = instances.look(client, contract_id)
             missing = 0 if instance else missing + 1
             if missing >= instances.PATIENCE:
                 instances.forget(context, contract_id)
@@ -43,10 +43,10 @@ def wait_until_ready(context: Context, client: VastClient, contract_id: int, *, 
                     ssh_began = ssh_began or time.monotonic()
                     if _ssh_answers(context, instance, line, ssh_began + deadlines.ssh * 60):
                         return instance
-                line.says(f"instance {contract_id} is {instances.state_of(instance)}{_message(instance)}", instance)
+                line.says(f"instance {contract_id} is {costs.state_of(instance)}{_message(instance)}", instance)
                 if not ssh_began and time.monotonic() - began > deadlines.running * 60:
                     raise TargetError(
-                        f"Instance {contract_id} is still {instances.state_of(instance)} after "
+                        f"Instance {contract_id} is still {costs.state_of(instance)} after "
                         f"{deadlines.running:g} minutes{_message(instance)}. {_or_destroy(instance)}"
                     )
             time.sleep(context.settings.poll_seconds)
@@ -94,6 +94,6 @@ def _cannot_run(instance: Instance) -> str:
 
 def _or_destroy(instance: Instance) -> str:
     return (
-        f"It costs ${instance.dph_total:.3f} an hour while it exists: "
+        f"It costs {costs.price_of(instance)} while it exists: "
         f"`make destroy-instance CONTRACT_ID={instance.id}` ends it."
     )

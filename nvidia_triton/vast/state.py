@@ -5,11 +5,30 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from nvidia_triton.vast.errors import TargetError
+
+
+class StateFailed(TargetError):
+    """Nothing can be written here: the disk is full, or it is not ours."""
+
+
+@contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """
+    Raises:
+        StateFailed: for what goes wrong within in the file system.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StateFailed(
+            f"The state of the targets cannot be kept in {os.path.relpath(directory)}: {error.strerror}. Mend that, or "
+            "name another folder with LOCAL_DIR, and try again."
+        ) from None
 
 
 class State:
@@ -20,8 +39,9 @@ class State:
 
     def prepare(self) -> "State":
         """Makes the directory, mode 0700."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self.directory.chmod(0o700)
+        with writing(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self.directory.chmod(0o700)
         return self
 
     @property
@@ -42,7 +62,8 @@ class State:
     def write(self, name: str, record: dict[str, Any]) -> None:
         """Replaces the record `name`; whoever reads sees the old or the new one."""
         self.prepare()
-        write_whole(self.file(f"{name}.json"), json.dumps(record, indent=1))
+        with writing(self.directory):
+            write_whole(self.file(f"{name}.json"), json.dumps(record, indent=1))
 
     def update(self, name: str, **fields: Any) -> dict[str, Any]:
         with self.locked(f"{name}.record"):
@@ -51,21 +72,32 @@ class State:
         return record
 
     def remove(self, name: str) -> None:
-        self.file(f"{name}.json").unlink(missing_ok=True)
+        with writing(self.directory):
+            self.file(f"{name}.json").unlink(missing_ok=True)
 
     def names(self, prefix: str) -> list[str]:
         """Names of the records that start with `prefix`."""
         return sorted(path.stem for path in self.directory.glob(f"{prefix}*.json"))
 
     @contextmanager
-    def locked(self, name: str, busy: str | None = None) -> Iterator[None]:
-        """Holds a lock that ends with the process; with `busy`, raises it as a TargetError instead of waiting."""
-        self.prepare()
-        with self.file(f"{name}.lock").open("a") as file:
+    def locked(self, name: str, busy: str | None = None, *, needed: bool = True) -> Iterator[None]:
+        """Holds a lock that ends with the process; with `busy`, raises it as a TargetError instead of waiting.
+
+        Where it is not `needed`, a disk that is full does not keep anybody from going on without it.
+        """
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
-            except BlockingIOError:
-                raise TargetError(busy or "") from None
+                self.prepare()
+                with writing(self.directory):
+                    file = stack.enter_context(self.file(f"{name}.lock").open("a"))
+            except StateFailed:
+                if needed:
+                    raise
+            else:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+                except BlockingIOError:
+                    raise TargetError(busy or "") from None
             yield
 
 

@@ -9,16 +9,17 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from logging.handlers import RotatingFileHandler
 from typing import Any
 
-from nvidia_triton.vast import tunnel
+from nvidia_triton.vast import instances, tunnel
 from nvidia_triton.vast.context import Address, Context, Instance
 from nvidia_triton.vast.control import Control
 from nvidia_triton.vast.errors import TargetError
-from nvidia_triton.vast.forward import ALIVE_SECONDS, HOLD_OPEN, UP, is_free
+from nvidia_triton.vast.forward import ALIVE_SECONDS, HOLD_OPEN, SILENT, UP, UP_SECONDS, is_free
 from nvidia_triton.vast.ssh import SSH_FAILED, Connection
+from nvidia_triton.vast.state import StateFailed
 from nvidia_triton.vast.vast import VastClient
 from nvidia_triton.vast.wiring import open_context
 
@@ -44,7 +45,8 @@ class Supervisor:
         self._name = f"{tunnel.PREFIX}{record['contract']}"
         self._instance = _instance(record["instance"])
         self._ports: dict[int, int] = dict(zip(record["ports"], record["remote_ports"], strict=True))
-        self._http_port, self._grpc_port, _ = self._ports
+        self._http_port, grpc_port, _ = self._ports
+        self._url = f"127.0.0.1:{grpc_port}"
         self._resolve = resolve
         self._stop = stop
         self._next_question = time.monotonic() + ASK_SECONDS
@@ -55,12 +57,12 @@ class Supervisor:
     async def run(self) -> None:
         pause = FIRST_PAUSE_SECONDS
         try:
-            while not self._stop.is_set():
+            while self._goes_on():
                 if await self._connect():
                     pause, self._turn = FIRST_PAUSE_SECONDS, 0
                 else:
                     self._turn += 1
-                if self._stop.is_set():
+                if not self._goes_on():
                     break
                 await self._sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
@@ -68,7 +70,8 @@ class Supervisor:
                     self._say("down", f"Vast knows no instance {self._instance.id} any more; the tunnel has ended.")
                     break
         finally:
-            self._context.servers.remove(self._instance.name)
+            with contextlib.suppress(StateFailed):
+                self._context.servers.remove(self._instance.name, self._url)
 
     async def _connect(self) -> bool:
         """One run of ssh, from its start to its end; whether the forwards stood."""
@@ -97,7 +100,7 @@ class Supervisor:
         try:
             assert process.stdout is not None
             first = asyncio.create_task(process.stdout.readline())
-            await asyncio.wait({first, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({first, stopped}, timeout=UP_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             up = first.done() and first.result().decode().strip() == UP
             first.cancel()
             if up:
@@ -110,7 +113,7 @@ class Supervisor:
             await process.wait()
             await reader
         if not self._stop.is_set():
-            self._say("down", str(connection.failure(SSH_FAILED, "\n".join(errors))))
+            self._say("down", str(connection.failure(SSH_FAILED, "\n".join(errors) or SILENT)))
         return up
 
     async def _watch(self, process: asyncio.subprocess.Process, stopped: asyncio.Task[bool]) -> None:
@@ -120,7 +123,7 @@ class Supervisor:
         try:
             while not ended.done() and not stopped.done():
                 await asyncio.wait({ended, stopped}, timeout=WATCH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-                if ended.done() or stopped.done():
+                if ended.done() or stopped.done() or not self._goes_on():
                     return
                 now = await asyncio.to_thread(_is_live, self._http_port)
                 if now != live:
@@ -152,20 +155,41 @@ class Supervisor:
         self._instance = found
         return True
 
+    def _goes_on(self) -> bool:
+        """Not where the state is gone: nobody could find this process any more, to stop it."""
+        if not tunnel.is_ours(self._context.state, self._instance.id):
+            self._stop.set()
+        return not self._stop.is_set()
+
     def _is_up(self, address: Address) -> None:
         log.info("up: %s:%d, local ports %s", address.host, address.port, ", ".join(map(str, self._ports)))
         instance = self._instance
-        self._context.servers.put(f"127.0.0.1:{self._grpc_port}", instance.name, instance.dph_total)
-        self._context.state.update(self._name, up=True, problem="")
+        with _tolerant():
+            self._context.servers.put(self._url, instance.name, instance.dph_total)
+        self._note(up=True, problem="")
 
     def _say(self, what: str, reason: str) -> None:
         reason = self._context.settings.redact(reason)
         log.warning("%s: %s", what, reason)
-        self._context.state.update(self._name, up=False, problem=reason)
+        self._note(up=False, problem=reason)
+
+    def _note(self, **fields: Any) -> None:
+        if tunnel.is_ours(self._context.state, self._instance.id):
+            with _tolerant():
+                self._context.state.update(self._name, **fields)
 
     async def _sleep(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), seconds)
+
+
+@contextlib.contextmanager
+def _tolerant() -> Iterator[None]:
+    """A disk that is full is no reason to break a connection that stands."""
+    try:
+        yield
+    except StateFailed as failure:
+        log.warning("%s", failure)
 
 
 async def _collect(process: asyncio.subprocess.Process, errors: list[str]) -> None:
@@ -189,7 +213,7 @@ def _instance(row: dict[str, Any]) -> Instance:
 
 async def _run(context: Context, contract_id: int) -> None:
     name = f"{tunnel.PREFIX}{contract_id}"
-    record = context.state.update(name, pid=os.getpid(), up=False)
+    record = context.state.update(name, up=False)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -200,7 +224,7 @@ async def _run(context: Context, contract_id: int) -> None:
         # Not before it is needed: without an API key the tunnel works as long as the address stays.
         if not client:
             client.append(VastClient(context.settings))
-        return client[0].instance(contract_id)
+        return instances.look(client[0], contract_id)
 
     await Supervisor(context, record, resolve, stop).run()
     logging.shutdown()

@@ -20,7 +20,7 @@ from nvidia_triton.vast.errors import TargetError
 from nvidia_triton.vast.forward import free_port, is_free
 from nvidia_triton.vast.progress import say
 from nvidia_triton.vast.settings import ROOT
-from nvidia_triton.vast.state import State
+from nvidia_triton.vast.state import State, writing
 
 PREFIX = "tunnel-"
 USUAL_PORTS = (8000, 8001, 8002)
@@ -67,6 +67,9 @@ def start(context: Context, instance: Instance) -> Tunnel:
                     "problem": "",
                 },
             )
+            # The pid of an earlier one may be another process by now.
+            with writing(context.state.directory):
+                lock_file(context.state, ident).write_text("")
             process = _spawn(context, ident)
             pid = process.pid
             _wait(context.state, ident, lambda: process.poll() is None)
@@ -88,12 +91,13 @@ def start(context: Context, instance: Instance) -> Tunnel:
 def stop(context: Context, contract_id: int | None) -> list[int]:
     """Stops one tunnel, or all; returns the contracts that had one. Their servers leave the servers file."""
     with context.state.locked("tunnels"):
-        known = contracts(context.state)
+        state = context.state
+        known = sorted({*contracts(state), *(each for each in _locks(state) if supervisor(state, each) is not None)})
         chosen = known if contract_id is None else [each for each in known if each == contract_id]
         for ident in chosen:
             _end(context.state, ident)
-            context.servers.remove(f"vast-{ident}")
             context.state.remove(f"{PREFIX}{ident}")
+            context.servers.remove(f"vast-{ident}")
     return chosen
 
 
@@ -109,13 +113,19 @@ def local_ports(state: State, contract_id: int) -> tuple[int, int, int]:
     Raises:
         TargetError: the record of the tunnel cannot be read.
     """
-    ports = state.read(f"{PREFIX}{contract_id}").get("ports", [])
-    if len(ports) != len(USUAL_PORTS):
+    ports = _recorded_ports(state, contract_id)
+    if ports is None:
         raise TargetError(
             f"The record of the tunnel to vast-{contract_id} cannot be read: end the tunnel with `make stop-tunnels "
             f"CONTRACT_ID={contract_id}` and start it again."
         )
     return ports[0], ports[1], ports[2]
+
+
+def _recorded_ports(state: State, contract_id: int) -> list[int] | None:
+    ports = state.read(f"{PREFIX}{contract_id}").get("ports")
+    right = isinstance(ports, list) and len(ports) == len(USUAL_PORTS) and all(isinstance(each, int) for each in ports)
+    return ports if right else None
 
 
 def supervisor(state: State, contract_id: int) -> int | None:
@@ -129,9 +139,9 @@ def supervisor(state: State, contract_id: int) -> int | None:
         except FileNotFoundError:
             return None
         except BlockingIOError:
-            pid = state.read(f"{PREFIX}{contract_id}").get("pid")
-        if isinstance(pid, int) or time.monotonic() > deadline:
-            return pid
+            pid = lock_file(state, contract_id).read_text()
+        if pid.isdecimal() or time.monotonic() > deadline:
+            return int(pid) if pid.isdecimal() else None
         time.sleep(POLL_SECONDS)
 
 
@@ -151,7 +161,23 @@ def held(state: State, contract_id: int) -> Iterator[bool]:
                 time.sleep(POLL_SECONDS)
             else:
                 break
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
         yield True
+
+
+def is_ours(state: State, contract_id: int) -> bool:
+    """Whether the state on the disk still names this process as the supervisor; it may have been deleted meanwhile."""
+    try:
+        return lock_file(state, contract_id).read_text() == str(os.getpid())
+    except FileNotFoundError:
+        return False
+
+
+def _locks(state: State) -> list[int]:
+    names = (path.stem.removeprefix(PREFIX) for path in state.directory.glob(f"{PREFIX}*.alive"))
+    return [int(name) for name in names if name.isdecimal()]
 
 
 def lock_file(state: State, contract_id: int) -> Path:
@@ -181,16 +207,11 @@ def _spawn(context: Context, contract_id: int) -> subprocess.Popen[bytes]:
 
 def _ports(state: State, contract_id: int) -> list[int]:
     """Those the tunnel had, else Triton's usual ones, else any; never those of another tunnel."""
-    others = {
-        port
-        for each in contracts(state)
-        if each != contract_id
-        for port in state.read(f"{PREFIX}{each}").get("ports", [])
-    }
-    before = state.read(f"{PREFIX}{contract_id}").get("ports", [])
+    others = {port for each in contracts(state) if each != contract_id for port in _recorded_ports(state, each) or ()}
+    before = _recorded_ports(state, contract_id)
     for ports in (before, list(USUAL_PORTS)):
-        if len(ports) == len(USUAL_PORTS) and not others & set(ports) and all(is_free(port) for port in ports):
-            return list(ports)
+        if ports is not None and not others & set(ports) and all(is_free(port) for port in ports):
+            return ports
     found: set[int] = set()
     while len(found) < len(USUAL_PORTS):
         found |= {free_port()} - others

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import NoneType
 from typing import Any, TypeVar
 
 import requests
 from vastai import VastAI
 
-from nvidia_triton.vast.context import Address, Instance
+from nvidia_triton.vast.context import Instance
 from nvidia_triton.vast.errors import TargetError
+from nvidia_triton.vast.rows import Row, parse, part
 from nvidia_triton.vast.settings import VastSettings
 
 # Seconds between calls of a kind, as Vast.ai documents them.
@@ -23,9 +25,10 @@ READ_TIMEOUT_SECONDS = 30.0
 CREATE_TIMEOUT_SECONDS = 60.0
 PAGES = 200
 OFFERS = 512
+# What the SDK raises when it takes an answer apart that is not as it expects.
+OTHER_SHAPE = (ValueError, KeyError, TypeError, AttributeError)
 
 T = TypeVar("T")
-Row = dict[str, Any]
 
 
 class OfferGone(TargetError):
@@ -99,7 +102,7 @@ class VastClient:
             if isinstance(problem, Unavailable) and not isinstance(problem, SlowDown):
                 raise Doubtful(str(problem)) from None
             raise (offer_gone() if isinstance(problem, InstanceGone) else problem) from None
-        except (requests.RequestException, ValueError) as error:
+        except (requests.RequestException, *OTHER_SHAPE) as error:
             raise Doubtful(str(self._silence(error))) from None
         finally:
             self._sdk.client.timeout = READ_TIMEOUT_SECONDS
@@ -113,30 +116,34 @@ class VastClient:
     def instance(self, contract_id: int) -> Instance | None:
         """None when there is no such instance (any more)."""
 
-        def show() -> Any:
+        def show() -> Instance | None:
             # The SDK's show_instance fails on a row without start_date, which instances have while they are made.
             answer = self._sdk.client.get(f"/instances/{contract_id}/", query_args={"owner": "me"})
             answer.raise_for_status()
-            return answer.json()
+            row = part(answer.json(), "instances", dict, NoneType)
+            return None if row is None else parse(row)
 
         try:
-            answer = self._repeated("show", show)
+            return self._repeated("show", show)
         except InstanceGone:
             return None
-        row = answer.get("instances") if isinstance(answer, dict) else None
-        return parse(row) if isinstance(row, dict) else None
 
     def instances(self) -> list[Instance]:
         """All instances of the account."""
         found: list[Instance] = []
         params: Row = {"select_filters": {}, "order_by": [{"col": "id", "dir": "asc"}], "limit": 25}
         for _ in range(PAGES):
-            page = self._repeated("show", partial(self._sdk.show_instances_v1, params))
-            found += [parse(row) for row in page.get("instances") or [] if isinstance(row, dict)]
-            if not page.get("next_token"):
+            rows, token = self._repeated("show", partial(self._page, params))
+            found += rows
+            if not token:
                 break
-            params = params | {"after_token": page["next_token"]}
+            params = params | {"after_token": token}
         return found
+
+    def _page(self, params: Row) -> tuple[list[Instance], Any]:
+        page = self._sdk.show_instances_v1(params)
+        rows = [parse(row) for row in part(page, "instances", list) if isinstance(row, dict)]
+        return rows, page.get("next_token")
 
     def start(self, contract_id: int) -> None:
         self._change(contract_id, lambda: self._sdk.start_instance(contract_id))
@@ -190,7 +197,7 @@ class VastClient:
             except requests.HTTPError as error:
                 problem: TargetError = self._problem(error)
                 asked = _retry_after(error)
-            except (requests.RequestException, ValueError) as error:
+            except (requests.RequestException, *OTHER_SHAPE) as error:
                 problem, asked = self._silence(error), None
             if not isinstance(problem, Unavailable) or attempt == TRIES:
                 raise problem from None
@@ -228,10 +235,10 @@ class VastClient:
         if response is None:
             return self._silence(error)
         try:
-            body = response.json()
+            found = response.json()
         except ValueError:
-            body = {}
-        body = body if isinstance(body, dict) else {}
+            found = None
+        body = found if isinstance(found, dict) else {}
         status, kind, said = response.status_code, body.get("error"), self._said(body)
         if kind == "no_such_ask":
             return offer_gone()
@@ -246,6 +253,9 @@ class VastClient:
             return SlowDown("Vast.ai asks for fewer calls (HTTP 429): wait a minute and try again.")
         if status >= 500:
             return Unavailable(f"Vast.ai is in trouble (HTTP {status}{f': {said}' if said else ''}): try again later.")
+        # A page without JSON comes from something between here and Vast.ai, and says nothing about an instance.
+        if status in (404, 410) and not body:
+            return self._silence(error)
         if status in (404, 410):
             return InstanceGone(f"Vast.ai knows no such thing (HTTP {status}{f': {said}' if said else ''}).")
         return Refused(f"Vast.ai refuses the request (HTTP {status}): {said or 'it gives no reason'}.")
@@ -260,34 +270,6 @@ def offer_gone() -> OfferGone:
 
 def no_such_instance(contract_id: int) -> InstanceGone:
     return InstanceGone(f"There is no instance {contract_id} (any more): `make list-instances` shows those that exist.")
-
-
-def parse(row: Row) -> Instance:
-    status = str(row.get("actual_status") or "")
-    return Instance(
-        id=int(row["id"]),
-        label=str(row.get("label") or ""),
-        status=status,
-        status_msg=" ".join(str(row.get("status_msg") or "").split()),
-        intended_status=str(row.get("intended_status") or ""),
-        addresses=_addresses(row) if status == "running" else (),
-        gpu_name=str(row.get("gpu_name") or "?"),
-        num_gpus=int(row.get("num_gpus") or 0),
-        dph_total=float(row.get("dph_total") or 0.0),
-        start_date=float(row["start_date"]) if row.get("start_date") else None,
-        image=str(row.get("image_uuid") or ""),
-    )
-
-
-def _addresses(row: Row) -> tuple[Address, ...]:
-    """The direct port, then the proxy, which stalls on large copies."""
-    found = []
-    mapped = (row.get("ports") or {}).get("22/tcp") or []
-    if row.get("public_ipaddr") and mapped and mapped[0].get("HostPort"):
-        found.append(Address(str(row["public_ipaddr"]).strip(), int(mapped[0]["HostPort"])))
-    if row.get("ssh_host") and row.get("ssh_port"):
-        found.append(Address(str(row["ssh_host"]).strip(), int(row["ssh_port"])))
-    return tuple(found)
 
 
 def _retry_after(error: requests.HTTPError) -> float | None:

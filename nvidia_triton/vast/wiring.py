@@ -35,4 +35,4 @@ def open_context(
             raise
         definition = InstanceDefinition(onstart="", models=("none",))
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
-    return Context(settings, definition, State(settings.local_dir).prepare(), ServersFile(settings.local_dir), console)
+    return Context(settings, definition, State(settings.local_dir), ServersFile(settings.local_dir), console)

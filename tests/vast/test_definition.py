@@ -69,6 +69,23 @@ def test_onstart_is_a_script_that_keeps_the_environment_to_itself(tmp_path: Path
         ("triton", {"ports": {"http": 8001}}, "triton.ports: three different ports are needed"),
         ("models", [], "models: must hold at least one"),
         ("max_price", 0, "max_price: input should be greater than 0"),
+        ("max_price", float("inf"), "max_price: must be a number"),
+        ("max_price", 1000, "max_price: input should be less than 1000"),
+        ("disk", 1e9, "disk: input should be less than or equal to 100000"),
+        ("query", {"gpu_ram": float("inf")}, "query.gpu_ram: must be a number"),
+        ("query", {"num_gpus": 1000}, "query.num_gpus: input should be less than or equal to 64"),
+        ("query", {"gpu_names": "RTX 4090"}, "query.gpu_names: must be a list, such as [a, b]"),
+        ("query", {"gpu_names": ["a] dph_total>=0 x in [b"]}, "query.gpu_names.0: string should match"),
+        ("image", {"repository": "$(id)"}, "image.repository: string should match"),
+        ("image", None, "image: must hold keys with their values"),
+        ("env", {"A": 1}, "env.A: must be text: put it in quotes"),
+        ("env", {"A": "x\0y"}, "env: A holds a character that no variable can hold"),
+        ("env", {"HUGGING_FACE_HUB_TOKEN": "hf_secret"}, "env: HUGGING_FACE_HUB_TOKEN is a secret"),
+        ("env", {"Wandb_Api_Key": "hf_secret"}, "env: Wandb_Api_Key is a secret"),
+        ("triton", {"flags": ["--allow-http=false"]}, "triton.flags: --allow-http is set by the targets"),
+        ("triton", {"flags": ["--allow-vertex-ai=true"]}, "triton.flags: --allow-vertex-ai is set by the targets"),
+        ("models", "demo", "models: must be a list, such as [a, b]"),
+        ("deadline_minutes", {"load": float("inf")}, "deadline_minutes.load: must be a number"),
         ("deadline_minutes", {"load": -1}, "deadline_minutes.load: input should be greater than 0"),
     ],
 )
@@ -92,13 +109,17 @@ def test_an_image_of_ones_own_says_what_it_asks_of_the_host(tmp_path: Path) -> N
     ("text", "said"),
     [
         ("query: [1, 2\nmodels: x", "definition.yaml is not YAML: line 2"),
-        ("- just\n- a list\n", "the file: input should be a valid dictionary"),
-        ("", "onstart: field required"),
+        ("- just\n- a list\n", "the file: must hold keys with their values"),
+        ("[]", "the file: must hold keys with their values"),
+        ("", "onstart: is missing"),
+        ("max_price: 0.5\ndisk: 80\nmax_price: 50\n", "line 3: max_price is there twice"),
+        ("query:\n  gpu_ram: 24\n  gpu_ram: 8\n", "line 3: gpu_ram is there twice"),
+        (b"max_price: \xff\n", "definition.yaml is not UTF-8"),
     ],
 )
-def test_a_file_that_is_no_definition(tmp_path: Path, text: str, said: str) -> None:
+def test_a_file_that_is_no_definition(tmp_path: Path, text: str | bytes, said: str) -> None:
     file = tmp_path / "definition.yaml"
-    file.write_text(text)
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
     with pytest.raises(TargetError) as raised:
         load_definition(file)
     assert said in str(raised.value)

@@ -1,5 +1,6 @@
 """Models on their way to an instance: sent, exchanged, loaded, and put back when the engine refuses them."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -9,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from nvidia_triton.vast import monitor, remote, ssh, tunnel
+from nvidia_triton.vast import forward, monitor, remote, ssh, tunnel
 from nvidia_triton.vast.control import Control
 from nvidia_triton.vast.deploy import deploy, digest_of
 from nvidia_triton.vast.errors import TargetError
 from nvidia_triton.vast.forward import Forward
-from nvidia_triton.vast.remote_scripts import SWAP
+from nvidia_triton.vast.remote_scripts import LOCKED, SWAP
+from nvidia_triton.vast.state import State
 from tests.vast.fake import FakeVast
 from tests.vast.kit import until
 from tests.vast.rented import Rented, rent
@@ -190,6 +192,42 @@ def test_two_at_once_are_refused(rented: Rented) -> None:
         deploy(rented.context, rented.instance, ["one"])
     output, _ = first.communicate(timeout=30)
     assert first.returncode == 0, output
+    assert ready(rented) == {"one"}
+
+
+def elsewhere(rented: Rented, tmp_path: Path) -> Rented:
+    """The same instance from another checkout, which knows nothing of the locks of the first."""
+    local = tmp_path / "elsewhere"
+    settings = dataclasses.replace(rented.context.settings, local_dir=local)
+    context = dataclasses.replace(rented.context, settings=settings, state=State(local).prepare())
+    return dataclasses.replace(rented, context=context)
+
+
+def test_two_checkouts_at_once_are_refused(rented: Rented, tmp_path: Path) -> None:
+    rented.add_model("one", like="slow-load")
+    first = process(rented, "one")
+    until(lambda: (rented.opt / "models/one/config.pbtxt").exists(), "the first is at work", 30)
+    other = elsewhere(rented, tmp_path)
+    with pytest.raises(TargetError, match=r"Another deployment to .* is at work"):
+        deploy(other.context, other.instance, ["one"])
+    output, _ = first.communicate(timeout=30)
+    assert first.returncode == 0, output
+    deploy(other.context, other.instance, ["one"])
+    assert "one: unchanged and ready" in other.said()
+
+
+def test_the_lock_of_a_machine_that_is_gone_without_a_word(
+    rented: Rented, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its laptop sleeps: the connection stands, and nothing comes through it."""
+    monkeypatch.setattr(forward, "QUIET_SECONDS", 2)
+    monkeypatch.setattr(forward, "BEAT_SECONDS", 600.0)
+    rented.add_model("one")
+    with Forward(ssh.check(rented.context, rented.instance), 8000, guard=LOCKED):
+        other = elsewhere(rented, tmp_path)
+        monkeypatch.setattr(forward, "BUSY_AT_FIRST_SECONDS", 20.0)
+        monkeypatch.setattr(forward, "BEAT_SECONDS", 0.2)
+        deploy(other.context, other.instance, ["one"])
     assert ready(rented) == {"one"}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 from nvidia_triton.local.settings import free_ports
 from tests.vast.fake import FakeVast
@@ -223,6 +224,43 @@ def test_a_key_with_a_passphrase_is_refused_before_it_costs(
     up = make(gpu_env | {"SSH_KEY": str(locked)}, "gpu-up")
     assert "has a passphrase and is not loaded: `ssh-add" in up.stderr
     assert vast.calls("PUT", "/asks/") == []
+
+
+def test_a_failure_on_the_instance_says_what_costs_and_how_it_ends(
+    vast: FakeVast, gpu_env: dict[str, str], tmp_path: Path
+) -> None:
+    definition = yaml.safe_load((ROOT / "nvidia_triton" / "vastai_instance_definition.yaml").read_text())
+    definition["triton"]["flags"].append("--no-such-flag")
+    file = tmp_path / "definition.yaml"
+    file.write_text(yaml.safe_dump(definition))
+    up = make(gpu_env | {"DEFINITION": str(file)}, "gpu-up")
+    ident = vast.instances()[0]["id"]
+    assert "Triton ended at its start" in up.stderr
+    assert f"Instance {ident} exists and costs money at $0.237 an hour" in up.stderr
+    assert f"`make destroy-instance CONTRACT_ID={ident}` ends it" in up.stderr
+
+
+def test_an_instance_of_another_checkout_is_named_before_a_second_is_rented(
+    vast: FakeVast, gpu_env: dict[str, str]
+) -> None:
+    """As when .local/ was deleted while it ran."""
+    forgotten = vast.rent(label="triton-tickets-0badcafe")["id"]
+    vast.faults.end_state = "exited"
+    up = make(gpu_env, "gpu-up")
+    assert f"note: instance {forgotten} has this project's label" in up.stdout
+    assert f"`make gpu-up CONTRACT_ID={forgotten}` uses it" in up.stdout
+
+
+def test_what_a_failed_create_made_after_all_is_named(vast: FakeVast, gpu_env: dict[str, str], tmp_path: Path) -> None:
+    """The first create answers 503 and shows nothing, so a second one is sent; then the first turns up."""
+    vast.faults.create_unavailable_empty = 1
+    running = Running(gpu_env, "gpu-up")
+    running.until("is being made")
+    [intent] = (tmp_path / "local/vast").glob("intent-*.json")
+    late = vast.rent(label=f"triton-tickets-{intent.stem.removeprefix('intent-')}")["id"]
+    assert running.wait() == 0, running.output
+    assert f"note: instance {late} costs money too" in running.output
+    assert f"`make destroy-instance CONTRACT_ID={late}` ends it" in running.output
 
 
 def test_one_gpu_up_at_a_time(vast: FakeVast, gpu_env: dict[str, str]) -> None:

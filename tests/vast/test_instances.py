@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from nvidia_triton.vast import instances, startup
+from nvidia_triton.vast import costs, instances, startup
 from nvidia_triton.vast.context import Context
 from nvidia_triton.vast.errors import TargetError
 from nvidia_triton.vast.vast import OfferGone, Refused, Unavailable, VastClient
@@ -300,7 +300,7 @@ def test_a_stopped_instance_starts_again(vast: FakeVast, context: Context, clien
     startup.wait_until_ready(context, client, ident)
     client.stop(ident)
     stopped = instances.resolve(context, client, None)
-    assert (instances.state_of(stopped), stopped.addresses) == ("stopped", ())
+    assert (costs.state_of(stopped), stopped.addresses) == ("stopped", ())
     client.start(ident)
     assert startup.wait_until_ready(context, client, ident, restarted=True).addresses
 

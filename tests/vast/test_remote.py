@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from nvidia_triton.vast import remote, ssh
+from nvidia_triton.vast import remote, remote_scripts, ssh
 from nvidia_triton.vast.errors import TargetError
 from tests.vast.fake import FakeVast, Machine
+from tests.vast.kit import until
 from tests.vast.rented import Rented, rent
 
 Rent = Callable[..., Rented]
@@ -146,3 +147,59 @@ def test_logs(make: Rent) -> None:
     rented.said()
     remote.logs(rented.context, rented.instance, follow=False, lines=5)
     assert len(rented.said().splitlines()) == 5
+
+
+def test_the_log_stays_within_bounds_while_triton_runs(make: Rent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "LOG_BYTES", 100_000)
+    monkeypatch.setattr(remote, "LOG_SECONDS", 0.2)
+    rented = make(env={"HF_TOKEN": "hf_secret"})
+    remote.run_tritonserver(rented.context, rented.instance)
+    triton, log = pid_of(rented), rented.opt / "triton/tritonserver.log"
+    for _ in range(3):
+        rented.ssh(f"yes 'a line of the log' | head -c 300000 >>{remote_scripts.LOG}")
+        until(lambda: log.stat().st_size < 100_000, "the log is cut")
+    assert (rented.opt / "triton/tritonserver.log.1").stat().st_size < 700_000
+    rented.ssh("curl -s -X POST http://127.0.0.1:8000/v2/repository/models/nosuch/load")
+    until(lambda: b"nosuch" in log.read_bytes(), "Triton goes on writing")
+    assert b"\0" not in log.read_bytes()
+    assert pid_of(rented) == triton
+
+    processes = rented.vast.host(rented.instance.id).processes()
+    keepers = [pid for pid, words in processes.items() if "log" in words and "--model-repository" in words]
+    keepers = [pid for pid in keepers if b"bash" in Path(f"/proc/{pid}/comm").read_bytes()]
+    assert len(keepers) == 1
+    assert b"hf_secret" not in Path(f"/proc/{keepers[0]}/environ").read_bytes()
+    assert remote.stop(rented.context, rented.instance)
+    until(lambda: not rented.vast.host(rented.instance.id).processes(), "nothing of it is left")
+
+
+def test_what_keeps_the_log_short_ends_with_a_triton_that_is_killed(
+    make: Rent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "LOG_SECONDS", 0.2)
+    rented = make()
+    remote.run_tritonserver(rented.context, rented.instance)
+    rented.ssh(f"kill -9 {pid_of(rented)}")
+    until(lambda: not rented.vast.host(rented.instance.id).processes(), "nothing of it is left")
+
+
+def test_values_arrive_as_they_were_written(make: Rent) -> None:
+    """Nothing of them is taken for a command on the way."""
+    odd = {
+        "SPACES": "a  b ",
+        "QUOTES": 'it\'s "so"',
+        "COMMANDS": "$(touch /opt/triton/one) `touch /opt/triton/two` ; touch /opt/triton/three",
+        "LINES": "first\nsecond\\",
+        "DOLLARS": "$HOME ${PATH} \\$x !!",
+    }
+    rented = make(env=odd)
+    definition = rented.context.definition
+    flag = "--id=$(touch /opt/triton/four) 'it is' \"so\"\n`touch /opt/triton/five`"
+    triton = definition.triton.model_copy(update={"flags": (*definition.triton.flags, flag)})
+    context = dataclasses.replace(rented.context, definition=definition.model_copy(update={"triton": triton}))
+    remote.run_tritonserver(context, rented.instance)
+    pid = pid_of(rented)
+    environment = rented.ssh(f"cat /proc/{pid}/environ").split("\0")
+    assert [f"{name}={value}" for name, value in odd.items() if f"{name}={value}" not in environment] == []
+    assert flag in rented.ssh(f"cat /proc/{pid}/cmdline").split("\0")
+    assert not [name for name in ("one", "two", "three", "four", "five") if (rented.opt / "triton" / name).exists()]

@@ -1,9 +1,11 @@
 """The model repository's check: what it lets through, and what each mistake is answered with."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -308,6 +310,11 @@ def link(name: str, target: str) -> Callable[[Repository], None]:
         ),
         (link("1/passwd", "/etc/passwd"), "1/passwd: is a link out of the model's folder; put the file itself there"),
         (link("1/weights", "nothing"), "1/weights: is a link to nothing"),
+        (link("1/weights", "weights"), "1/weights: is a link to nothing"),
+        (
+            lambda repository: os.mkfifo(repository.root / "m/1/pipe"),
+            "1/pipe: is neither a file nor a folder; remove it",
+        ),
         (
             lambda repository: repository.write(".git/HEAD", "ref: refs/heads/main"),
             ".git: is a Git repository of its own, which would be sent along; remove it",
@@ -321,6 +328,24 @@ def link(name: str, target: str) -> Callable[[Repository], None]:
 def test_what_must_not_be_sent(repository: Repository, spoil: Callable[[Repository], None], problem: str) -> None:
     spoil(repository)
     assert repository.problems() == [f"models/m/{problem}"]
+
+
+@pytest.mark.parametrize(("name", "mode"), [("m/1/weights.bin", 0o000), ("m/1", 0o600)])
+def test_what_cannot_be_read_is_said_before_anything_is_rented(name: str, mode: int) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        repository = Repository(Path(directory) / "models")
+        repository.write("1/weights.bin", "weights")
+        (repository.root / name).chmod(mode)
+        own = os.geteuid()
+        # Root may read everything, so somebody else looks.
+        os.seteuid(own or 65534)
+        try:
+            problems = repository.problems()
+        finally:
+            os.seteuid(own)
+            (repository.root / name).chmod(0o700)
+    assert f"models/{name}: cannot be read: permission denied" in problems
 
 
 def test_links_within_a_model_are_fine_and_a_linked_model_is_not(repository: Repository) -> None:

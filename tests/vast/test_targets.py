@@ -70,3 +70,12 @@ def test_the_key_of_the_vastai_command_is_found(vast: FakeVast, vast_env: dict[s
     file.write_text(f"{vast.api_key}\n")
     done = make(vast_env | {"VAST_API_KEY": ""}, "list-instances")
     assert "No instance of this project is rented." in done.stdout, done.stderr
+
+
+def test_interrupted_before_it_has_begun(vast_env: dict[str, str], tmp_path: Path) -> None:
+    """Ctrl-C while the programs' libraries are still read."""
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n")
+    made = make(vast_env | {"PYTHONPATH": str(tmp_path)}, "gpu-up")
+    assert made.returncode != 0
+    assert made.stderr.startswith("Interrupted before anything was done.\n")
+    assert "Traceback" not in made.stderr

@@ -2,8 +2,11 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
+import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -11,12 +14,15 @@ from typing import Any
 
 import asyncpg
 import httpx
+import psutil
 import pytest
 
 from app.config import Settings
-from nvidia_triton.vast import remote, tunnel
+from nvidia_triton.vast import forward, remote, tunnel
+from nvidia_triton.vast.context import Address
 from nvidia_triton.vast.deploy import deploy
 from nvidia_triton.vast.errors import TargetError
+from nvidia_triton.vast.ssh import Connection, Unreachable
 from tests.service import Process, running_api
 from tests.test_servers_come_and_go import Load, seen
 from tests.vast.fake import FakeVast
@@ -47,6 +53,11 @@ def live(found: tunnel.Tunnel) -> bool:
     except httpx.HTTPError:
         return False
     return answer.status_code == 200
+
+
+def ended(found: tunnel.Tunnel) -> bool:
+    """Nobody has waited for it yet, so what has ended is still there."""
+    return not psutil.pid_exists(found.pid) or psutil.Process(found.pid).status() == psutil.STATUS_ZOMBIE
 
 
 def log(rented: Rented) -> str:
@@ -185,6 +196,89 @@ def test_two_instances_at_once(rented: Rented, vast: FakeVast, vast_env: dict[st
     tunnel.stop(rented.context, rented.instance.id)
     assert [each["name"] for each in rented.context.servers.entries()] == [other.instance.name]
     assert live(found[1])
+
+
+def test_a_tunnel_whose_state_was_deleted_ends_by_itself(rented: Rented) -> None:
+    """Nothing could stop it any more, and its ports would stay taken."""
+    found = tunnel.start(rented.context, rented.instance)
+    shutil.rmtree(rented.context.state.directory)
+    until(lambda: ended(found), "it ends", 30)
+    assert not live(found)
+    assert rented.context.servers.entries() == []
+    again = tunnel.start(rented.context, rented.instance)
+    assert live(again)
+    assert len(rented.context.servers.entries()) == 1
+
+
+def test_a_tunnel_without_its_record_is_stopped_too(rented: Rented) -> None:
+    found = tunnel.start(rented.context, rented.instance)
+    rented.context.state.file(f"tunnel-{rented.instance.id}.json").write_text("{")
+    assert tunnel.stop(rented.context, rented.instance.id) == [rented.instance.id]
+    assert not live(found)
+    again = tunnel.start(rented.context, rented.instance)
+    rented.context.state.remove(f"tunnel-{rented.instance.id}")
+    assert tunnel.stop(rented.context, None) == [rented.instance.id]
+    assert not live(again)
+    assert tunnel.stop(rented.context, None) == []
+
+
+def test_a_laptop_that_slept(rented: Rented) -> None:
+    """The supervisor and its ssh rest for longer than the far end waits."""
+    found = tunnel.start(rented.context, rented.instance)
+    asleep = [psutil.Process(found.pid), *psutil.Process(found.pid).children(recursive=True)]
+    for process in asleep:
+        process.suspend()
+    rented.vast.cut(rented.instance.id)
+    for process in asleep:
+        process.resume()
+    until(lambda: log(rented).count("up: ") == 2, "it is up again", 30)
+    until(lambda: live(found), "Triton answers")
+
+
+def test_a_frozen_supervisor_is_stopped(rented: Rented, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tunnel, "STOP_SECONDS", 1.0)
+    found = tunnel.start(rented.context, rented.instance)
+    os.kill(found.pid, signal.SIGSTOP)
+    assert tunnel.stop(rented.context, None) == [rented.instance.id]
+    until(lambda: not live(found), "ssh ends with it")
+
+
+def test_a_far_end_that_falls_silent_after_its_greeting(rented: Rented, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "UP_SECONDS", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = Address("127.0.0.1", mute.getsockname()[1])
+
+        def greet() -> None:
+            connection, _ = mute.accept()
+            with connection:
+                connection.sendall(b"SSH-2.0-mute\r\n")
+                while connection.recv(4096):
+                    pass
+
+        thread = threading.Thread(target=greet, daemon=True)
+        thread.start()
+        connection = Connection(rented.context, rented.instance, address)
+        with pytest.raises(Unreachable, match="it is silent"):
+            forward.Forward(connection, 8000).ensure()
+        thread.join(5)
+
+
+def test_a_full_disk_breaks_no_tunnel(rented: Rented) -> None:
+    """What cannot be noted any more is no reason to end what works."""
+    local = rented.context.settings.local_dir
+    shutil.rmtree(local)
+    local.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "local", local], check=True)
+    try:
+        found = tunnel.start(rented.context, rented.instance)
+        subprocess.run(["dd", "if=/dev/zero", f"of={local}/ballast", "bs=512"], stderr=subprocess.DEVNULL, check=False)
+        rented.vast.cut(rented.instance.id)
+        until(lambda: not live(found), "it is down")
+        until(lambda: live(found), "it is up again", 30)
+        assert not ended(found)
+        assert tunnel.stop(rented.context, None) == [rented.instance.id]
+    finally:
+        subprocess.run(["umount", local], check=True)
 
 
 async def test_a_tunnel_killed_and_frozen_under_load_costs_no_ticket(

@@ -40,6 +40,11 @@ What it does on demand:
         paths = ""                       restricts rate_limited and broken to paths that hold this
         destroy_refused = 1              the next destroys answer 200 with success false
         destroy_ignored = 1              the next destroys answer success and do nothing
+        odd = 2, odd_status = 200, odd_body = "..."    the next calls (of `paths`) answer this, by default an HTML page
+        retry_after = "2"                what the 429 say in Retry-After
+        unlisted = 3                     the next lists of instances are empty
+        row = {"ports": None}            laid over every row of an instance
+        start_refused = 1                the next starts answer 200 with success false: no money
         auth_status = 401                what a wrong key gets; 404 is the other possibility
     vast.machine = Machine(shm_mib=64)       what the next instances are made of: gpu="NVIDIA GeForce RTX 4090",
                                   gpu_count=1, memory_mib=24564, driver="580.95.05", nvidia_smi=True, shm_mib=256,
@@ -53,6 +58,7 @@ What it does on demand:
     vast.crash(ident)             the machine's processes die, the API goes on calling it `running`
     vast.vanish(ident)            the instance is gone from the API as well
     vast.set_status(ident, "exited", "what it says")
+    vast.stop(ident)              Vast.ai stops it, as it does when the account's money is gone
 
 The same for a test in another process, authenticated like everything else: `POST {url}/_control/<method>` with the
 arguments as a JSON object, e.g. `/_control/freeze {"ident": 7835610}`; `PATCH /_control/faults` and

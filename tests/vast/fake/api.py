@@ -62,6 +62,8 @@ async def gate(request: HttpRequest, world: WorldOf) -> None:
             raise PlainError(429, "API requests too frequent")
         if world.faults.takes("broken"):
             raise PlainError(500, "Internal Server Error")
+        if world.faults.takes("odd"):
+            raise PlainError(world.faults.odd_status, world.faults.odd_body)
     kind = f"{method} {''.join(part for part in path if not part.isdigit())}"
     last = world.last_calls.get(kind)
     world.last_calls[kind] = time.monotonic()
@@ -150,7 +152,8 @@ async def list_instances(request: HttpRequest, world: WorldOf) -> dict[str, Any]
         filters = json.loads(asked.get("select_filters") or "{}")
         order = json.loads(asked.get("order_by") or "[]") or [{"col": "id", "dir": "asc"}]
         limit = min(int(asked.get("limit") or 25), 25)
-        rows = [row for each in world.contracts.values() if market.matches(row := each.row(), filters)]
+        shown = [] if world.faults.takes("unlisted") else list(world.contracts.values())
+        rows = [row for each in shown if market.matches(row := each.row(), filters)]
         for column in reversed(order):
             rows.sort(key=lambda row: row.get(column["col"]) or 0, reverse=column.get("dir") == "desc")
         start = int(asked.get("after_token") or 0)
@@ -180,6 +183,8 @@ async def change_instance(ident: int, body: Body, world: WorldOf) -> dict[str, A
     contract = contract_of(ident, world)
     if "label" in body:
         contract.label = body["label"]
+    elif body.get("state") == "running" and world.faults.takes("start_refused"):
+        return {"success": False, "error": "insufficient_credit", "msg": "Your account lacks credit."}
     elif body.get("state") == "running":
         contract.start()
     elif body.get("state") == "stopped":
@@ -270,6 +275,7 @@ def create_app(world: World, *more: APIRouter) -> FastAPI:
 
     @app.exception_handler(PlainError)
     async def render_plain(_: HttpRequest, error: PlainError) -> Response:
-        return PlainTextResponse(error.text, status_code=error.status)
+        asked = world.faults.retry_after if error.status == 429 else ""
+        return PlainTextResponse(error.text, status_code=error.status, headers={"Retry-After": asked} if asked else {})
 
     return app

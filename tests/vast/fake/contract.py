@@ -94,7 +94,7 @@ class Contract:
             }
         elif self.status is not None:
             row["ports"] = {}
-        return row
+        return row | self._faults.row
 
     def authorize(self, keys: Iterable[str]) -> None:
         """Has the keys reach the machine, as late as the faults say."""

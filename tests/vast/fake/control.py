@@ -91,6 +91,9 @@ class Control:
         self._contract(ident)
         await self._world.end(ident)
 
+    async def stop(self, ident: int) -> None:
+        await self._contract(ident).stop()
+
     async def set_status(self, ident: int, status: str | None, message: str | None = None) -> None:
         self._contract(ident).set_status(status, message)
 

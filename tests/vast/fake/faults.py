@@ -1,6 +1,7 @@
 """What a test can have go wrong, and what the rented machines are made of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 REQUIREMENT_ERROR = (
     "Error response from daemon: failed to create task for container: nvidia-container-cli: requirement error: "
@@ -27,6 +28,13 @@ class Faults:
     paths: str = ""
     destroy_refused: int = 0
     destroy_ignored: int = 0
+    odd: int = 0
+    odd_status: int = 200
+    odd_body: str = "<html><body>Bad Gateway</body></html>"
+    retry_after: str = ""
+    unlisted: int = 0
+    row: dict[str, Any] = field(default_factory=dict)
+    start_refused: int = 0
     auth_status: int = 401  # what a wrong key gets: 401 or 404
 
     def takes(self, name: str) -> bool:

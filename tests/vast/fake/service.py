@@ -156,6 +156,9 @@ class FakeVast:
     def vanish(self, ident: int) -> None:
         self._call(self._control.vanish(ident))
 
+    def stop(self, ident: int) -> None:
+        self._call(self._control.stop(ident))
+
     def set_status(self, ident: int, status: str | None, message: str | None = None) -> None:
         self._call(self._control.set_status(ident, status, message))
 

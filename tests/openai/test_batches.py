@@ -187,6 +187,13 @@ async def test_a_file_is_no_batch_when_it_is_too_long_or_says_nothing(client: op
     assert many.errors.to_dict()["total"] == 50_001
 
 
+async def test_a_byte_order_mark_and_windows_line_ends_are_no_errors(client: openai.AsyncOpenAI) -> None:
+    lines = [json.dumps(line(custom_id, prompt())) for custom_id in "ab"]
+    batch = await ended(client, await start(client, ["\ufeff" + "\r\n".join(lines) + "\r\n"]))
+    assert (batch.status, batch.errors) == ("completed", None)
+    assert [each["custom_id"] for each in await lines_of(client, batch.output_file_id)] == ["a", "b"]
+
+
 async def test_a_line_may_be_as_long_as_a_body(make_settings: Callable[..., Settings]) -> None:
     settings = make_settings(max_body_bytes=2048)
     async with running_api(settings) as service, client_of(service) as client:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -51,14 +52,17 @@ from app.services.streams import Streams
 from app.services.templates import Templates
 from app.services.usage import Usage
 from app.services.webhooks import Webhooks
-from app.telemetry import configure_logging
+from app.telemetry import configure_logging, logger
 from app.triton.fleet import open_fleet
+
+log = logger("api")
 
 DESCRIPTION = """Send prompts to models on NVIDIA Triton and come back for the answers.
 
 Store a prompt with `POST /contexts/`, send it with `POST /models/send/{model_name}/{context_id}`, and follow
 `status_url` until the status is `completed` or `failed`."""
 GRACEFUL_SECONDS = 10
+AGAIN_SECONDS = 1.0
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any]]]
 
@@ -132,17 +136,16 @@ def _lifespan(settings: Settings) -> Lifespan:
                 fleet=fleet,
             )
             loader = Loader(database, stored_files, batches.preparing(services), services.batches.arrived, settings)
+            listener = Listener(
+                settings.database_url,
+                {SETTLED_CHANNEL: both(board.received, streams.announced), EVENTS_CHANNEL: streams.announced},
+            )
             helpers = [
-                asyncio.create_task(
-                    Listener(
-                        settings.database_url,
-                        {SETTLED_CHANNEL: both(board.received, streams.announced), EVENTS_CHANNEL: streams.announced},
-                    ).run()
-                ),
-                asyncio.create_task(streams.run()),
-                asyncio.create_task(catalog.watch(settings.probe_seconds)),
-                asyncio.create_task(limits.share()),
-                asyncio.create_task(loader.run()),
+                asyncio.create_task(_lasting("listener", listener.run)),
+                asyncio.create_task(_lasting("streams", streams.run)),
+                asyncio.create_task(_lasting("fleet", partial(catalog.watch, settings.probe_seconds))),
+                asyncio.create_task(_lasting("limits", limits.share)),
+                asyncio.create_task(_lasting("batches", loader.run)),
             ]
             app.state.board = board
             app.state.streams = streams
@@ -158,6 +161,16 @@ def _lifespan(settings: Settings) -> Lifespan:
                         await helper
 
     return lifespan
+
+
+async def _lasting(name: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Begins again what a defect ended: without it, this process would answer and yet let its clients wait for ever."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("a defect of the service ended a helper, it begins again", helper=name)
+        await asyncio.sleep(AGAIN_SECONDS)
 
 
 def _document_problems(app: FastAPI) -> None:

@@ -123,7 +123,7 @@ def _from_validation(request: Request, error: RequestValidationError) -> AppErro
     name = parameter if is_openai(request.url.path) else _field
     errors = [{"field": name(problem["loc"]), "message": _message(problem)} for problem in problems[:20]]
     first = errors[0]
-    return InvalidRequest(f"{first['field']}: {first['message']}", errors=errors)
+    return InvalidRequest(f"{first['field'] or 'The body'}: {first['message']}", errors=errors)
 
 
 def _field(location: Sequence[Any]) -> str:
@@ -135,10 +135,9 @@ def _field(location: Sequence[Any]) -> str:
 
 def parameter(location: Iterable[str | int]) -> str:
     """The parameter's name as a client writes it; the branches of unions, which pydantic names too, are left out."""
-    parts = tuple(location)
-    if parts[:1] == ("header",):
-        return str(parts[-1])
-    text = ""
+    parts, text = list(location), ""
+    if parts[:1] == ["header"]:
+        return str(parts[1])
     for place, part in enumerate(parts):
         if place == 0 and part in LOCATIONS:
             continue

@@ -141,8 +141,6 @@ class Catalog:
         if self._refreshing is None or self._refreshing.done():
             if time.monotonic() - self._refreshed < FRESH_SECONDS:
                 return
-            if self._refreshing is not None:
-                self._refreshing.result()
             self._refreshing = asyncio.create_task(self._ask())
         done, _ = await asyncio.wait({self._refreshing}, timeout=patience)
         for task in done:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
@@ -236,7 +237,8 @@ class Check:
 
     def _request(self, number: int, line: bytes) -> tuple[str, dict[str, Any]]:
         try:
-            request = from_json(line, allow_inf_nan=False)
+            # Some editors begin a file with a byte order mark.
+            request = from_json(line.removeprefix(BOM_UTF8) if number == 1 else line, allow_inf_nan=False)
         except ValueError as error:
             raise LineError("invalid_json_line", f"This line is not JSON: {error}.") from None
         if not isinstance(request, dict):

@@ -124,7 +124,12 @@ def _call(value: Any) -> ToolCall | None:
     if isinstance(arguments, str):
         # Some models quote the JSON once more.
         arguments = _json(arguments)
-    return ToolCall(value["name"], _dumped(arguments)) if isinstance(arguments, dict) else None
+    if not isinstance(arguments, dict):
+        return None
+    try:
+        return ToolCall(_encodable(value["name"]), _dumped(arguments))
+    except RecursionError:
+        return None
 
 
 def forced(text: str) -> list[ToolCall]:
@@ -142,7 +147,12 @@ def _json(text: str) -> Any:
 
 
 def _dumped(arguments: dict[str, Any]) -> str:
-    return json.dumps(arguments, ensure_ascii=False)
+    return _encodable(json.dumps(arguments, ensure_ascii=False))
+
+
+def _encodable(text: str) -> str:
+    """Half a surrogate pair, which a model may well write as an escape, is a character of no encoding."""
+    return text.encode(errors="replace").decode()
 
 
 class ToolCallStream:

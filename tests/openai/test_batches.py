@@ -8,8 +8,9 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
+import asyncpg
 import openai
 import pytest
 from openai.types import Batch
@@ -21,7 +22,9 @@ from app.queue.batches import BatchStore
 from app.queue.store import QueueStore
 from app.services.keys import Keys, NewKey
 from app.services.loading import MOST_TRIES
+from tests.conftest import alembic, with_database
 from tests.openai.conftest import client_of
+from tests.postgres_server import RunningPostgres
 from tests.servers import TEST_MODELS
 from tests.service import Service, eventually, running_api, running_dispatcher
 
@@ -194,6 +197,13 @@ async def test_a_file_is_no_batch_when_it_is_too_long_or_says_nothing(client: op
     assert many.errors.to_dict()["total"] == 50_001
 
 
+async def test_a_byte_order_mark_and_windows_line_ends_are_no_errors(client: openai.AsyncOpenAI) -> None:
+    lines = [json.dumps(line(custom_id, prompt())) for custom_id in "ab"]
+    batch = await ended(client, await start(client, ["\ufeff" + "\r\n".join(lines) + "\r\n"]))
+    assert (batch.status, batch.errors) == ("completed", None)
+    assert [each["custom_id"] for each in await lines_of(client, batch.output_file_id)] == ["a", "b"]
+
+
 async def test_a_line_may_be_as_long_as_a_body(make_settings: Callable[..., Settings]) -> None:
     settings = make_settings(max_body_bytes=2048)
     async with running_api(settings) as service, client_of(service) as client:
@@ -342,6 +352,29 @@ async def test_a_loader_that_died_leaves_nothing_and_another_one_loads(
         async with running_api(make_settings(poll_seconds=0.2)):
             await in_progress(client, batch)
         assert await api_rows() == (1, 1)
+
+
+async def test_an_api_that_was_there_before_the_tables_loads_batches_all_the_same(
+    make_settings: Callable[..., Settings], postgres: RunningPostgres
+) -> None:
+    name = f"test_{uuid4().hex}"
+    connection = await asyncpg.connect(postgres.url)
+    await connection.execute(f"CREATE DATABASE {name}")
+    settings = make_settings(database_url=with_database(postgres.url, name))
+    async with running_api(settings) as service, client_of(service) as client:
+        assert (await service.client.get("/health/ready")).status_code == 503
+        done = await asyncio.to_thread(alembic, settings.database_url, "upgrade", "head")
+        assert done.returncode == 0, done.stderr
+        async with running_dispatcher(settings):
+
+            async def served() -> bool:
+                return (await service.client.get("/v1/models/tiny")).status_code == 200
+
+            await eventually(served, "the model is there")
+            batch = await ended(client, await start(client, [line("a", prompt())]))
+            assert (batch.status, batch.errors) == ("completed", None)
+    await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await connection.close()
 
 
 async def test_limits_of_the_key_and_its_webhook_count(

@@ -44,6 +44,24 @@ def check_error(answer: httpx.Response, status: int, code: str, param: str | Non
             "invalid_request",
             "messages[0].tool_calls[0].function.arguments",
         ),
+        *(
+            (
+                {"messages": [{"role": "assistant", "tool_calls": [
+                    {"id": "a", "type": "function", "function": {"name": "f", "arguments": arguments}}]}]},
+                "invalid_request",
+                "messages[0].tool_calls[0].function.arguments",
+            )
+            for arguments in ('{"a": "\\ud800"}', '{"a": "\\u0000"}', '{"a": NaN}', "[" * 5000, "9" * 5000)
+        ),
+        *(
+            (
+                {"tool_choice": "required", "tools": [
+                    {"type": "function", "function": {"name": "f", "parameters": {"$defs": shared}}}]},
+                "invalid_request",
+                "tools",
+            )
+            for shared in ([1], "ab", 5)
+        ),
         ({"messages": [{"role": "user", "content": "a\x00b"}]}, "invalid_request", None),
         ({"temperature": 3}, "invalid_request", "temperature"),
         ({"temperature": "hot"}, "invalid_request", "temperature"),
@@ -78,6 +96,15 @@ def check_error(answer: httpx.Response, status: int, code: str, param: str | Non
 async def test_what_cannot_be_asked_is_refused(api: Service, changes: Any, code: str, param: str | None) -> None:
     check_error(await api.client.post("/v1/chat/completions", json=CHAT | changes), 400, code, param)
     assert (await api.client.get("/results/")).json() == []
+
+
+async def test_what_is_wrong_with_no_parameter_is_named_too(api: Service) -> None:
+    answer = await api.client.post("/v1/chat/completions", json=CHAT | {"user": "a\x00b"})
+    assert check_error(answer, 400, "invalid_request").startswith("The body: must not contain NUL")
+    answer = await api.client.post("/v1/chat/completions", content="[]", headers={"Content-Type": "application/json"})
+    assert check_error(answer, 400, "invalid_request").startswith("The body: ")
+    answer = await api.client.post("/v1/chat/completions", json=CHAT, headers={"Idempotency-Key": ""})
+    assert check_error(answer, 400, "invalid_request", "Idempotency-Key").startswith("Idempotency-Key: ")
 
 
 async def test_null_counts_as_left_out(service: Service) -> None:

@@ -497,6 +497,10 @@ async def test_the_same_key_gives_the_same_response(client: openai.AsyncOpenAI) 
             "input[0].content[0].type",
         ),
         ({"input": [{"type": "function_call", "call_id": "1", "name": "f", "arguments": "{"}]}, "input[0].arguments"),
+        (
+            {"input": [{"type": "function_call", "call_id": "1", "name": "f", "arguments": '["\\ud800"]'}]},
+            "input[0].arguments",
+        ),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tools": [WEATHER, WEATHER]}, "tools"),

@@ -157,6 +157,19 @@ async def test_a_call_of_the_models_own_will(client: openai.AsyncOpenAI) -> None
     assert "<tool_call>" in (none.message.content or "")
 
 
+async def test_half_a_character_in_a_call_is_no_defect(client: openai.AsyncOpenAI) -> None:
+    asked: dict[str, Any] = {
+        "model": "chat",
+        "messages": emit('<tool_call>{"name": "weather", "arguments": {"place": "\\ud83d"}}</tool_call>'),
+        "tools": [WEATHER],
+    }
+    (call,) = (await client.chat.completions.create(**asked)).choices[0].message.tool_calls or []
+    assert call.type == "function"
+    assert json.loads(call.function.arguments) == {"place": "?"}
+    _, chunks, reason = await streamed(client, **asked)
+    assert (reason, chunks[0].function.arguments) == ("tool_calls", call.function.arguments)
+
+
 async def test_a_call_that_is_required(client: openai.AsyncOpenAI) -> None:
     asked: dict[str, Any] = {
         "model": "chat", "messages": [{"role": "user", "content": "Paris?"}], "tools": [WEATHER], "temperature": 0,

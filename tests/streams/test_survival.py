@@ -5,7 +5,7 @@ import os
 import random
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from tests.streams.follower import Follower
 # Both give the same text each time; `temperature` alone gives another each time.
 SEEDED = {"max_tokens": 150, "ignore_eos": True, "seed": 5}
 UNSEEDED = {"max_tokens": 150, "ignore_eos": True, "temperature": 1.0}
+# A process imports for two seconds of its own, which a busy machine makes many.
+STARTING_SECONDS = 60.0
 SLOW = "[[sim:slow=20]] Tell me of the sea."
 
 
@@ -106,27 +108,30 @@ async def test_a_stopping_api_ends_its_streams_and_another_goes_on(
         (await follower.follow(survivor)).check()
 
 
+@asynccontextmanager
 async def interrupted(
     settings: Settings, tmp_path: Path, parameters: dict[str, Any], interrupt: Callable[[Process], None]
-) -> tuple[Follower, Service, AsyncExitStack]:
+) -> AsyncIterator[tuple[Follower, Service]]:
     """A stream whose dispatcher is interrupted in the middle, and another dispatcher that takes over."""
-    stack = AsyncExitStack()
-    service = await stack.enter_async_context(running_api(settings))
-    first = await stack.enter_async_context(Process("app.worker", settings, tmp_path / "dispatcher.log"))
-    await first.says("dispatching")
-    follower = Follower(await service.send(prompt=SLOW, parameters=parameters))
-    await follower.follow(service, most=10)
-    interrupt(first)
-    await stack.enter_async_context(running_dispatcher(settings))
-    return follower, service, stack
+    # The interrupted one's lease runs out soon; that of its successor outlasts a busy machine.
+    lasting = settings.model_copy(update={"lease_seconds": 20.0})
+    async with (
+        running_api(settings) as service,
+        Process("app.worker", settings, tmp_path / "dispatcher.log") as first,
+    ):
+        await first.says("dispatching", STARTING_SECONDS)
+        follower = Follower(await service.send(prompt=SLOW, parameters=parameters))
+        await follower.follow(service, most=10)
+        interrupt(first)
+        async with running_dispatcher(lasting):
+            yield follower, service
 
 
 async def test_a_killed_dispatchers_stream_goes_on_where_the_text_is_the_same(
     make_settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
     settings = make_settings(lease_seconds=1.0)
-    follower, service, stack = await interrupted(settings, tmp_path, SEEDED, Process.kill)
-    async with stack:
+    async with interrupted(settings, tmp_path, SEEDED, Process.kill) as (follower, service):
         result = (await follower.follow(service)).check()
         assert (result["status"], result["attempt_count"]) == ("completed", 2)
         fresh = await Follower(follower.result_id).follow(service)
@@ -138,8 +143,7 @@ async def test_another_text_of_another_attempt_ends_the_stream_and_says_so(
     make_settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
     settings = make_settings(lease_seconds=1.0)
-    follower, service, stack = await interrupted(settings, tmp_path, UNSEEDED, Process.kill)
-    async with stack:
+    async with interrupted(settings, tmp_path, UNSEEDED, Process.kill) as (follower, service):
         await follower.follow(service)
         assert follower.error is not None
         assert (follower.error["code"], follower.error["status"]) == ("stream_restarted", 409)
@@ -164,8 +168,7 @@ async def test_a_dispatcher_that_wakes_after_its_lease_adds_nothing(
         process.signal(signal.SIGSTOP)
         frozen.append(process)
 
-    follower, service, stack = await interrupted(settings, tmp_path, SEEDED, freeze)
-    async with stack:
+    async with interrupted(settings, tmp_path, SEEDED, freeze) as (follower, service):
         await follower.follow(service, most=10)
         frozen[0].signal(signal.SIGCONT)
         result = (await follower.follow(service)).check()

@@ -247,3 +247,17 @@ async def test_slots_limit_what_runs_at_once(client: Client) -> None:
     messages = await asyncio.gather(*(client.ask("slow", prompt, sampling={"n": 64}) for _ in range(3)))
     assert [len(each[0].text) for each in messages] == [64] * 3
     assert time.monotonic() - started > 0.85
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "minItems": 10**9, "items": {"type": "integer"}},
+        {"type": "string", "minLength": 10**10},
+        {"$defs": {"a": {"type": "array", "minItems": 99, "items": {"$ref": "#/$defs/a"}}}, "$ref": "#/$defs/a"},
+    ],
+)
+async def test_a_schema_of_endless_texts_is_cut_off_like_any_other(client: Client, schema: dict[str, object]) -> None:
+    sampling = {"structured_outputs": json.dumps({"json": schema}), "max_tokens": 9}
+    [message] = await client.ask("noop", PROMPT, sampling=sampling)
+    assert message.strings("finish_reason") == ["length"]

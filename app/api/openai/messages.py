@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError, from_json
 
 from app.api.openai.requests import unsupported
 from app.api.problems import invalid
+from app.storable import check_document
 
 # OpenAI's newer name for what templates know as the system message.
 ROLES = {"developer": "system"}
@@ -92,7 +93,17 @@ def _text(content: str | list[Part] | None, where: str) -> str:
 def _call(call: Call, where: str) -> dict[str, Any]:
     plain = call.model_dump()
     try:
-        plain["function"]["arguments"] = json.loads(call.function.arguments or "{}")
-    except (ValueError, RecursionError):
-        raise invalid(f"{where}.function.arguments", "must be JSON text") from None
+        plain["function"]["arguments"] = arguments_of(call.function.arguments)
+    except ValueError as error:
+        raise invalid(f"{where}.function.arguments", str(error)) from None
     return plain
+
+
+def arguments_of(text: str) -> Any:
+    """The arguments of a call, which templates write into the prompt: what no prompt may hold is a ValueError."""
+    try:
+        return check_document(from_json(text or "{}", allow_inf_nan=False))
+    except PydanticCustomError as error:
+        raise ValueError(error.message()) from None
+    except ValueError:
+        raise ValueError("must be JSON text, without lone surrogates") from None

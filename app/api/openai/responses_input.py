@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from app.api.openai.messages import Part
+from app.api.openai.messages import Part, arguments_of
 from app.api.openai.requests import Model, checked, unsupported
 from app.api.problems import invalid
 from app.errors import InvalidRequest
@@ -28,10 +27,7 @@ class MessageItem(Item):
 
 
 def _json_text(text: str) -> str:
-    try:
-        json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        raise ValueError("must be JSON text") from None
+    arguments_of(text)
     return text
 
 

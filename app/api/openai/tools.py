@@ -100,7 +100,10 @@ class ToolUse:
         calls = []
         for name, function in self.functions.items():
             parameters = dict(_schema_of(function))
-            for key, value in parameters.pop("$defs", {}).items():
+            shared = parameters.pop("$defs", None) or {}
+            if not isinstance(shared, dict):
+                raise invalid("tools", f"$defs of the function {name} must be an object")
+            for key, value in shared.items():
                 if definitions.setdefault(key, value) != value:
                     raise invalid("tools", f"two functions define $defs.{key} differently; rename one")
             calls.append(

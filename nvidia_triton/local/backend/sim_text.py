@@ -12,6 +12,9 @@ import zlib
 VOCABULARY_SIZE = 151_936
 END_TOKEN_ID = 151_645
 MARK = "[simulated]"
+# In one text that is held to a JSON schema, and in one of its strings.
+MOST_VALUES = 10_000
+MOST_CHARACTERS = 100_000
 
 _ASTRAL = "\U00010000-\U0010ffff"
 _TOKEN = re.compile(rf" ?[A-Za-z]{{1,16}}| ?[0-9]{{1,3}}|[{_ASTRAL}]| ?[^\sA-Za-z0-9{_ASTRAL}]|\s")
@@ -119,15 +122,17 @@ def structured(rng, words: list[str], spec: dict, begin: str) -> str:
     if spec.get("choice"):
         return rng.choice(spec["choice"])
     if spec.get("json") is not None:
-        return json.dumps(_instance(rng, words, spec["json"], spec["json"], 0))
+        return json.dumps(_instance(rng, words, spec["json"], spec["json"], 0, [MOST_VALUES]))
     if spec.get("json_object"):
         return json.dumps({"simulated": True, "text": sentence(rng, words)}, ensure_ascii=False)
     # Regular expressions, grammars and structural tags are not followed.
     return f"{begin} {sentence(rng, words)}"
 
 
-def _instance(rng, words, schema, root, depth):
-    if schema is True or not isinstance(schema, dict) or depth > 16:
+def _instance(rng, words, schema, root, depth, left):
+    """`left` holds how many values may still be made: no schema keeps the engine busy for others' requests."""
+    left[0] -= 1
+    if schema is True or not isinstance(schema, dict) or depth > 16 or left[0] < 0:
         return None
     for keyword in ("const", "default"):
         if keyword in schema:
@@ -135,24 +140,25 @@ def _instance(rng, words, schema, root, depth):
     if schema.get("enum"):
         return rng.choice(schema["enum"])
     if "$ref" in schema:
-        return _instance(rng, words, _resolve(root, schema["$ref"]), root, depth + 1)
+        return _instance(rng, words, _resolve(root, schema["$ref"]), root, depth + 1, left)
     for keyword in ("anyOf", "oneOf"):
         if schema.get(keyword):
-            return _instance(rng, words, schema[keyword][0], root, depth + 1)
+            return _instance(rng, words, schema[keyword][0], root, depth + 1, left)
     if schema.get("allOf"):
         merged = {**schema, **{key: value for part in schema["allOf"] for key, value in part.items()}}
         merged.pop("allOf", None)
-        return _instance(rng, words, merged, root, depth + 1)
+        return _instance(rng, words, merged, root, depth + 1, left)
     kind = schema.get("type", "object" if "properties" in schema else "string")
     if isinstance(kind, list):
         kind = kind[0]
     if kind == "object":
         names = schema.get("required", list(schema.get("properties", {})))
         properties = schema.get("properties", {})
-        return {name: _instance(rng, words, properties.get(name, {}), root, depth + 1) for name in names}
+        return {name: _instance(rng, words, properties.get(name, {}), root, depth + 1, left) for name in names}
     if kind == "array":
         size = schema.get("minItems", 1 if schema.get("maxItems", 1) else 0)
-        return [_instance(rng, words, schema.get("items", {}), root, depth + 1) for _ in range(size)]
+        items = schema.get("items", {})
+        return [_instance(rng, words, items, root, depth + 1, left) for _ in range(min(size, max(left[0], 0)))]
     if kind in ("integer", "number"):
         return _number(rng, schema, kind)
     if kind == "boolean":
@@ -160,7 +166,7 @@ def _instance(rng, words, schema, root, depth):
     if kind == "null":
         return None
     text = rng.choice(words) if words else "simulated"
-    return text.ljust(schema.get("minLength", 0), ".")[: schema.get("maxLength", 200)]
+    return text.ljust(min(schema.get("minLength", 0), MOST_CHARACTERS), ".")[: schema.get("maxLength", 200)]
 
 
 def _number(rng, schema, kind):

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import SecretStr
@@ -12,6 +13,7 @@ from nvidia_triton.vast.errors import TargetError
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_VAST_URL = "https://console.vast.ai"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 DEFAULT_API_URL = "http://127.0.0.1:8887"
 DEFAULT_KEYS = ("id_ed25519", "id_rsa")
 HIDDEN = "[hidden]"
@@ -70,7 +72,7 @@ def load_settings(environ: Mapping[str, str], root: Path = ROOT) -> VastSettings
     """Reads the settings; a missing key or key pair is an error only where it is needed.
 
     Raises:
-        TargetError: VAST_POLL_SECONDS is no number.
+        TargetError: one of them cannot be meant.
     """
     try:
         file = {name: value for name, value in dotenv_values(root / ".env.vast", interpolate=False).items() if value}
@@ -91,7 +93,7 @@ def load_settings(environ: Mapping[str, str], root: Path = ROOT) -> VastSettings
     return VastSettings(
         root=root,
         local_dir=Path(merged.get("LOCAL_DIR") or root / ".local").absolute(),
-        vast_url=merged.get("VAST_URL", DEFAULT_VAST_URL).rstrip("/"),
+        vast_url=_vast_url(merged.get("VAST_URL", DEFAULT_VAST_URL)),
         api_url=merged.get("API_URL", DEFAULT_API_URL).rstrip("/"),
         poll_seconds=poll_seconds,
         api_key=SecretStr(api_key) if api_key else None,
@@ -99,6 +101,20 @@ def load_settings(environ: Mapping[str, str], root: Path = ROOT) -> VastSettings
         ssh_key=_ssh_key(merged),
         environ=merged,
     )
+
+
+def _vast_url(text: str) -> str:
+    """The API key goes there with every request, so in clear text it goes no further than this machine."""
+    try:
+        url = urlsplit(text)
+        known, host = url.scheme in ("http", "https") and bool(url.hostname), url.hostname
+    except ValueError:
+        known, host = False, None
+    if not known:
+        raise TargetError(f"VAST_URL={text!r} is not a URL: leave it out for {DEFAULT_VAST_URL}.")
+    if url.scheme == "http" and host not in LOOPBACK:
+        raise TargetError(f"VAST_URL={text!r} would send the API key unencrypted to {host}: use https.")
+    return text.rstrip("/")
 
 
 def _key_of_cli(merged: Mapping[str, str]) -> str | None:

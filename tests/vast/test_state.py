@@ -134,6 +134,9 @@ def test_a_reader_that_goes_away_learns_what_costs(vast: FakeVast, vast_env: dic
         ({"VAST_API_KEY": "schlüssel"}, "copy it anew"),
         ({"VAST_POLL_SECONDS": "-1"}, "VAST_POLL_SECONDS"),
         ({"VAST_POLL_SECONDS": "nan"}, "VAST_POLL_SECONDS"),
+        ({"VAST_URL": "console.vast.ai"}, "is not a URL"),
+        ({"VAST_URL": "https://[::1"}, "is not a URL"),
+        ({"VAST_URL": "http://vast.example"}, "unencrypted to vast.example: use https"),
     ],
 )
 def test_settings_that_cannot_be(tmp_path: Path, environment: dict[str, str], text: str) -> None:

@@ -49,6 +49,7 @@ from app.services.limits import Limits
 from app.services.loading import Loader
 from app.services.results import Results
 from app.services.streams import Streams
+from app.services.submissions import Submissions
 from app.services.templates import Templates
 from app.services.usage import Usage
 from app.services.webhooks import Webhooks
@@ -115,13 +116,14 @@ def _lifespan(settings: Settings) -> Lifespan:
             store = QueueStore(database)
             contexts = Contexts(database, store, settings)
             limits = Limits(database)
-            results = Results(database, store, contexts, catalog, board, limits, settings)
+            results = Results(database, store, catalog, board, settings)
             streams = Streams(database, results, settings)
             stored_files = Files(database, store, settings)
             services = Services(
                 settings=settings,
                 contexts=contexts,
                 results=results,
+                submissions=Submissions(store, contexts, results, catalog, limits, settings),
                 streams=streams,
                 templates=Templates(settings),
                 catalog=catalog,

@@ -22,6 +22,7 @@ from app.services.limits import Limits
 from app.services.pages import Page, Window
 from app.services.results import Results
 from app.services.streams import Streams
+from app.services.submissions import Submissions
 from app.services.templates import Templates
 from app.services.usage import Usage
 from app.services.webhooks import Webhooks
@@ -38,6 +39,7 @@ class Services:
     settings: Settings
     contexts: Contexts
     results: Results
+    submissions: Submissions
     streams: Streams
     templates: Templates
     catalog: Catalog

@@ -31,7 +31,7 @@ async def send_context(
     """Sends a stored prompt to a model and answers with a ticket at once."""
     options = body or SendOptions()
     await services_of(request).adapters.require(model_name, options.parameters.lora_name)
-    row, replayed = await services_of(request).results.submit(
+    row, replayed = await services_of(request).submissions.submit(
         caller_of(request),
         model_name,
         context_id,

@@ -64,7 +64,7 @@ async def cancel_result(result_id: UUID, request: Request) -> object:
 @router.post("/{result_id}/retry", status_code=202, response_model=Ticket, responses=problems(404, 409, 410, 422))
 async def retry_result(result_id: UUID, request: Request, key: IdempotencyKey = None) -> object:
     """A new ticket for what a final result asked for; the old result stays as it is."""
-    row, replayed = await services_of(request).results.retry(caller_of(request), result_id, key)
+    row, replayed = await services_of(request).submissions.retry(caller_of(request), result_id, key)
     return answer_with_ticket(row, replayed)
 
 

@@ -17,6 +17,7 @@ from pydantic_core import to_json
 
 from app.db.engine import Database
 from app.errors import DatabaseUnavailable
+from app.queue import locks
 from app.queue.statements import QUEUED_CHANNEL, TAKE_OVER_OLD_KEY, cancel_where
 from app.queue.ticket import Idempotency
 
@@ -135,9 +136,9 @@ CANCEL_LINES = cancel_where(f"""id = ANY (ARRAY(
     ))""")
 
 # What is left and what failed is few rows of an index; the rest is completed. One dispatcher at a time counts.
-COUNT = """
+COUNT = f"""
 WITH mine AS (
-    SELECT pg_try_advisory_xact_lock(8887004) AS held
+    SELECT pg_try_advisory_xact_lock({locks.BATCHES}) AS held
 ), counted AS (
     SELECT b.id,
         (SELECT count(*) FROM results r WHERE r.batch_id = b.id AND r.status = 'pending') AS pending,

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from app.db.engine import Database
+from app.queue import locks
 
 EVENTS_CHANNEL = "results_events"
 STREAM_CHANNEL = "results_stream"
@@ -94,7 +95,7 @@ ORDER BY g.id, e.sequence
 # By age, from a cursor on: what belongs to results that still run or ended just now stays and is stepped over.
 DROP = f"""
 WITH mine AS (
-    SELECT pg_try_advisory_xact_lock(8887003) AS held
+    SELECT pg_try_advisory_xact_lock({locks.EVENTS}) AS held
 ), old AS MATERIALIZED (
     SELECT result_id, sequence, created_at FROM result_events, mine
     WHERE held AND created_at >= $1 AND created_at < now() - make_interval(secs => $2)

@@ -339,57 +339,6 @@ SELECT count(*) + 1 FROM (
 
 CANCELLING = "SELECT id FROM results WHERE status = 'pending' AND cancel_requested_at IS NOT NULL"
 
-# What the retention takes, oldest first; the id bounds the scan. One dispatcher at a time is enough. Of a batch, what
-# is not in its files yet stays.
-REMOVE = """
-WITH mine AS (
-    SELECT pg_try_advisory_xact_lock(8887002) AS held
-), old AS MATERIALIZED (
-    SELECT id, context_id FROM results, mine
-    WHERE held AND id < $1 AND status <> 'pending' AND completed_at < now() - make_interval(secs => $2)
-      AND (batch_id IS NULL OR NOT EXISTS (SELECT FROM batches b WHERE b.id = batch_id AND b.lease_until IS NOT NULL))
-    ORDER BY id LIMIT $3 FOR UPDATE OF results SKIP LOCKED
-), removed AS (
-    DELETE FROM results r USING old WHERE r.id = old.id RETURNING r.id
-)
-SELECT context_id FROM old, (SELECT count(*) FROM removed) counted
-"""
-
-# A context goes with its last result; one without results goes by its own age.
-REMOVE_CONTEXTS = """
-DELETE FROM contexts c
-WHERE c.id IN (
-    SELECT id FROM contexts o
-    WHERE o.id < $1 AND NOT EXISTS (SELECT FROM results r WHERE r.context_id = o.id)
-    ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED
-)
-"""
-
-FORGET_KEYS = f"DELETE FROM idempotency_keys WHERE created_at < now() - interval '{IDEMPOTENCY_HOURS} hours'"
-
-# Settling appends; this makes one row of all those of a day that belong together. A row is deleted once, whoever else
-# compacts at the same time, and what a row counted is in the sum that replaces it.
-COMPACT_USAGE = """
-WITH mine AS (
-    SELECT pg_try_advisory_xact_lock(8887003) AS held
-), scattered AS MATERIALIZED (
-    SELECT day, owner_id, key_id, model FROM usage, mine
-    WHERE held AND day >= (now() AT TIME ZONE 'UTC')::date - 7
-    GROUP BY day, owner_id, key_id, model HAVING count(*) > 1
-), removed AS (
-    DELETE FROM usage u USING scattered s
-    WHERE (u.day, u.owner_id, u.model) = (s.day, s.owner_id, s.model) AND u.key_id IS NOT DISTINCT FROM s.key_id
-    RETURNING u.*
-)
-INSERT INTO usage (day, owner_id, key_id, model, requests, failures, prompt_tokens, completion_tokens, gpu_seconds,
-                   cost)
-SELECT day, owner_id, key_id, model, sum(requests), sum(failures), sum(prompt_tokens), sum(completion_tokens),
-       sum(gpu_seconds), sum(cost)
-FROM removed GROUP BY day, owner_id, key_id, model
-"""
-
-FORGET_REQUESTS = "DELETE FROM request_counts WHERE second < extract(epoch FROM now()) - 120"
-
 # Results nobody runs whose time is over or whose cancel was asked for: settled without an engine.
 SWEEP = f"""
 WITH expired AS MATERIALIZED (

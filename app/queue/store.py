@@ -8,20 +8,16 @@ from uuid import UUID
 from pydantic_core import to_json
 
 from app.db.engine import Database
+from app.queue.housekeeping import COMPACT_USAGE, FORGET_KEYS, FORGET_REQUESTS, REMOVE, REMOVE_CONTEXTS
 from app.queue.statements import (
     CANCEL,
     CANCELLING,
     CLAIM,
-    COMPACT_USAGE,
     CREATE_CONTEXT,
-    FORGET_KEYS,
-    FORGET_REQUESTS,
     IDS_PER_NOTIFY,
     KEY_IN_USE,
     POSITION,
     RELEASE,
-    REMOVE,
-    REMOVE_CONTEXTS,
     RENEW,
     SETTLE,
     SUBMIT,

@@ -1,35 +1,27 @@
-"""Tickets: submit, look, wait, cancel."""
+"""Tickets that exist: look, wait, cancel."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from pydantic_core import PydanticCustomError
 from sqlalchemy import select
 
 from app.config import Settings
 from app.db.engine import Database
-from app.db.ids import time_of, uuid7
 from app.db.tables import attempts, results
-from app.errors import AppError, InvalidParameters, LineDefective, ResultNotFound, ResultPending
+from app.errors import AppError, ResultNotFound
 from app.queue.notify import SettledBoard
 from app.queue.store import QueueStore
-from app.queue.submit import Submitter
-from app.queue.ticket import Idempotency, Phase, Prompt, Status, Submission, phase_of, rank_of
+from app.queue.ticket import Phase, Status, phase_of
 from app.services.callers import Caller
 from app.services.catalog import Catalog
-from app.services.contexts import Contexts
-from app.services.idempotency import idempotency_of, made_before
-from app.services.limits import Limits
 from app.services.pages import Listed, Page, Window, fetch_bounded_page
 from app.services.retention import removed_or
-from app.telemetry import SUBMITTED
-from app.triton.sampling import EmbeddingParameters, SamplingParameters
 
 LOOK_AGAIN_SECONDS = 2.0
 
@@ -95,217 +87,16 @@ class Results:
         self,
         database: Database,
         store: QueueStore,
-        contexts: Contexts,
         catalog: Catalog,
         board: SettledBoard,
-        limits: Limits,
         settings: Settings,
     ) -> None:
         self._database = database
         self._store = store
-        self._submitter = Submitter(store)
-        self._contexts = contexts
         self._catalog = catalog
         self._board = board
-        self._limits = limits
         self._reading: dict[tuple[UUID, int], asyncio.Task[Mapping[str, Any]]] = {}
         self._settings = settings
-
-    async def submit(
-        self,
-        caller: Caller,
-        model: str,
-        context_id: UUID,
-        parameters: SamplingParameters,
-        *,
-        priority: int = 0,
-        expires_in: float | None = None,
-        client_reference: str | None = None,
-        idempotency_key: str | None = None,
-        webhook: dict[str, Any] | None = None,
-    ) -> tuple[Mapping[str, Any], bool]:
-        """Stores a ticket, committed when this returns; True when an earlier request with the key had made it.
-
-        `expires_in` in seconds; `webhook` as `accepted` gives it, the key's own where it is None. The row has at least
-        the columns of a new ticket.
-
-        Raises:
-            InvalidParameters: the parameters contradict each other.
-            ModelNotFound: no server has ever served the model.
-            ContextNotFound: no such context.
-            IdempotencyMismatch: the key came with another request before.
-        """
-        engine_parameters = self.for_engine(parameters)
-        await self._catalog.require(model)
-        idempotency = idempotency_of(
-            idempotency_key,
-            "send",
-            model,
-            context_id,
-            engine_parameters,
-            priority,
-            expires_in,
-            client_reference,
-            webhook,
-        )
-        submission = self._submission(
-            caller,
-            context_id,
-            model,
-            engine_parameters,
-            priority,
-            expires_in,
-            client_reference,
-            idempotency=idempotency,
-        )
-        return await self._store_once(caller, replace(submission, webhook=webhook or caller.webhook))
-
-    async def submit_prompt(
-        self,
-        caller: Caller,
-        model: str,
-        prompt: Prompt,
-        parameters: SamplingParameters | EmbeddingParameters,
-        *,
-        kind: str,
-        request: dict[str, Any],
-        streamed: bool = False,
-        priority: int = 0,
-        expires_in: float | None = None,
-        client_reference: str | None = None,
-        idempotency_key: str | None = None,
-        webhook: dict[str, Any] | None = None,
-    ) -> tuple[Mapping[str, Any], bool]:
-        """Stores a prompt and its ticket in one statement; otherwise as `submit`.
-
-        `kind` and `request` are what the answer is rendered by.
-        """
-        engine_parameters = self.for_engine(parameters, nested=False)
-        await self._catalog.require(model)
-        submission = self._submission(
-            caller,
-            uuid7(),
-            model,
-            engine_parameters,
-            priority,
-            expires_in,
-            client_reference,
-            # A template may write the date into the prompt: the messages tell whether it is the same request.
-            idempotency=idempotency_of(
-                idempotency_key,
-                kind,
-                model,
-                prompt.messages or prompt.content,
-                prompt.metadata,
-                engine_parameters,
-                request,
-                priority,
-                expires_in,
-                webhook,
-            ),
-        )
-        return await self._store_once(
-            caller,
-            replace(
-                submission,
-                prompt=prompt,
-                kind=kind,
-                request=request,
-                streamed=streamed,
-                webhook=webhook or caller.webhook,
-            ),
-        )
-
-    def for_engine(
-        self, parameters: SamplingParameters | EmbeddingParameters, *, nested: bool = True
-    ) -> dict[str, Any]:
-        """The parameters as the engine gets them; raises InvalidParameters."""
-        try:
-            return parameters.for_engine(self._settings.default_max_tokens)
-        except PydanticCustomError as error:
-            raise InvalidParameters(
-                error.message(), errors=[{"field": "parameters" if nested else error.type, "message": error.message()}]
-            ) from None
-
-    async def retry(
-        self, caller: Caller, id_: UUID, idempotency_key: str | None = None
-    ) -> tuple[Mapping[str, Any], bool]:
-        """A new ticket for what a final result asked for; the old one stays. Returns as `submit` does.
-
-        Raises:
-            ResultNotFound: no such result.
-            ResultPending: it is not final yet.
-            LineDefective: it never had a prompt.
-            IdempotencyMismatch: the key came with another request before.
-        """
-        old = await self.get(caller, id_)
-        if not Status(old["status"]).final:
-            raise ResultPending(f"Result {id_} is pending and will be run: wait for its end, or cancel it first.")
-        if old["error_code"] == LineDefective.code:
-            raise LineDefective(
-                f"Result {id_} is a line of a batch that was never made into a prompt: send its request again instead."
-            )
-        life = None if old["expires_at"] is None else (old["expires_at"] - old["created_at"]).total_seconds()
-        submission = self._submission(
-            caller,
-            old["context_id"],
-            old["model"],
-            old["parameters"],
-            old["priority"],
-            life,
-            old["client_reference"],
-            retry_of=id_,
-            idempotency=idempotency_of(idempotency_key, "retry", id_),
-        )
-        webhook = old["webhook"] or caller.webhook
-        return await self._store_once(
-            caller, replace(submission, kind=old["kind"], request=old["request"], webhook=webhook)
-        )
-
-    def _submission(
-        self,
-        caller: Caller,
-        context_id: UUID,
-        model: str,
-        parameters: dict[str, Any],
-        priority: int,
-        expires_in: float | None,
-        client_reference: str | None,
-        *,
-        retry_of: UUID | None = None,
-        idempotency: Idempotency | None = None,
-    ) -> Submission:
-        id_ = uuid7()
-        created_at = time_of(id_)
-        return Submission(
-            id=id_,
-            context_id=context_id,
-            model=model,
-            parameters=parameters,
-            priority=priority,
-            rank=rank_of(created_at, priority, self._settings.priority_ageing_seconds),
-            created_at=created_at,
-            expires_at=None if expires_in is None else datetime.now(UTC) + timedelta(seconds=expires_in),
-            client_reference=client_reference,
-            retry_of=retry_of,
-            idempotency=idempotency,
-            owner_id=caller.owner_id,
-            key_id=caller.key_id,
-        )
-
-    async def _store_once(self, caller: Caller, submission: Submission) -> tuple[Mapping[str, Any], bool]:
-        while not await self._store_within_limits(caller, submission):
-            if earlier := await made_before(self._store, caller.owner_id, submission.idempotency):
-                return await self.get(caller, earlier), True
-            # Not the key, or a key that ran out just now: then the context decides.
-            if submission.prompt is None:
-                await self._contexts.get(caller, submission.context_id)
-        SUBMITTED.labels(submission.model).inc()
-        return _as_row(submission), False
-
-    async def _store_within_limits(self, caller: Caller, submission: Submission) -> bool:
-        async with self._limits.storing(caller, (submission.id,)):
-            return await self._submitter.submit(submission)
 
     async def get(self, caller: Caller, id_: UUID) -> Mapping[str, Any]:
         """Raises ResultNotFound."""
@@ -409,19 +200,6 @@ class Results:
                 select(attempts).where(attempts.c.result_id == id_).order_by(attempts.c.number)
             )
             return [dict(row) for row in found.mappings()]
-
-
-def _as_row(submission: Submission) -> dict[str, Any]:
-    return {
-        "id": submission.id,
-        "context_id": submission.context_id,
-        "model": submission.model,
-        "status": Status.PENDING,
-        "attempt_token": None,
-        "cancel_requested_at": None,
-        "created_at": submission.created_at,
-        "retry_of": submission.retry_of,
-    }
 
 
 def phase(row: Mapping[str, Any]) -> str | None:

@@ -57,7 +57,7 @@ async def submit(
 ) -> Response:
     """Makes the ticket and answers as the client wants it."""
     services, caller = services_of(request), caller_of(request)
-    row, replayed = await services.results.submit_prompt(
+    row, replayed = await services.submissions.submit_prompt(
         caller,
         prepared.model,
         prepared.prompt,

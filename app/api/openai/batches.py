@@ -94,7 +94,7 @@ def preparing(services: Services) -> Prepare:
 
     async def prepare(caller: Caller, endpoint: str, body: Mapping[str, Any]) -> Line:
         made = await PREPARE[endpoint](services, caller, body)
-        parameters = services.results.for_engine(made.parameters, nested=False)
+        parameters = services.submissions.for_engine(made.parameters, nested=False)
         return Line(made.model, made.prompt, parameters, made.kind, made.request, made.webhook)
 
     return prepare

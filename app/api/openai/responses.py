@@ -43,7 +43,7 @@ async def create_response(body: ResponseRequest, request: Request, key: Idempote
     """Makes a ticket, and answers with its end, with its stream, or at once where it runs in the background."""
     services, caller = services_of(request), caller_of(request)
     prepared = await prepare_response(services, caller, body)
-    row, replayed = await services.results.submit_prompt(
+    row, replayed = await services.submissions.submit_prompt(
         caller,
         prepared.model,
         prepared.prompt,

@@ -53,6 +53,7 @@ class Supervisor:
         self._gone = 0
         # Tried in turn: the direct one, then the proxy.
         self._turn = 0
+        self._was_up = False
 
     async def run(self) -> None:
         pause = FIRST_PAUSE_SECONDS
@@ -84,6 +85,10 @@ class Supervisor:
                 f"local port {taken[0]} is taken by another program: end that program, or `make stop-tunnels "
                 f"CONTRACT_ID={self._instance.id}` and start the tunnel again on other ports.",
             )
+            if not self._was_up:
+                # Nobody knows these ports yet: whoever started us takes others.
+                self._note(ports_taken=True)
+                self._stop.set()
             return False
         address = self._instance.addresses[self._turn % len(self._instance.addresses)]
         connection = Connection(self._context, self._instance, address)
@@ -166,6 +171,7 @@ class Supervisor:
         instance = self._instance
         with _tolerant():
             self._context.servers.put(self._url, instance.name, instance.dph_total)
+        self._was_up = True
         self._note(up=True, problem="")
 
     def _say(self, what: str, reason: str) -> None:

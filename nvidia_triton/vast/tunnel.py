@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from nvidia_triton.vast import ssh
@@ -24,6 +25,8 @@ from nvidia_triton.vast.state import State, writing
 
 PREFIX = "tunnel-"
 USUAL_PORTS = (8000, 8001, 8002)
+# How often other ports are taken, where somebody else takes the chosen ones at the same moment.
+PORT_TRIES = 4
 UP_SECONDS = 30.0
 LIVE_SECONDS = 5.0
 STOP_SECONDS = 10.0
@@ -54,25 +57,16 @@ def start(context: Context, instance: Instance) -> Tunnel:
         if pid is None:
             # Shows what is wrong with SSH here and not in a log.
             ssh.connect(context, instance)
-            ports = _ports(context.state, ident)
-            far = context.definition.triton.ports
-            context.state.write(
-                f"{PREFIX}{ident}",
-                {
-                    "contract": ident,
-                    "ports": ports,
-                    "remote_ports": [far.http, far.grpc, far.metrics],
-                    "instance": asdict(instance),
-                    "up": False,
-                    "problem": "",
-                },
-            )
-            # The pid of an earlier one may be another process by now.
-            with writing(context.state.directory):
-                lock_file(context.state, ident).write_text("")
-            process = _spawn(context, ident)
+            for left in reversed(range(PORT_TRIES)):
+                process = _started(context, instance)
+                try:
+                    _wait(context.state, ident, partial(_runs, process))
+                    break
+                except TargetError:
+                    # Somebody else was faster with these ports.
+                    if not (left and context.state.read(f"{PREFIX}{ident}").get("ports_taken")):
+                        raise
             pid = process.pid
-            _wait(context.state, ident, lambda: process.poll() is None)
         else:
             _wait(context.state, ident, lambda: supervisor(context.state, ident) is not None)
             # Whatever became of the file since: the tunnel is in it.
@@ -186,6 +180,30 @@ def lock_file(state: State, contract_id: int) -> Path:
 
 def log_file(state: State, contract_id: int) -> Path:
     return state.file(f"{PREFIX}{contract_id}.log")
+
+
+def _started(context: Context, instance: Instance) -> subprocess.Popen[bytes]:
+    """A supervisor with a record that says what it is to do."""
+    state, far = context.state, context.definition.triton.ports
+    state.write(
+        f"{PREFIX}{instance.id}",
+        {
+            "contract": instance.id,
+            "ports": _ports(state, instance.id),
+            "remote_ports": [far.http, far.grpc, far.metrics],
+            "instance": asdict(instance),
+            "up": False,
+            "problem": "",
+        },
+    )
+    # The pid of an earlier one may be another process by now.
+    with writing(state.directory):
+        lock_file(state, instance.id).write_text("")
+    return _spawn(context, instance.id)
+
+
+def _runs(process: subprocess.Popen[bytes]) -> bool:
+    return process.poll() is None
 
 
 def _spawn(context: Context, contract_id: int) -> subprocess.Popen[bytes]:

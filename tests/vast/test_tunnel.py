@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import psutil
 import pytest
 
 from app.config import Settings
+from nvidia_triton.local.settings import free_ports
 from nvidia_triton.vast import forward, remote, tunnel
 from nvidia_triton.vast.context import Address
 from nvidia_triton.vast.deploy import deploy
@@ -28,6 +30,14 @@ from tests.test_servers_come_and_go import Load, seen
 from tests.vast.fake import FakeVast
 from tests.vast.kit import until
 from tests.vast.rented import Rented, rent
+
+
+@pytest.fixture(autouse=True)
+def usual_ports(monkeypatch: pytest.MonkeyPatch) -> tuple[int, ...]:
+    """Others than Triton's own: tests elsewhere on this machine may have a tunnel there."""
+    ports = tuple(free_ports(3))
+    monkeypatch.setattr(tunnel, "USUAL_PORTS", ports)
+    return ports
 
 
 @pytest.fixture
@@ -85,19 +95,38 @@ def test_started_twice_it_is_the_same(rented: Rented) -> None:
     assert tunnel.stop(rented.context, rented.instance.id) == []
 
 
-def test_usual_ports_where_they_are_free_else_others(rented: Rented) -> None:
+def ports_of(found: tunnel.Tunnel) -> tuple[int, ...]:
+    return found.http_port, found.grpc_port, found.metrics_port
+
+
+@contextmanager
+def taken(port: int) -> Iterator[None]:
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            other.bind(("127.0.0.1", 8002))
-        except OSError:
-            pytest.skip("port 8002 of this machine is in use")
+        other.bind(("127.0.0.1", port))
         other.listen()
+        yield
+
+
+def test_usual_ports_where_they_are_free_else_others(rented: Rented, usual_ports: tuple[int, ...]) -> None:
+    with taken(usual_ports[2]):
         found = tunnel.start(rented.context, rented.instance)
-        assert 8002 not in (found.http_port, found.grpc_port, found.metrics_port)
+        assert usual_ports[2] not in ports_of(found)
         assert live(found)
         tunnel.stop(rented.context, None)
-    assert tunnel.start(rented.context, rented.instance).metrics_port == 8002
+    assert ports_of(tunnel.start(rented.context, rented.instance)) == usual_ports
+
+
+def test_ports_that_somebody_takes_at_the_same_moment(
+    rented: Rented, usual_ports: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They looked free when they were chosen."""
+    looks = iter([True] * len(usual_ports))
+    monkeypatch.setattr(tunnel, "is_free", lambda port: next(looks, False) or forward.is_free(port))
+    with taken(usual_ports[1]):
+        found = tunnel.start(rented.context, rented.instance)
+        assert usual_ports[1] not in ports_of(found)
+        assert live(found)
 
 
 def test_a_killed_supervisor_takes_ssh_with_it_and_the_next_has_its_ports(rented: Rented) -> None:
@@ -106,11 +135,7 @@ def test_a_killed_supervisor_takes_ssh_with_it_and_the_next_has_its_ports(rented
     until(lambda: not live(first), "ssh ends with its supervisor")
     second = tunnel.start(rented.context, rented.instance)
     assert second.pid != first.pid
-    assert (second.http_port, second.grpc_port, second.metrics_port) == (
-        first.http_port,
-        first.grpc_port,
-        first.metrics_port,
-    )
+    assert ports_of(second) == ports_of(first)
     assert live(second)
 
 
@@ -175,10 +200,7 @@ def test_a_local_port_that_another_program_took_meanwhile(rented: Rented, monkey
     rented.vast.refuse(rented.instance.id)
     rented.vast.cut(rented.instance.id)
     until(lambda: not live(found), "it is down")
-    with socket.socket() as other:
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        other.bind(("127.0.0.1", found.grpc_port))
-        other.listen()
+    with taken(found.grpc_port):
         rented.vast.refuse(rented.instance.id, False)
         until(lambda: f"local port {found.grpc_port} is taken by another program" in log(rented), "it says so", 30)
         with pytest.raises(TargetError, match="is taken by another program"):

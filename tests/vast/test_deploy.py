@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from nvidia_triton.vast import forward, monitor, remote, ssh, tunnel
@@ -220,14 +221,19 @@ def test_the_lock_of_a_machine_that_is_gone_without_a_word(
     rented: Rented, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its laptop sleeps: the connection stands, and nothing comes through it."""
-    monkeypatch.setattr(forward, "QUIET_SECONDS", 2)
-    monkeypatch.setattr(forward, "BEAT_SECONDS", 600.0)
+    monkeypatch.setattr(forward, "QUIET_SECONDS", 4)
+    monkeypatch.setattr(forward, "BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(forward, "BUSY_AT_FIRST_SECONDS", 60.0)
     rented.add_model("one")
-    with Forward(ssh.check(rented.context, rented.instance), 8000, guard=LOCKED):
-        other = elsewhere(rented, tmp_path)
-        monkeypatch.setattr(forward, "BUSY_AT_FIRST_SECONDS", 20.0)
-        monkeypatch.setattr(forward, "BEAT_SECONDS", 0.2)
-        deploy(other.context, other.instance, ["one"])
+    with Forward(ssh.check(rented.context, rented.instance), 8000, guard=LOCKED) as held:
+        ours = psutil.Process().children()
+        (asleep,) = (each for each in ours if f"127.0.0.1:{held.port}:" in " ".join(each.cmdline()))
+        asleep.suspend()
+        try:
+            other = elsewhere(rented, tmp_path)
+            deploy(other.context, other.instance, ["one"])
+        finally:
+            asleep.resume()
     assert ready(rented) == {"one"}
 
 

@@ -176,8 +176,8 @@ async def test_no_more_tickets_are_pending_than_allowed(guarded: Service, make_k
     async def room() -> bool:
         return (await send(guarded, key, context)).status_code == 202
 
-    await eventually(room, "an ended ticket makes room", seconds=1)
-    await eventually(room, "the second one too", seconds=1)
+    await eventually(room, "an ended ticket makes room")
+    await eventually(room, "the second one too")
     assert (await send(guarded, key, context)).status_code == 429
     retried = await guarded.client.post(f"/results/{taken[0]}/retry", headers=bearer(key))
     check_problem(retried, 429, "pending_limit_reached")
@@ -203,14 +203,14 @@ async def test_tickets_of_the_same_key_count_wherever_they_were_made(
             "UPDATE results SET status = 'failed', completed_at = now(), error_code = 'x',"
             " error_message = 'x' WHERE id = (SELECT min(id::text)::uuid FROM results)"
         )
-        await eventually(lambda: _taken(other, key, context), "the room is found", seconds=1)
-        await eventually(refused, "it is used up", seconds=1)
+        await eventually(lambda: _taken(other, key, context), "the room is found")
+        await eventually(refused, "it is used up")
 
         async def refused_by_one() -> bool:
             return (await send(one, key, context)).status_code == 429
 
         # It may have seen the room before the other process took it.
-        await eventually(refused_by_one, "the first process knows", seconds=1)
+        await eventually(refused_by_one, "the first process knows")
         assert await stored(rows) in (5, 6)
 
 
@@ -257,7 +257,7 @@ async def test_tokens_of_today_count_and_those_of_yesterday_do_not(
         async def seen() -> bool:
             return await left() == expected
 
-        await eventually(seen, f"{expected} tokens are left", seconds=2)
+        await eventually(seen, f"{expected} tokens are left")
 
     await use(1, 1000)
     await use(0, 99)

@@ -156,7 +156,7 @@ async def test_each_result_is_counted_once_under_its_key(
             used = 10**6 - int(answer.headers["x-ratelimit-remaining-tokens"])
             return bool(used == group["prompt_tokens"] + group["completion_tokens"])
 
-        await eventually(seen_by_the_limit, "the tokens count against the limit", seconds=2)
+        await eventually(seen_by_the_limit, "the tokens count against the limit")
 
 
 async def sums(rows: Any) -> dict[tuple[Any, ...], tuple[Any, ...]]:
@@ -272,7 +272,13 @@ async def test_nothing_is_lost_or_counted_twice_while_compactors_race_and_die(
     others = [asyncio.create_task(each) for each in (compact(), compact(), compact(), kill(connection), watch())]
     try:
         done = sum(await asyncio.gather(*(settle_some(store, owner, 60, random.Random(owner)) for owner in (1, 2, 3))))
-        more = await settle_some(store, 1, 10, draw)
+
+        async def some_die() -> bool:
+            nonlocal done
+            done += await settle_some(store, 1, 10, draw)
+            return killed > 0
+
+        await eventually(some_die, "a compactor dies at work")
     finally:
         stopping.set()
         await asyncio.gather(*others)
@@ -282,9 +288,8 @@ async def test_nothing_is_lost_or_counted_twice_while_compactors_race_and_die(
         "SELECT sum(requests)::int AS requests, sum(completion_tokens)::int AS tokens, sum(gpu_seconds) AS seconds,"
         " sum(cost) AS cost, count(*) AS rows FROM usage"
     )
-    assert total["requests"] == done + more
+    assert total["requests"] == done
     assert total["tokens"] == 5 * total["requests"]
     assert (total["seconds"], total["cost"]) == (0.5 * total["requests"], 0.25 * total["requests"])
     assert total["rows"] == 3
-    assert killed > 0
     assert len(set(seen)) > 10

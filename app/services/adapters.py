@@ -63,12 +63,12 @@ class Adapters:
     async def require(self, model: str, adapter: str | None) -> None:
         """
         Raises:
-            ModelNotFound: no server has ever served the model.
+            ModelNotFound: an adapter is named, and no server has ever served the model.
             AdapterNotFound: it is known which adapters the model has, and this is none of them.
         """
-        await self._catalog.require(model)
         if adapter is None:
             return
+        await self._catalog.require(model)
         names = self.of(model)
         if names is not None and adapter not in names:
             message = _missing(model, adapter, names)

@@ -4,15 +4,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
 
-import asyncpg
 import pytest
 
-from app.db.ids import uuid7
 from app.dispatch.batches import LINES, ROWS_AT_ONCE
 from app.queue import batches
-from tests.conftest import with_database
 from tests.postgres_server import RunningPostgres
-from tests.queue.test_plans import check, nodes, plan
+from tests.queue.test_plans import check, large_database, nodes, plan
 
 ALONE, BATCHES, EACH = 50_000, 50, 2000
 OPEN_PENDING, OPEN_FAILED = 500, 20
@@ -20,12 +17,12 @@ OPEN_PENDING, OPEN_FAILED = 500, 20
 
 @pytest.fixture(scope="module")
 async def history(postgres: RunningPostgres, template: str) -> AsyncIterator[Any]:
-    admin = await asyncpg.connect(postgres.url)
-    await admin.execute(f"CREATE DATABASE batched TEMPLATE {template}")
-    connection = await asyncpg.connect(
-        with_database(postgres.url, "batched"), server_settings={"plan_cache_mode": "force_generic_plan"}
-    )
-    await connection.execute("INSERT INTO contexts (id, content) VALUES ($1, 'x')", uuid7())
+    async with large_database(postgres, template, "batched") as connection:
+        await fill(connection)
+        yield connection
+
+
+async def fill(connection: Any) -> None:
     settled = "'completed', now(), 'x', 'stop'"
     await connection.execute(
         "INSERT INTO results (id, context_id, model, parameters, status, completed_at, output, finish_reason)"
@@ -51,10 +48,6 @@ async def history(postgres: RunningPostgres, template: str) -> AsyncIterator[Any
         f" WHERE batch_line > {EACH - OPEN_FAILED}"
     )
     await connection.execute("VACUUM ANALYZE results, batches")
-    yield connection
-    await connection.close()
-    await admin.execute("DROP DATABASE batched WITH (FORCE)")
-    await admin.close()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,14 +19,29 @@ from tests.postgres_server import RunningPostgres
 SETTLED, PENDING = 200_000, 5_000
 
 
-@pytest.fixture(scope="module")
-async def history(postgres: RunningPostgres, template: str) -> AsyncIterator[Any]:
+@asynccontextmanager
+async def large_database(postgres: RunningPostgres, template: str, name: str) -> AsyncIterator[Any]:
+    """A connection that plans as the service does, to a database of its own with one context."""
     admin = await asyncpg.connect(postgres.url)
-    await admin.execute(f"CREATE DATABASE large TEMPLATE {template}")
+    await admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
     connection = await asyncpg.connect(
-        with_database(postgres.url, "large"), server_settings={"plan_cache_mode": "force_generic_plan"}
+        with_database(postgres.url, name), server_settings={"plan_cache_mode": "force_generic_plan"}
     )
     await connection.execute("INSERT INTO contexts (id, content) VALUES ($1, 'x')", uuid7())
+    yield connection
+    await connection.close()
+    await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await admin.close()
+
+
+@pytest.fixture(scope="module")
+async def history(postgres: RunningPostgres, template: str) -> AsyncIterator[Any]:
+    async with large_database(postgres, template, "large") as connection:
+        await fill(connection)
+        yield connection
+
+
+async def fill(connection: Any) -> None:
     await connection.execute(
         "INSERT INTO results (id, context_id, model, parameters, status, completed_at, output, finish_reason,"
         " client_reference) SELECT uuidv7(), c.id, 'm' || n % 7, '{}', 'completed', now(), 'x', 'stop', 'ref-' || n"
@@ -37,10 +53,6 @@ async def history(postgres: RunningPostgres, template: str) -> AsyncIterator[Any
         f" FROM contexts c, generate_series(1, {PENDING}) n"
     )
     await connection.execute("VACUUM ANALYZE results")
-    yield connection
-    await connection.close()
-    await admin.execute("DROP DATABASE large WITH (FORCE)")
-    await admin.close()
 
 
 async def plan(connection: Any, statement: str, *arguments: Any) -> dict[str, Any]:

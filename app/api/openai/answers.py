@@ -6,10 +6,10 @@ import asyncio
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import Request, Response
+from fastapi import Depends, Header, Query, Request, Response
 from pydantic_core import to_json
 
 from app.api.dependencies import Services, caller_of, mark_replayed, services_of
@@ -52,23 +52,39 @@ class Json(Response):
         super().__init__(to_json(document))
 
 
-async def submit(
-    request: Request, face: Face, prepared: Prepared, key: str | None, *, stream: bool = False, usage: bool = False
-) -> Response:
-    """Makes the ticket and answers as the client wants it."""
-    services, caller = services_of(request), caller_of(request)
-    row, replayed = await services.submissions.submit_prompt(
-        caller,
+def _cursor(
+    starting_after: Annotated[int | None, Query(ge=0, lt=2**31)] = None,
+    last_event_id: Annotated[int | None, Header(ge=0, lt=2**31)] = None,
+) -> int | None:
+    return last_event_id if starting_after is None else starting_after
+
+
+# The event after which a stream goes on.
+Cursor = Annotated[int | None, Depends(_cursor)]
+
+
+async def make_ticket(request: Request, prepared: Prepared, key: str | None, *, streamed: bool) -> tuple[Row, bool]:
+    """The ticket's row, committed; True when an earlier request with the key had made it."""
+    return await services_of(request).submissions.submit_prompt(
+        caller_of(request),
         prepared.model,
         prepared.prompt,
         prepared.parameters,
         kind=prepared.kind,
         request=prepared.request,
-        streamed=stream,
+        streamed=streamed,
         client_reference=reference_of(request),
         idempotency_key=key,
         webhook=prepared.webhook,
     )
+
+
+async def submit(
+    request: Request, face: Face, prepared: Prepared, key: str | None, *, stream: bool = False, usage: bool = False
+) -> Response:
+    """Makes the ticket and answers as the client wants it."""
+    services, caller = services_of(request), caller_of(request)
+    row, replayed = await make_ticket(request, prepared, key, streamed=stream)
     response: Response
     if stream:
         response = await _streamed(request, services, caller, face, row, prepared.request, None, usage)

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.body import StrictJsonRoute
 from app.api.dependencies import IdempotencyKey, Services, caller_of, services_of
 from app.api.openai import logprobs as shapes
-from app.api.openai.answers import Face, Row, choices_of, look_up, model_of, submit, usage_of
+from app.api.openai.answers import Cursor, Face, Row, choices_of, look_up, model_of, submit, usage_of
 from app.api.openai.documents import ANSWERS, STREAM_OR_JSON
 from app.api.openai.ids import object_id
 from app.api.openai.messages import Message, for_template
@@ -268,9 +268,7 @@ async def get_chat_completion(
     request: Request,
     stream: bool = False,
     include_usage: bool = False,
-    starting_after: Annotated[int | None, Query(ge=0, lt=2**31)] = None,
-    last_event_id: Annotated[int | None, Header(ge=0, lt=2**31)] = None,
+    after: Cursor = None,
 ) -> Response:
     """The answer to an earlier request; with `stream`, its stream, on from an event where that is given."""
-    after = last_event_id if starting_after is None else starting_after
     return await look_up(request, FACE, completion_id, stream=stream, after=after, usage=include_usage)

@@ -16,8 +16,8 @@ from app.api.openai.answers import (
     Row,
     cancels,
     hold,
+    make_ticket,
     model_of,
-    reference_of,
     stopping,
 )
 from app.api.openai.documents import ANSWERS, OBJECT, STREAM_OR_JSON
@@ -43,18 +43,7 @@ async def create_response(body: ResponseRequest, request: Request, key: Idempote
     """Makes a ticket, and answers with its end, with its stream, or at once where it runs in the background."""
     services, caller = services_of(request), caller_of(request)
     prepared = await prepare_response(services, caller, body)
-    row, replayed = await services.submissions.submit_prompt(
-        caller,
-        prepared.model,
-        prepared.prompt,
-        prepared.parameters,
-        kind=prepared.kind,
-        request=prepared.request,
-        streamed=bool(body.stream),
-        client_reference=reference_of(request),
-        idempotency_key=key,
-        webhook=prepared.webhook,
-    )
+    row, replayed = await make_ticket(request, prepared, key, streamed=bool(body.stream))
     response: Response
     if body.stream:
         response = await _streamed(request, row, prepared.request, None)

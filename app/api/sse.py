@@ -10,7 +10,9 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 KEEP_ALIVE_SECONDS = 15.0
-KEEP_ALIVE = b": keep-alive\n\n"
+# One line end: an empty line after it would be an event without data to clients that dispatch on every empty line once
+# they have seen an `id`, as OpenAI's Python client does.
+KEEP_ALIVE = b": keep-alive\n"
 
 
 def event_bytes(data: bytes, event: str | None = None, id_: int | None = None) -> bytes:

@@ -53,7 +53,8 @@ def _sequence(text: str) -> int:
 
 
 async def _render(following: Following) -> AsyncGenerator[bytes, None]:
-    yield b"retry: %d\n\n" % RETRY_MILLISECONDS
+    # Part of the first event: on its own, some clients take it for an event without data.
+    yield b"retry: %d\n" % RETRY_MILLISECONDS
     try:
         async with aclosing(following.events(never_gone)) as events:
             async for item in events:

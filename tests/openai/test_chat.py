@@ -302,14 +302,6 @@ async def test_a_process_that_stops_says_where_the_answer_will_be(make_settings:
             assert (await stays.settled(id_))["output"] == "Kept."
 
 
-async def test_a_quiet_stream_is_kept_alive(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.api.sse.KEEP_ALIVE_SECONDS", 0.1)
-    body = {"model": "chat", "messages": say("[[sim:first=700]]"), "max_tokens": 2, "stream": True}
-    text = (await service.client.post("/v1/chat/completions", json=body)).text
-    assert text.count(": keep-alive\n\n") >= 3
-    assert text.endswith("data: [DONE]\n\n")
-
-
 async def test_a_stream_of_a_process_that_stops_goes_on_at_another(
     make_settings: Callable[..., Settings], tmp_path: Path
 ) -> None:

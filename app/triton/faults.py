@@ -111,6 +111,12 @@ IN_STREAM_RULES: tuple[Rule, ...] = (
         "The engine refused the sampling parameters; its reason is only in Triton's own log.",
     ),
     _rule(
+        r"'<' not supported between instances of 'str' and 'int'",
+        "invalid_parameters",
+        FINAL,
+        "The engine cannot take logit_bias: send the request without it.",
+    ),
+    _rule(
         r"Request for unknown model: '[^']*' (?:has no available versions)",
         "model_unavailable",
         WAIT,

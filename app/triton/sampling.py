@@ -6,7 +6,7 @@ of vLLM's `SamplingParams` that can be checked without the model is checked here
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.storable import StorableObject, StorableText
@@ -19,6 +19,21 @@ EMBED: Literal["embed"] = "embed"
 StopString = Annotated[StorableText, Field(min_length=1, max_length=1000)]
 LoraName = Annotated[StorableText, Field(min_length=1, max_length=255)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+# The kind of the error that a parameter causes which no engine takes.
+UNSUPPORTED_PARAMETER = "unsupported_parameter"
+
+
+def _refuse_bias(bias: dict[str, float]) -> None:
+    """Triton's vLLM backend hands vLLM the ids as JSON has them, as text, and vLLM fails on each of them."""
+    if bias:
+        raise PydanticCustomError(
+            UNSUPPORTED_PARAMETER,
+            "the engines cannot take a bias of tokens, because their parameters are JSON, where token ids would be "
+            "text; use allowed_token_ids, bad_words or structured_outputs",
+        )
+
+
+NoBias = Annotated[dict[str, float], AfterValidator(_refuse_bias), Field(json_schema_extra={"maxProperties": 0})]
 
 
 class StructuredOutputs(BaseModel):
@@ -67,9 +82,7 @@ class SamplingParameters(BaseModel):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, gt=0, le=2)
     logprobs: int | None = Field(None, ge=0, le=1000, description="alternatives per token; engines allow 20")
-    logit_bias: dict[Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}$")], float] | None = Field(
-        None, description="token id to a bias from -100 to 100"
-    )
+    logit_bias: NoBias | None = Field(None, description="refused unless it is empty: the engines cannot take it")
     allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
@@ -85,9 +98,6 @@ class SamplingParameters(BaseModel):
             )
         if isinstance(self.stop, list) and len(self.stop) > MAX_STOP_STRINGS:
             raise PydanticCustomError("stop_too_many", f"stop takes at most {MAX_STOP_STRINGS} texts")
-        for token, bias in (self.logit_bias or {}).items():
-            if not -100 <= bias <= 100:
-                raise PydanticCustomError("logit_bias", f"logit_bias of token {token} must be from -100 to 100")
         return self
 
     def for_engine(self, default_max_tokens: int) -> dict[str, Any]:

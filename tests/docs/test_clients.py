@@ -224,6 +224,7 @@ IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url":
                 ({"prompt": ["a", "b"]}, "prompt"),
                 ({"prompt": [1, 2]}, "prompt"),
                 ({"echo": True, "logprobs": 1}, "echo"),
+                ({"logit_bias": {"50256": -100}}, "logit_bias"),
             )
         ),
         ("embeddings", {"model": "embed", "input": "a", "dimensions": 4}, "dimensions"),

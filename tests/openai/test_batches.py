@@ -149,6 +149,7 @@ async def test_bad_lines_are_named_and_nothing_is_queued(client: openai.AsyncOpe
         (line("s", prompt(stream=True)), "unsupported_parameter", "body.stream"),
         (line("t", prompt(temperature=9)), "invalid_request", "body.temperature"),
         (line("x", prompt(best_off=1)), "unsupported_parameter", "body.best_off"),
+        (line("lb", prompt(logit_bias={"42": 5})), "unsupported_parameter", "body.logit_bias"),
         (line("n", prompt(model="nobody's")), "model_not_found", None),
         (line("l", [1]), "invalid_request", "body"),  # type: ignore[arg-type]
         (line("0", prompt("\x00")), "invalid_request", None),

@@ -73,6 +73,7 @@ async def test_characters_split_over_messages_come_back_whole(client: TritonClie
         ("x", {"temperature": -1}, "invalid_parameters", FINAL, "log"),
         ("x", {"no_such": 1}, "invalid_parameters", FINAL, "log"),
         ("x", {"logprobs": 999}, "invalid_parameters", FINAL, "max allowed: 20"),
+        ("x", {"logit_bias": {"42": 5}}, "invalid_parameters", FINAL, "logit_bias"),
         ("x", {"lora_name": "a"}, "lora_not_enabled", FINAL, "LoRA"),
         ("[[sim:error=CUDA out of memory]]", {}, "engine_error", RETRY, "CUDA out of memory"),
         ("[[sim:error=Bad /opt/tritonserver/backends/vllm/model.py line 3]]", {}, "engine_error", RETRY, "Bad … line"),
@@ -121,6 +122,11 @@ TEXTS = [
     (
         "Error generating stream: Requested sample logprobs of 999, which is greater than max allowed: 20"
         " (parameter=logprobs, value=999)",
+        "invalid_parameters",
+        FINAL,
+    ),
+    (
+        "Error generating stream: '<' not supported between instances of 'str' and 'int'",
         "invalid_parameters",
         FINAL,
     ),

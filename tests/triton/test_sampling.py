@@ -29,7 +29,6 @@ def test_what_was_given_is_kept() -> None:
         "frequency_penalty": 2,
         "repetition_penalty": 1.1,
         "logprobs": 3,
-        "logit_bias": {"15": -100},
         "allowed_token_ids": [15, 16],
         "ignore_eos": False,
         "skip_special_tokens": False,

@@ -100,6 +100,12 @@ async def test_too_many_logprobs(client: Client) -> None:
     )
 
 
+async def test_logit_bias_always_fails(client: Client) -> None:
+    error = await client.error("tiny", PROMPT, sampling={"logit_bias": {"42": -100}})
+    assert error == STREAM + "'<' not supported between instances of 'str' and 'int'"
+    assert await client.ask("tiny", PROMPT, sampling={"logit_bias": {}})
+
+
 async def test_streaming_with_the_prompt_in_the_output(client: Client) -> None:
     error = await client.error("tiny", PROMPT, stream=True, exclude=False)
     assert error == STREAM + "When streaming, `exclude_input_in_output` = False is not allowed."

@@ -14,7 +14,7 @@ from app.errors import UnsupportedParameter
 from app.queue.ticket import Prompt
 from app.services.webhooks import Webhook
 from app.storable import check_document
-from app.triton.sampling import EmbeddingParameters, SamplingParameters
+from app.triton.sampling import UNSUPPORTED_PARAMETER, EmbeddingParameters, SamplingParameters
 
 # Named rather than unknown, so that the answer can say what to do instead.
 UNSUPPORTED = {
@@ -35,7 +35,7 @@ UNSUPPORTED = {
 GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 # For the OpenAPI document: a parameter that is not listed is refused.
 CLOSED: JsonDict = {"additionalProperties": False}
-CHOSEN_BY_SAMPLING_RULE = {"n_greedy": "n", "stop_too_many": "stop", "logit_bias": "logit_bias"}
+CHOSEN_BY_SAMPLING_RULE = {"n_greedy": "n", "stop_too_many": "stop"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +184,8 @@ def checked(model: type[Model], values: Mapping[str, Any], names: Mapping[str, s
         problem = error.errors(include_url=False)[0]
         param = parameter(problem["loc"]) or CHOSEN_BY_SAMPLING_RULE.get(problem["type"], "")
         text = str(problem["msg"]).removeprefix("Value error, ")
+        if problem["type"] == UNSUPPORTED_PARAMETER:
+            raise unsupported(param, text) from None
         if problem["type"] == "missing":
             text = "is required"
         raise invalid((names or {}).get(param, param), text) from None

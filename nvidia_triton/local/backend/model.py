@@ -128,6 +128,7 @@ class TritonPythonModel:
         params = self._sampling(given)
         input_tokens = self._measure(prompt)
         params.verify_logprobs(self._max_logprobs, sim_text.VOCABULARY_SIZE)
+        params.verify_logit_bias()
 
         plan = Plan(self._settings, prompt)
         room = self._context - input_tokens

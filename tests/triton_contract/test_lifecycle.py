@@ -30,7 +30,7 @@ def busy(server: RunningTriton, model: str) -> tuple[int, int]:
         text = answer.read().decode()
     found = []
     for name in ("running", "waiting"):
-        match = re.search(rf'^vllm:num_requests_{name}{{[^}}]*model="{model}"[^}}]*}} (\S+)', text, re.M)
+        match = re.search(rf'^sim_requests_{name}{{[^}}]*model="{model}"[^}}]*}} (\S+)', text, re.M)
         found.append(int(float(match[1])) if match else 0)
     return found[0], found[1]
 

@@ -4,11 +4,16 @@ import asyncio
 import base64
 import json
 import math
+import re
 import time
 
+import httpx
 import numpy as np
 import pytest
 from jsonschema import validate
+
+from tests.servers import RunningTriton
+from tests.service import eventually
 
 from .wire import RETURNED, Client
 
@@ -261,3 +266,32 @@ async def test_a_schema_of_endless_texts_is_cut_off_like_any_other(client: Clien
     sampling = {"structured_outputs": json.dumps({"json": schema}), "max_tokens": 9}
     [message] = await client.ask("noop", PROMPT, sampling=sampling)
     assert message.strings("finish_reason") == ["length"]
+
+
+async def test_the_metrics_are_those_of_the_real_backend_and_the_counts_of_the_stand_in(
+    client: Client, server: RunningTriton
+) -> None:
+    await client.ask("tiny", PROMPT, stream=True, sampling={"max_tokens": 20, "ignore_eos": True})
+    async with httpx.AsyncClient(trust_env=False) as http:
+
+        async def counted() -> str:
+            text = (await http.get(server.metrics_url)).text
+            return text if re.search(r'^vllm:request_params_n_count{[^}]*"tiny"[^}]*} [1-9]', text, re.M) else ""
+
+        text = await eventually(counted, "the request is counted")
+    kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.M))
+    assert {name: kind for name, kind in kinds.items() if name.startswith(("vllm:", "sim_"))} == {
+        "vllm:prompt_tokens_total": "counter",
+        "vllm:generation_tokens_total": "counter",
+        "vllm:time_to_first_token_seconds": "histogram",
+        "vllm:time_per_output_token_seconds": "histogram",
+        "vllm:e2e_request_latency_seconds": "histogram",
+        "vllm:request_prompt_tokens": "histogram",
+        "vllm:request_generation_tokens": "histogram",
+        "vllm:request_params_n": "histogram",
+        "sim_requests_running": "gauge",
+        "sim_requests_waiting": "gauge",
+    }
+    # Reported without being asked for too, unlike vLLM's.
+    assert re.search(r'^sim_requests_running{[^}]*"noop"', text, re.M)
+    assert not re.search(r'^vllm:.*"noop"', text, re.M)

@@ -17,6 +17,7 @@ import triton_python_backend_utils as pb_utils
 from sim_completion import complete
 from sim_engine import Engine, Sequences
 from sim_faults import Plan, Settings
+from sim_metrics import Metrics
 
 _INPUTS = (
     ("text_input", "TYPE_STRING", 1),
@@ -82,10 +83,9 @@ class TritonPythonModel:
         time.sleep(self._settings.load_time)
         if self._settings.load_error:
             raise RuntimeError(self._settings.load_error)
-        self._engine = Engine(slots)
-        if _flag(parameters, "REPORT_CUSTOM_METRICS") and not arguments.get("disable_log_stats"):
-            labels = {"model": self._name, "version": args["model_version"]}
-            self._engine.on_poll = _Metrics(self._engine, labels)
+        labels = {"model": self._name, "version": args["model_version"]}
+        reported = _flag(parameters, "REPORT_CUSTOM_METRICS") and not arguments.get("disable_log_stats")
+        self._engine = Engine(slots, Metrics(labels, self._context, reported))
         self._log.log_warn(
             f"SIMULATION: no model is running. '{self._name}' stands in for {arguments.get('model')} with "
             f"{slots} sequences at once and a context of {self._context} tokens; its text means nothing."
@@ -135,7 +135,6 @@ class TritonPythonModel:
         job.completions = [complete(prompt, params, plan, room, index, lora) for index in range(params.n)]
         job.input_tokens = input_tokens
         job.alternatives = params.logprobs
-        self._engine.prompt_tokens += input_tokens
         return Sequences(job, job.completions, plan, stream)
 
     def _sampling(self, given: dict):
@@ -254,34 +253,6 @@ class _Job:
 
 
 _RETURNED = ("finish_reason", "cumulative_logprob", "logprobs", "num_input_tokens", "num_output_tokens")
-
-
-class _Metrics:
-    """The gauges and counters of the real backend that say how busy the engine is."""
-
-    def __init__(self, engine: Engine, labels: dict) -> None:
-        self._engine = engine
-        self._seen = [0, 0]
-        gauge, counter = pb_utils.MetricFamily.GAUGE, pb_utils.MetricFamily.COUNTER
-        self._families = [
-            pb_utils.MetricFamily(name=f"vllm:{name}", description=text, kind=kind)
-            for name, text, kind in (
-                ("num_requests_running", "Number of requests currently running on GPU.", gauge),
-                ("num_requests_waiting", "Number of requests waiting to be processed.", gauge),
-                ("prompt_tokens_total", "Number of prefill tokens processed.", counter),
-                ("generation_tokens_total", "Number of generation tokens processed.", counter),
-            )
-        ]
-        self._metrics = [family.Metric(labels=labels) for family in self._families]
-
-    def __call__(self, running: int, waiting: int) -> None:
-        self._metrics[0].set(running)
-        self._metrics[1].set(waiting)
-        totals = [self._engine.prompt_tokens, self._engine.generation_tokens]
-        for metric, total, seen in zip(self._metrics[2:], totals, self._seen, strict=True):
-            if total > seen:
-                metric.increment(total - seen)
-        self._seen = totals
 
 
 def _fail(sender, message: str, code: int | None = None) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import threading
+import time
 from collections import deque
 
 import sim_faults
@@ -14,7 +15,19 @@ POLL_SECONDS = 0.15  # how often clients' cancels are looked for
 class Sequences:
     """A request in the engine: `n` sequences that advance together."""
 
-    __slots__ = ("completions", "done", "due", "ended", "job", "length", "plan", "started", "stream", "timer")
+    __slots__ = (
+        "arrived",
+        "completions",
+        "done",
+        "due",
+        "ended",
+        "job",
+        "length",
+        "plan",
+        "started",
+        "stream",
+        "timer",
+    )
 
     def __init__(self, job, completions: list, plan, stream: bool) -> None:
         self.job = job  # what answers: send(), fail(), cancelled(), is_cancelled()
@@ -24,6 +37,7 @@ class Sequences:
         self.length = max(len(each.tokens) for each in completions)
         self.done = 0  # tokens already sent
         self.due = 0
+        self.arrived = time.monotonic()
         self.started = 0.0
         self.timer = None
         self.ended = False
@@ -39,18 +53,16 @@ class Sequences:
 
 
 class Engine:
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, metrics) -> None:
         self.slots = slots
+        self._metrics = metrics
         self.used = 0
         self.dead = False
-        self.prompt_tokens = 0
-        self.generation_tokens = 0
         self._waiting: deque[Sequences] = deque()
         self._running: set[Sequences] = set()
         self._arrived: deque[Sequences] = deque()
         self._random = 1
         self._admitting = False
-        self.on_poll = None  # called with (running, waiting) now and then
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -133,9 +145,7 @@ class Engine:
     def _step(self, request: Sequences) -> None:
         before, request.done = request.done, request.due
         finished = request.done >= request.length
-        self.generation_tokens += sum(
-            min(request.done, len(each.tokens)) - min(before, len(each.tokens)) for each in request.completions
-        )
+        self._metrics.stepped(request, before, self._loop.time())
         if finished:
             self._end(request)
         request.job.send(before, request.done, finished)
@@ -155,7 +165,6 @@ class Engine:
             self._waiting.remove(request)
 
     async def _poll(self) -> None:
-        reported = (0, 0)
         server = os.getppid()
         while True:
             await asyncio.sleep(POLL_SECONDS)
@@ -170,7 +179,4 @@ class Engine:
                     self._end(request)
                     request.job.cancelled(request.done, generated, request.stream)
             self._admit()
-            state = (len(self._running), len(self._waiting))
-            if self.on_poll and (state != reported or state != (0, 0)):
-                self.on_poll(*state)
-            reported = state
+            self._metrics.report(len(self._running), len(self._waiting))

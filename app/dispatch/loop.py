@@ -56,12 +56,19 @@ class Dispatcher:
         # While a claim is under way: whom somebody began to follow, for the answer may not know it yet.
         self._followed: set[UUID] | None = None
         fleet.changed = self.work_announced
+        fleet.freed = self._slot_freed
 
     def work_announced(self, _payload: str = "") -> None:
         """There may be work: look now."""
         self._announced += 1
         self._drained.clear()
         self._wake.set()
+
+    def _slot_freed(self) -> None:
+        if self._stopping:
+            self._fleet.share_out()
+        else:
+            self._wake.set()
 
     def cancel_announced(self, payload: str) -> None:
         """A cancel was asked for; an empty payload means that some may have been missed."""
@@ -128,7 +135,7 @@ class Dispatcher:
                         lease_seconds=self._settings.lease_seconds,
                         dispatcher=self._name,
                         holding=list(self._runs),
-                        running=Counter((run.claim.model, run.claim.owner_id) for run in self._runs.values()),
+                        running=self._slots_by_owner(),
                     )
                 except DatabaseUnavailable:
                     log.warning("postgres is away, no claims")
@@ -150,7 +157,16 @@ class Dispatcher:
                     # Lets the new runs take their slots before they are counted again.
                     await asyncio.sleep(0)
                     continue
+            if not self._wake.is_set():
+                # What no ticket of the queue wants, choices of running ones may use.
+                self._fleet.share_out()
             await self._wake.wait()
+
+    def _slots_by_owner(self) -> Counter[tuple[str, int]]:
+        slots: Counter[tuple[str, int]] = Counter()
+        for run in self._runs.values():
+            slots[run.claim.model, run.claim.owner_id] += run.slots
+        return slots
 
     def _start(self, claim: Claim) -> None:
         run = self._runs[claim.token] = Run(claim, streamed=claim.streamed)

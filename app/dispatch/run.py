@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NamedTuple
 
 from app.config import Settings
+from app.dispatch.choices import Choices
 from app.queue.ticket import (
     CANCELLED,
     CANCELLED_MESSAGE,
@@ -27,7 +27,6 @@ from app.telemetry import logger
 from app.triton.codec import Accumulator
 from app.triton.faults import Disposition, TritonError
 from app.triton.fleet import Fleet, Lane
-from app.triton.shares import Share
 
 log = logger("run")
 
@@ -56,13 +55,24 @@ class Run:
     claim: Claim
     task: asyncio.Task[None] | None = None
     started: bool = False
-    lane: Lane | None = None
-    share: Share | None = None
+    choices: Choices | None = None
     stopped: Stop | None = None
     settling: bool = False
     # Whether somebody follows it.
     streamed: bool = False
-    answer: Accumulator = field(default_factory=Accumulator)
+    answer: Accumulator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.answer = Accumulator(self.claim.parameters.get("n") or 1)
+
+    @property
+    def lane(self) -> Lane | None:
+        return self.choices.lane if self.choices else None
+
+    @property
+    def slots(self) -> int:
+        """How many generations it has under way, or one that is about to start."""
+        return self.choices.slots if self.choices else 1
 
     def stop(self, reason: Stop) -> None:
         """Ends the generation; the engine stops within half a second. The first reason counts."""
@@ -94,26 +104,17 @@ async def attempt(
     lane = fleet.acquire(claim.model, claim.server)
     if lane is None:
         return _released(run, NO_SLOT_SECONDS)
-    run.lane, run.share = lane, lane.server.shares.join()
+
+    def said() -> None:
+        if run.streamed:
+            spoke(run)
+
+    run.choices = Choices(claim, lane, fleet, settings, run.answer, said)
     expiry = None
     if claim.expires_in is not None:
         expiry = asyncio.get_running_loop().call_later(claim.expires_in, run.stop, Stop.EXPIRY)
     try:
-        async with aclosing(
-            lane.server.client.generate(
-                claim.model,
-                claim.prompt,
-                claim.parameters,
-                request_id=str(claim.id),
-                idle_timeout=settings.idle_timeout_seconds,
-                run_timeout=settings.run_timeout_seconds,
-            )
-        ) as messages:
-            async for delta in messages:
-                lane.moved()
-                run.answer.add(delta)
-                if run.streamed:
-                    spoke(run)
+        await run.choices.run()
     except TritonError as error:
         fleet.report(lane, error)
         return _after_error(run, error, settings)
@@ -124,8 +125,6 @@ async def attempt(
     finally:
         if expiry is not None:
             expiry.cancel()
-        run.share.end()
-        fleet.release(lane)
     return _after_answer(run, settings)
 
 
@@ -201,7 +200,7 @@ def _failed(
 
 
 def _released(run: Run, delay: float, error: TritonError | None = None) -> Release:
-    used = _used(run, error)
+    used = _used(run)
     return Release(
         id=run.claim.id,
         token=run.claim.token,
@@ -223,11 +222,11 @@ class Used(NamedTuple):
     cost: float | None = None
 
 
-def _used(run: Run, error: TritonError | None = None) -> Used:
-    """The run's share of its server's time, which ends here; none where the server had no part in it."""
-    if run.lane is None or run.share is None or (error is not None and error.disposition is Disposition.WAIT):
+def _used(run: Run) -> Used:
+    """The run's shares of its server's time, which end here; none where the server had no part in it."""
+    seconds = run.choices.used_seconds() if run.choices else None
+    if run.lane is None or seconds is None:
         return Used()
-    seconds = run.share.end()
     hourly_price = run.lane.server.hourly_price
     return Used(seconds, None if hourly_price is None else seconds * hourly_price / 3600)
 

@@ -1,8 +1,8 @@
 """Payload to tensors and back, for the vLLM backend's contract: pure, no I/O.
 
-Inputs are BYTES [1] and BOOL [1]. Outputs, n being the number of choices: text_output BYTES [n], finish_reason
-BYTES [n], num_input_tokens UINT32 [] (0-d on the wire), num_output_tokens UINT32 [n] (per message when streaming),
-cumulative_logprob FP32 [n], logprobs BYTES [n].
+Inputs are BYTES [1] and BOOL [1]. Outputs: text_output BYTES [1], finish_reason BYTES [1], num_input_tokens UINT32 []
+(0-d on the wire), num_output_tokens UINT32 [1] (per message when streaming), cumulative_logprob FP32 [1], logprobs
+BYTES [1]. A request asks for one text: with n > 1 the backend mixes the texts.
 """
 
 import math
@@ -56,7 +56,10 @@ def encode(prompt: str, parameters: dict[str, Any]) -> list[InferInput]:
 
 @dataclass(slots=True)
 class Delta:
-    """What one message adds: a text, a finish reason (None while it goes on) and a token count per choice."""
+    """What one message adds: a text, a finish reason (None while it goes on) and a token count.
+
+    The answer of an embedding model has one of each for every vector.
+    """
 
     texts: list[str]
     finish_reasons: list[str | None]
@@ -119,9 +122,10 @@ def _finish_reason(value: bytes) -> str | None:
 
 
 class Accumulator:
-    """Adds up the messages of one stream into the whole generation."""
+    """Adds up the messages of a ticket's generations, one for each of its `choices`."""
 
-    def __init__(self) -> None:
+    def __init__(self, choices: int = 1) -> None:
+        self.choices = choices
         self.texts: list[list[str]] = []
         self.finish_reasons: list[str | None] = []
         self.logprobs: list[list[dict[str, Any]] | None] = []
@@ -129,22 +133,23 @@ class Accumulator:
         self.prompt_tokens: int | None = None
         self.completion_tokens: int | None = None
 
-    def add(self, delta: Delta) -> None:
-        while len(self.texts) < len(delta.texts):
+    def add(self, delta: Delta, choice: int = 0) -> None:
+        """Adds a message of the generation of one choice. They share the prompt, so its tokens count once."""
+        while len(self.texts) < choice + len(delta.texts):
             self.texts.append([])
             self.finish_reasons.append(None)
             self.logprobs.append(None)
             self.cumulative_logprobs.append(None)
-        for index, text in enumerate(delta.texts):
+        for index, text in enumerate(delta.texts, choice):
             if text:
                 self.texts[index].append(text)
-        for index, reason in enumerate(delta.finish_reasons):
+        for index, reason in enumerate(delta.finish_reasons, choice):
             if reason is not None:
                 self.finish_reasons[index] = reason
-        for index, logprobs in enumerate(delta.logprobs):
+        for index, logprobs in enumerate(delta.logprobs, choice):
             if logprobs:
                 self.logprobs[index] = (self.logprobs[index] or []) + logprobs
-        for index, cumulative in enumerate(delta.cumulative_logprobs):
+        for index, cumulative in enumerate(delta.cumulative_logprobs, choice):
             if cumulative is not None:
                 self.cumulative_logprobs[index] = cumulative
         if delta.prompt_tokens is not None:
@@ -158,4 +163,4 @@ class Accumulator:
     @property
     def finished(self) -> bool:
         """Whether every choice has its finish reason."""
-        return bool(self.texts) and all(reason is not None for reason in self.finish_reasons)
+        return len(self.texts) >= self.choices and all(reason is not None for reason in self.finish_reasons)

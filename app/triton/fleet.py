@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ class Lane:
     cool_until: float = 0.0
     suspect: bool = False
     quarantine: str = ""
+    # Tickets that have a slot here and would use more: each starts another choice and says whether it has yet more.
+    waiting: deque[Callable[[], bool]] = field(default_factory=deque)
 
     @property
     def open(self) -> bool:
@@ -126,6 +129,7 @@ class Fleet:
         self._concurrency = concurrency
         self._server_concurrency = server_concurrency
         self.changed: Callable[[], None] = lambda: None
+        self.freed: Callable[[], None] = lambda: None
         self._follow_listing()
 
     def lanes(self) -> Iterator[Lane]:
@@ -258,25 +262,45 @@ class Fleet:
     def acquire(self, model: str, preferred: str | None = None) -> Lane | None:
         """A slot on the server `preferred`, or else on the one with the least in flight; None where there is none."""
         candidates = [
-            lane
-            for server in self.servers
-            if (lane := server.lanes.get(model)) is not None
-            and lane.open
-            and lane.in_flight < self._concurrency
-            and server.in_flight < self._server_concurrency
+            lane for server in self.servers if (lane := server.lanes.get(model)) is not None and self._has_room(lane)
         ]
         if not candidates:
             return None
         lane = min(candidates, key=lambda candidate: (candidate.server.url != preferred, candidate.server.in_flight))
+        self._take(lane)
+        return lane
+
+    def _has_room(self, lane: Lane) -> bool:
+        return lane.open and lane.in_flight < self._concurrency and lane.server.in_flight < self._server_concurrency
+
+    def _take(self, lane: Lane) -> None:
         if not lane.in_flight:
             lane.moved()
         lane.in_flight += 1
         IN_FLIGHT.labels(lane.server.url).inc()
-        return lane
 
     def release(self, lane: Lane) -> None:
         lane.in_flight -= 1
         IN_FLIGHT.labels(lane.server.url).dec()
+        self.freed()
+
+    def wait_for_slots(self, lane: Lane, start: Callable[[], bool]) -> None:
+        """`start` is called in each slot that `share_out` takes for it, until it returns False."""
+        lane.waiting.append(start)
+        self.freed()
+
+    def stop_waiting(self, lane: Lane, start: Callable[[], bool]) -> None:
+        if start in lane.waiting:
+            lane.waiting.remove(start)
+
+    def share_out(self) -> None:
+        """Gives the free slots to those that wait for more of them, one at a time in turn."""
+        for lane in self.lanes():
+            while lane.waiting and self._has_room(lane):
+                start = lane.waiting.popleft()
+                self._take(lane)
+                if start():
+                    lane.waiting.append(start)
 
 
 def _ready(server: Server) -> set[str]:

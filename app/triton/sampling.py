@@ -62,7 +62,7 @@ class SamplingParameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    n: int = Field(1, ge=1, le=MAX_CHOICES, description="how many texts to generate")
+    n: int = Field(1, ge=1, le=MAX_CHOICES, description="how many texts to generate; each is a generation of its own")
     temperature: float = Field(1.0, ge=0, le=2, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, lt=2**31, description="-1 or 0 considers all tokens")

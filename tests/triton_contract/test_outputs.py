@@ -116,7 +116,8 @@ async def test_seeds(client: Client) -> None:
 
 
 async def test_sequences_of_one_request_differ(client: Client) -> None:
-    [message] = await client.ask("noop", PROMPT, sampling={"n": 2, "seed": 3, "max_tokens": 50})
+    sampling = {"n": 2, "seed": 3, "max_tokens": 50, "ignore_eos": True}
+    [message] = await client.ask("noop", PROMPT, sampling=sampling)
     assert message.text[0] != message.text[1]
 
 
@@ -125,6 +126,36 @@ async def test_streaming_several_sequences(client: Client) -> None:
     messages = await client.ask("tiny", PROMPT, stream=True, sampling=sampling)
     [whole] = await client.ask("tiny", PROMPT, sampling=sampling)
     assert ["".join(texts) for texts in zip(*(each.text for each in messages), strict=True)] == whole.text
+
+
+async def test_sequences_that_end_early_get_lost(client: Client) -> None:
+    """So it is with vLLM: a sequence that has ended is not in later messages, and without a stream only one is sent."""
+
+    alone = {}
+    for seed in (5, 6, 7):
+        [message] = await client.ask("noop", PROMPT, sampling={"seed": seed, "max_tokens": 200})
+        alone[message.text[0]] = int(message.outputs["num_output_tokens"][0])
+    assert len(set(alone.values())) == 3
+    [message] = await client.ask("noop", PROMPT, sampling={"n": 3, "seed": 5, "max_tokens": 200})
+    assert message.text == [max(alone, key=alone.__getitem__)]
+
+
+async def test_texts_mix_when_one_ends_before_another(client: Client) -> None:
+    """The backend goes on at a position where another sequence's text stood."""
+    alone: list[tuple[int, str]] = []
+    while len(alone) < 2 or alone[-2][0] + 10 > alone[-1][0]:
+        [message] = await client.ask("noop", PROMPT, sampling={"seed": len(alone), "max_tokens": 400})
+        alone.append((int(message.outputs["num_output_tokens"][0]), message.text[0]))
+    sampling = {"n": 2, "seed": len(alone) - 2, "max_tokens": 400}
+    messages = await client.ask("noop", PROMPT, stream=True, sampling=sampling)
+    counts = [len(each.text) for each in messages]
+    ended = counts.index(1)
+    assert counts == [2] * ended + [1] * (len(counts) - ended)
+    assert messages[ended - 1].strings("finish_reason") == ["stop", "None"]
+    assert messages[-1].strings("finish_reason") == ["stop"]
+    assert "".join(each.text[0] for each in messages[:ended]) == alone[-2][1]
+    second = [each.text[-1] for each in messages]
+    assert "".join(second) != alone[-1][1]
 
 
 async def test_max_tokens_is_clamped_to_the_context(client: Client) -> None:

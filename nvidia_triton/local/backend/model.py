@@ -130,7 +130,7 @@ class TritonPythonModel:
         params.verify_logprobs(self._max_logprobs, sim_text.VOCABULARY_SIZE)
         params.verify_logit_bias()
 
-        plan = Plan(self._settings, prompt)
+        plan = Plan(self._settings, prompt, params.seed)
         room = self._context - input_tokens
         job.completions = [complete(prompt, params, plan, room, index, lora) for index in range(params.n)]
         job.input_tokens = input_tokens
@@ -188,6 +188,7 @@ class _Job:
         "_log",
         "_prepend",
         "_sender",
+        "_sent",
         "alternatives",
         "completions",
         "input_tokens",
@@ -200,10 +201,20 @@ class _Job:
         self._sender = request.get_response_sender()
         self.is_cancelled = self._sender.is_cancelled
         self._flags = {name: _boolean(inputs, f"return_{name}") for name in _RETURNED}
+        # Of the last message, by position: characters and tokens of the sequence that stood there.
+        self._sent: list[tuple[int, int]] | None = None
 
-    def send(self, before: int, count: int, finished: bool) -> None:
-        """Answer with tokens `before` to `count` of each sequence."""
-        response = pb_utils.InferenceResponse(self._tensors(before, count, finished))
+    def send(self, before: int, count: int, finished: bool, stream: bool) -> None:
+        """Answer with tokens `before` to `count` of the sequences that are in the engine's last message.
+
+        vLLM leaves sequences out once they have ended, and without a stream only its last message is sent.
+        """
+        present = [
+            each
+            for each in self.completions
+            if (len(each.tokens) > before if stream else len(each.tokens) >= count) or len(self.completions) == 1
+        ]
+        response = pb_utils.InferenceResponse(self._tensors(present, before, count))
         self._send(response, _FINAL if finished else 0)
 
     def cancelled(self, before: int, count: int, stream: bool) -> None:
@@ -212,7 +223,7 @@ class _Job:
             error = pb_utils.TritonError("Request was cancelled", pb_utils.TritonError.CANCELLED)
             self._send(pb_utils.InferenceResponse(error=error), _FINAL)
         else:
-            self._send(pb_utils.InferenceResponse(self._tensors(before, count, False)), _FINAL)
+            self._send(pb_utils.InferenceResponse(self._tensors(self.completions, before, count)), _FINAL)
 
     def fail(self, reason: str) -> None:
         self._log.log_error(f"[vllm] Error generating stream: {reason}")
@@ -224,11 +235,15 @@ class _Job:
         except Exception:
             self._log.log_error(f"An error occurred while sending a response: {traceback.format_exc()}")
 
-    def _tensors(self, before: int, count: int, finished: bool) -> list:
-        done = self.completions
+    def _tensors(self, done: list, before: int, count: int) -> list:
         wanted = self._flags
         prepend = "" if before else self._prepend
-        texts = [(prepend + each.text[each.visible(before) : each.visible(count)]).encode() for each in done]
+        reached = [(each.visible(count), min(count, len(each.tokens))) for each in done]
+        # The real backend goes on where the sequence at the same position stood, whichever that was.
+        sent = self._sent or [(0, 0)] * len(done)
+        self._sent = reached
+        parts = list(zip(done, sent, reached, strict=False))
+        texts = [(prepend + each.text[old[0] : new[0]]).encode() for each, old, new in parts]
         tensors = [pb_utils.Tensor("text_output", np.array(texts, dtype=np.object_))]
         if wanted["finish_reason"]:
             reasons = [each.finish if count >= len(each.tokens) else "None" for each in done]
@@ -239,15 +254,15 @@ class _Job:
             tensors.append(pb_utils.Tensor("cumulative_logprob", np.array(sums, dtype=np.float32)))
         if wanted["logprobs"]:
             rows = [
-                b"null" if self.alternatives is None else _json(each.logprobs(before, count, self.alternatives))
-                for each in done
+                b"null" if self.alternatives is None else _json(each.logprobs(old[1], new[1], self.alternatives))
+                for each, old, new in parts
             ]
             tensors.append(pb_utils.Tensor("logprobs", np.array(rows, dtype=np.object_)))
         if wanted["num_input_tokens"]:
             # 0-d, as the real backend sends it, whatever the configuration declares.
             tensors.append(pb_utils.Tensor("num_input_tokens", np.array(self.input_tokens, dtype=np.uint32)))
         if wanted["num_output_tokens"]:
-            counts = [min(count, len(each.tokens)) - min(before, len(each.tokens)) for each in done]
+            counts = [new[1] - old[1] for _, old, new in parts]
             tensors.append(pb_utils.Tensor("num_output_tokens", np.array(counts, dtype=np.uint32)))
         return tensors
 

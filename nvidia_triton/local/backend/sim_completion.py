@@ -82,7 +82,8 @@ def _generator(prompt: str, params, index: int) -> random.Random:
     if params.temperature < 1e-5:
         seed = _crc(prompt)
     elif params.seed is not None:
-        seed = _crc(f"{params.seed} {index} {params.temperature} {params.top_p} {params.top_k} {prompt}")
+        # vLLM gives each sequence a seed of its own in the same way.
+        seed = _crc(f"{params.seed + index} {params.temperature} {params.top_p} {params.top_k} {prompt}")
     else:
         return _UNSEEDED
     return random.Random(seed)  # noqa: S311

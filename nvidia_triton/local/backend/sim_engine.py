@@ -148,7 +148,7 @@ class Engine:
         self._metrics.stepped(request, before, self._loop.time())
         if finished:
             self._end(request)
-        request.job.send(before, request.done, finished)
+        request.job.send(before, request.done, finished, request.stream)
         if finished:
             self._admit()
         else:

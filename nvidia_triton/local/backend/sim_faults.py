@@ -12,6 +12,7 @@ Markers work only where `sim_faults` is `true`; elsewhere they are plain text.
     [[sim:emit=TEXT]]    generate this text; TEXT may use the escapes of JSON strings, such as \\u0000
     [[sim:emit64=B64]]   the same in base64
     [[sim:error=TEXT]]   fail with "Error generating stream: TEXT"
+    [[sim:error-of-seed=N]]  fail where the request's seed is N
     [[sim:hang]]         take a slot and never answer, until cancelled
     [[sim:engine-dead]]  the engine dies: this request, all others and all later ones fail
     [[sim:die-stub]]     the backend process exits
@@ -55,12 +56,13 @@ class Settings:
 class Plan:
     """How one request runs."""
 
-    __slots__ = ("action", "chunk", "each", "emit", "error", "first", "tokens")
+    __slots__ = ("_seed", "action", "chunk", "each", "emit", "error", "first", "tokens")
 
-    def __init__(self, settings: Settings, prompt: str) -> None:
+    def __init__(self, settings: Settings, prompt: str, seed: int | None) -> None:
         self.first, self.each, self.chunk = settings.first, settings.each, settings.chunk
         self.tokens = self.emit = self.error = None
         self.action = ""
+        self._seed = seed
         if settings.faults and "[[sim:" in prompt:
             for name, value in _MARKER.findall(prompt):
                 self._read(name, value)
@@ -81,6 +83,9 @@ class Plan:
                 self.emit = base64.b64decode(value).decode()
             case "error":
                 self.error = value
+            case "error-of-seed":
+                if self._seed == int(value):
+                    self.error = f"seed {value} fails"
             case "hang" | "engine-dead" | "die-stub" | "kill-server":
                 self.action = name
             case _:

@@ -1,0 +1,165 @@
+"""The texts of one ticket: each choice is a generation of its own, with n = 1.
+
+Triton's vLLM backend mixes the texts of a request with n > 1 and loses some, and other engines know no n at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Any
+
+from app.config import Settings
+from app.queue.ticket import Claim
+from app.triton.codec import Accumulator
+from app.triton.faults import Disposition, TritonError
+from app.triton.fleet import Fleet, Lane
+from app.triton.shares import Share
+
+SEEDS = 2**63
+
+
+class Choices:
+    """The generations of one claim on one lane, as many at once as there are slots.
+
+    A ticket starts with one slot and keeps it until its last choice has started, so it never waits for another ticket.
+    Its other choices run in slots that no ticket of the queue wants: `Fleet.share_out` hands them out, one choice each.
+    """
+
+    def __init__(
+        self,
+        claim: Claim,
+        lane: Lane,
+        fleet: Fleet,
+        settings: Settings,
+        answer: Accumulator,
+        spoke: Callable[[], None],
+    ) -> None:
+        self.lane = lane
+        self._claim = claim
+        self._fleet = fleet
+        self._settings = settings
+        self._answer = answer
+        self._spoke = spoke
+        self._left = deque(range(answer.choices))
+        self._shares: list[Share] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._error: BaseException | None = None
+        self._over = asyncio.Event()
+
+    @property
+    def slots(self) -> int:
+        """How many slots it holds."""
+        return max(1, len(self._tasks))
+
+    def used_seconds(self) -> float | None:
+        """Its shares of the server's time, which end here; None where the server had no part in it."""
+        return sum(share.end() for share in self._shares) if self._shares else None
+
+    async def run(self) -> None:
+        """Generates every choice; the slot of the lane that the caller took is given back here.
+
+        Raises:
+            TritonError: of the first choice that failed; the others are stopped.
+        """
+        if self._answer.choices == 1:
+            try:
+                await self._generate(self._next())
+            finally:
+                self._fleet.release(self.lane)
+            return
+        try:
+            self._start(keep=True)
+            self._fleet.wait_for_slots(self.lane, self._start)
+            await self._over.wait()
+        finally:
+            self._start_no_more()
+            for task in self._tasks:
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+        if self._error is not None:
+            raise self._error
+
+    def _start(self, *, keep: bool = False) -> bool:
+        """Starts the next choice in a slot taken for it, which is given back afterwards; returns whether more wait.
+
+        With `keep`, the slot is used for further choices while some are left.
+        """
+        task = asyncio.create_task(self._work(self._next(), keep=keep))
+        self._tasks.add(task)
+        # Not in the task itself: one that is cancelled before its first step never runs.
+        task.add_done_callback(self._ended)
+        return bool(self._left)
+
+    def _next(self) -> int:
+        choice = self._left.popleft()
+        if not self._left:
+            self._fleet.stop_waiting(self.lane, self._start)
+        return choice
+
+    def _start_no_more(self) -> None:
+        self._left.clear()
+        self._fleet.stop_waiting(self.lane, self._start)
+
+    async def _work(self, choice: int, *, keep: bool) -> None:
+        await self._generate(choice)
+        while keep and self._left:
+            await self._generate(self._next())
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) and self._error is None:
+            self._error = error
+            self._start_no_more()
+        if self._error is not None or not (self._tasks or self._left):
+            self._over.set()
+        self._fleet.release(self.lane)
+
+    async def _generate(self, choice: int) -> None:
+        claim = self._claim
+        request_id = str(claim.id) if self._answer.choices == 1 else f"{claim.id}-{choice}"
+        share = self.lane.server.shares.join()
+        self._shares.append(share)
+        try:
+            async with aclosing(
+                self.lane.server.client.generate(
+                    claim.model,
+                    claim.prompt,
+                    parameters_of(claim.parameters, choice),
+                    request_id=request_id,
+                    idle_timeout=self._settings.idle_timeout_seconds,
+                    run_timeout=self._settings.run_timeout_seconds,
+                )
+            ) as messages:
+                async for delta in messages:
+                    self.lane.moved()
+                    self._answer.add(delta, choice)
+                    self._spoke()
+        except TritonError as error:
+            if error.disposition is Disposition.WAIT:
+                self._shares.remove(share)
+            raise
+        finally:
+            share.end()
+
+
+def parameters_of(parameters: dict[str, Any], choice: int) -> dict[str, Any]:
+    """What the engine is asked for one choice: no `n`, and a seed of its own where the ticket has one."""
+    asked = {name: value for name, value in parameters.items() if name != "n"}
+    seed = asked.get("seed")
+    if choice and seed is not None:
+        asked["seed"] = _seed_of(seed, choice)
+    return asked
+
+
+def _seed_of(seed: int, choice: int) -> int:
+    if seed == -1:
+        # To vLLM this means no seed.
+        return seed
+    if seed >= 0:
+        return (seed + choice) % SEEDS
+    # Downwards, so that none of them becomes -1.
+    return -((-seed - 2 + choice) % (SEEDS - 1)) - 2

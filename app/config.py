@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from functools import cached_property
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Self
 from urllib.parse import urlsplit
@@ -20,6 +20,14 @@ Seconds = Annotated[float, Field(gt=0)]
 class Environment(StrEnum):
     DEVELOPMENT = "development"
     PRODUCTION = "production"
+
+
+class KeylessAccess(StrEnum):
+    """Who is answered without an API key."""
+
+    NONE = "none"
+    LOCAL = "local"
+    ANYWHERE = "anywhere"
 
 
 class SettingsError(Exception):
@@ -92,8 +100,8 @@ class Settings(BaseSettings):
 
     auth_required: bool | None = Field(
         None,
-        description="whether a request needs an API key; empty: yes, unless `API_HOST` is loopback and `ENVIRONMENT` "
-        "is not `production`, which always needs one",
+        description="whether a request needs an API key; empty: yes, unless it is made on this machine, to a loopback "
+        "address on which alone the API listens, and `ENVIRONMENT` is not `production`, which always needs one",
     )
 
     webhook_allow_private: bool = Field(
@@ -148,24 +156,14 @@ class Settings(BaseSettings):
         return self
 
     @cached_property
-    def keys_needed(self) -> bool:
-        """Whether a request without an API key is refused."""
-        if self.auth_required is not None:
-            return self.auth_required
-        return self.environment is Environment.PRODUCTION or not _is_loopback(self.api_host)
+    def keyless_access(self) -> KeylessAccess:
+        if self.auth_required or self.environment is Environment.PRODUCTION:
+            return KeylessAccess.NONE
+        return KeylessAccess.LOCAL if self.auth_required is None else KeylessAccess.ANYWHERE
 
     @cached_property
     def sqlalchemy_url(self) -> str:
         return "postgresql+asyncpg://" + self.database_url.split("://", 1)[1]
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def load_settings() -> Settings:

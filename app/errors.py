@@ -41,6 +41,12 @@ class MalformedBody(AppError):
     title = "The body is not JSON"
 
 
+class MalformedPath(AppError):
+    code = "malformed_path"
+    status = 400
+    title = "The path holds control characters"
+
+
 class UnsupportedMediaType(AppError):
     code = "unsupported_media_type"
     status = 415

@@ -13,6 +13,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.routing import Route
 
 from app.api import contexts as contexts_routes
 from app.api import health as health_routes
@@ -22,15 +23,15 @@ from app.api import results as results_routes
 from app.api import streams as streams_routes
 from app.api import usage as usage_routes
 from app.api import webhooks as webhooks_routes
-from app.api.auth import Authenticate
-from app.api.body import BodyLimit
 from app.api.dependencies import Services
+from app.api.local import Connections
 from app.api.measure import Measure
 from app.api.openai import batches, chat, completions, embeddings, files, responses
 from app.api.openai import models as openai_models
 from app.api.problems import install_handlers, is_openai
 from app.api.request_id import RequestId
 from app.api.schemas import Problem
+from app.api.security import Entrance, no_route, require_declared
 from app.config import Settings, SettingsError, load_settings
 from app.db.engine import open_database
 from app.queue.deliveries import DeliveryStore
@@ -78,12 +79,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=_lifespan(chosen),
         redirect_slashes=False,
     )
-    app.add_middleware(
-        BodyLimit,
-        max_bytes=chosen.max_body_bytes,
-        uploads={files.PATH: chosen.max_file_bytes + files.FORM_BYTES},
-    )
-    app.add_middleware(Authenticate, required=chosen.keys_needed)
+    # FastAPI's own pages.
+    open_paths = [route.path for route in app.routes if isinstance(route, Route)]
+    app.router.default = no_route
+    app.add_middleware(Entrance)
     app.add_middleware(Measure)
     app.add_middleware(RequestId)
     install_handlers(app)
@@ -100,6 +99,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(module.router)
     for openai_module in (chat, completions, responses, embeddings, files, batches, openai_models):
         app.include_router(openai_module.router)
+    require_declared(app, open_paths)
     _document_problems(app)
     return app
 
@@ -136,6 +136,7 @@ def _lifespan(settings: Settings) -> Lifespan:
                 files=stored_files,
                 batches=Batches(database, store, stored_files, settings),
                 fleet=fleet,
+                connections=Connections(),
             )
             loader = Loader(database, stored_files, batches.preparing(services), services.batches.arrived, settings)
             listener = Listener(
@@ -189,7 +190,6 @@ def _document_problems(app: FastAPI) -> None:
         for name in ("HTTPValidationError", "ValidationError"):
             document["components"]["schemas"].pop(name, None)
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        document["security"] = [{"key": []}, {}]
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

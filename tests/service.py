@@ -84,10 +84,10 @@ async def eventually(
 
 
 @asynccontextmanager
-async def running_api(settings: Settings) -> AsyncIterator[Service]:
-    """The real API behind a real socket, in this event loop."""
-    listening = socket.socket()
-    listening.bind(("127.0.0.1", 0))
+async def running_api(settings: Settings, host: str = "127.0.0.1") -> AsyncIterator[Service]:
+    """The real API behind a real socket that listens on `host`, in this event loop."""
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.bind((host, 0))
     config = uvicorn.Config(create_app(settings), log_config=None, access_log=False, timeout_graceful_shutdown=3)
     server = Server(config)
     server.capture_signals = _no_signals  # type: ignore[method-assign]

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope
 
-from app.api.problems import error_response
+from app.config import Settings
 from app.errors import BodyTooLarge
 
+# What a form with a file holds beyond the file: boundaries, headers, the other fields.
+FORM_BYTES = 64 * 1024
 # A refused body is read and thrown away up to this many times the limit.
 LINGER_BODIES = 8
 LINGER_SECONDS = 2.0
@@ -43,62 +45,51 @@ class StrictJsonRoute(APIRoute):
         return strict
 
 
-class BodyLimit:
-    """Refuses request bodies over `max_bytes` with 413, counted while they arrive."""
+async def receive_body(scope: Scope, receive: Receive, settings: Settings, *, upload: bool) -> Receive | None:
+    """What the route reads its body from: never more than the limit, which for an `upload` is that of files.
+    None when the client went away.
 
-    def __init__(self, app: ASGIApp, max_bytes: int, uploads: Mapping[str, int] | None = None) -> None:
-        """`uploads` are paths with limits of their own, whose bodies are not held here."""
-        self._app = app
-        self._max_bytes = max_bytes
-        self._uploads = uploads or {}
+    A body of undeclared length is read here, unless it is an upload, so that nothing behind sees half of one.
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
-        upload = self._uploads.get(scope["path"]) if scope["method"] == "POST" else None
-        largest = upload or self._max_bytes
-        if declared.isdigit() and (len(declared) > LONGEST_LENGTH or int(declared) > largest):
-            await self._refuse(scope, receive, send)
-            return
-        if upload is not None:
-            await self._app(scope, _counted(receive, upload), send)
-            return
-        if declared or scope["method"] in ("GET", "HEAD", "DELETE", "OPTIONS"):
-            await self._app(scope, receive, send)
-            return
-        # No declared length (chunked): read it here, so that nothing behind sees half a body.
-        parts: list[bytes] = []
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                return
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > self._max_bytes:
-                await self._refuse(scope, receive, send)
-                return
-            if not message.get("more_body"):
-                break
-        replayed = False
+    Raises:
+        BodyTooLarge: also later, from what is returned, for an upload of undeclared length.
+    """
+    most = settings.max_file_bytes + FORM_BYTES if upload else settings.max_body_bytes
+    declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+    if declared.isdigit() and (len(declared) > LONGEST_LENGTH or int(declared) > most):
+        await _swallow(receive, most)
+        raise _too_large(most, upload)
+    if upload:
+        return _counted(receive, most)
+    if declared or scope["method"] in ("GET", "HEAD", "DELETE", "OPTIONS"):
+        return receive
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > most:
+            await _swallow(receive, most)
+            raise _too_large(most, upload)
+        if not message.get("more_body"):
+            break
+    return _replayed(b"".join(parts), receive)
 
-        async def replay() -> Message:
-            nonlocal replayed
-            if replayed:
-                return await receive()
-            replayed = True
-            return {"type": "http.request", "body": b"".join(parts), "more_body": False}
 
-        await self._app(scope, replay, send)
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    replayed = False
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        upload = self._uploads.get(scope["path"]) if scope["method"] == "POST" else None
-        await _swallow(receive, upload or self._max_bytes)
-        response = error_response(scope["path"], _too_large(upload or self._max_bytes, upload is not None))
-        response.headers["connection"] = "close"
-        await response(scope, receive, send)
+    async def replay() -> Message:
+        nonlocal replayed
+        if replayed:
+            return await receive()
+        replayed = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
 
 
 def _counted(receive: Receive, most: int) -> Receive:

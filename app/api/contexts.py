@@ -2,15 +2,17 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.body import StrictJsonRoute
 from app.api.dependencies import IdempotencyKey, WindowDep, caller_of, link_next, mark_replayed, problems, services_of
 from app.api.schemas import Context, ContextCreate
+from app.api.security import READ, SUBMIT, GuardedRoute
 from app.errors import InvalidRequest
 
-router = APIRouter(prefix="/contexts", tags=["contexts"], route_class=StrictJsonRoute)
+router = APIRouter(prefix="/contexts", tags=["contexts"], route_class=GuardedRoute)
 
 
-@router.post("/", status_code=201, response_model=Context, responses=problems(400, 413, 415, 422))
+@router.post(
+    "/", dependencies=[SUBMIT], status_code=201, response_model=Context, responses=problems(400, 413, 415, 422)
+)
 async def create_context(
     body: ContextCreate, request: Request, response: Response, key: IdempotencyKey = None
 ) -> object:
@@ -25,7 +27,7 @@ async def create_context(
     return context
 
 
-@router.get("/", response_model=list[Context], responses=problems(422))
+@router.get("/", dependencies=[READ], response_model=list[Context], responses=problems(422))
 async def list_contexts(window: WindowDep, request: Request, response: Response) -> object:
     """Stored prompts, newest first."""
     page = await services_of(request).contexts.page(caller_of(request), window)
@@ -33,13 +35,13 @@ async def list_contexts(window: WindowDep, request: Request, response: Response)
     return page.rows
 
 
-@router.get("/{context_id}", response_model=Context, responses=problems(404, 410, 422))
+@router.get("/{context_id}", dependencies=[READ], response_model=Context, responses=problems(404, 410, 422))
 async def get_context(context_id: UUID, request: Request) -> object:
     """One stored prompt."""
     return await services_of(request).contexts.get(caller_of(request), context_id)
 
 
-@router.delete("/{context_id}", status_code=204, responses=problems(404, 409, 410, 422))
+@router.delete("/{context_id}", dependencies=[SUBMIT], status_code=204, responses=problems(404, 409, 410, 422))
 async def delete_context(context_id: UUID, request: Request) -> None:
     """Removes a prompt with its results and attempts; 409 while any is pending or a line of a batch that runs."""
     await services_of(request).contexts.delete(caller_of(request), context_id)

@@ -8,11 +8,12 @@ from uuid import UUID
 
 from fastapi import Depends, Header, Query, Request, Response
 
+from app.api.local import Connections
 from app.config import Settings
 from app.errors import InvalidRequest
 from app.services.adapters import Adapters
 from app.services.batches import Batches
-from app.services.callers import ANONYMOUS, Caller
+from app.services.callers import Caller
 from app.services.catalog import Catalog
 from app.services.contexts import Contexts
 from app.services.files import Files
@@ -52,6 +53,7 @@ class Services:
     files: Files
     batches: Batches
     fleet: Fleet
+    connections: Connections
 
 
 def services_of(request: Request) -> Services:
@@ -61,7 +63,8 @@ def services_of(request: Request) -> Services:
 
 def caller_of(request: Request) -> Caller:
     """On whose behalf the request is made."""
-    return getattr(request.state, "caller", ANONYMOUS)
+    caller: Caller = request.state.caller
+    return caller
 
 
 # Dependencies are coroutines although they await nothing: plain functions would each cost a thread switch.

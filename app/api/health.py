@@ -4,8 +4,9 @@ from starlette.concurrency import run_in_threadpool
 
 from app.api.dependencies import services_of
 from app.api.schemas import Live, Ready, ServerHealth
+from app.api.security import OPEN, GuardedRoute
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=GuardedRoute, dependencies=[OPEN])
 
 
 @router.get("/health/live", response_model=Live)

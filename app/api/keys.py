@@ -6,15 +6,15 @@ from uuid import UUID
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, BeforeValidator, Field
 
-from app.api.body import StrictJsonRoute
 from app.api.dependencies import problems, services_of
 from app.api.schemas import RequestBody
+from app.api.security import ADMIN, GuardedRoute
 from app.services.callers import Scope
 from app.services.keys import LONGEST_DAYS, MOST_OF_A_LIMIT, MOST_TOKENS, MOST_WEIGHT, NewKey
 from app.services.webhooks import Webhook, accepted
 from app.storable import StorableText
 
-router = APIRouter(prefix="/keys", tags=["keys"], route_class=StrictJsonRoute)
+router = APIRouter(prefix="/keys", tags=["keys"], route_class=GuardedRoute, dependencies=[ADMIN])
 
 Name = Annotated[StorableText, Field(min_length=1, max_length=200)]
 # Strict bodies take no text for an enum unless told how.

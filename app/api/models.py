@@ -3,20 +3,21 @@ from uuid import UUID
 
 from fastapi import APIRouter, Path, Request
 
-from app.api.body import StrictJsonRoute
 from app.api.dependencies import IdempotencyKey, caller_of, problems, services_of
 from app.api.schemas import Model, ModelDetail, SendOptions, Ticket
+from app.api.security import READ, WORK, GuardedRoute
 from app.api.tickets import answer_with_ticket
 from app.services.catalog import CatalogEntry
 from app.services.webhooks import accepted
 
-router = APIRouter(prefix="/models", tags=["models"], route_class=StrictJsonRoute)
+router = APIRouter(prefix="/models", tags=["models"], route_class=GuardedRoute)
 
 ModelName = Annotated[str, Path(max_length=255, pattern=r"^[^\x00]+$")]
 
 
 @router.post(
     "/send/{model_name}/{context_id}",
+    dependencies=[WORK],
     status_code=202,
     response_model=Ticket,
     responses=problems(400, 404, 410, 413, 415, 422),
@@ -45,13 +46,13 @@ async def send_context(
     return answer_with_ticket(row, replayed)
 
 
-@router.get("/", response_model=list[Model], responses=problems())
+@router.get("/", dependencies=[READ], response_model=list[Model], responses=problems())
 async def list_models(request: Request) -> object:
     """What the fleet serves, asked from Triton; models it no longer serves are `unavailable`."""
     return [_rendered(entry) for entry in await services_of(request).catalog.models()]
 
 
-@router.get("/{model_name}", response_model=ModelDetail, responses=problems(404, 422))
+@router.get("/{model_name}", dependencies=[READ], response_model=ModelDetail, responses=problems(404, 422))
 async def get_model(model_name: ModelName, request: Request) -> object:
     """One model with its tensors and Triton's statistics."""
     entry, details = await services_of(request).catalog.describe(model_name)

@@ -13,15 +13,16 @@ from app.api.dependencies import (
     services_of,
 )
 from app.api.schemas import Attempt, ClientReference, Result, Ticket
+from app.api.security import READ, SUBMIT, WORK, GuardedRoute
 from app.api.tickets import POLL_AGAIN_SECONDS, JsonBytes, answer_with_ticket
 from app.queue.ticket import Status
 from app.services.results import Filters
 from app.storable import StorableText
 
-router = APIRouter(prefix="/results", tags=["results"])
+router = APIRouter(prefix="/results", tags=["results"], route_class=GuardedRoute)
 
 
-@router.get("/", response_model=list[Result], responses=problems(422))
+@router.get("/", dependencies=[READ], response_model=list[Result], responses=problems(422))
 async def list_results(
     window: WindowDep,
     request: Request,
@@ -39,7 +40,7 @@ async def list_results(
     return [Result.of(row) for row in page.rows]
 
 
-@router.get("/{result_id}", response_model=Result, responses=problems(404, 410, 422))
+@router.get("/{result_id}", dependencies=[READ], response_model=Result, responses=problems(404, 410, 422))
 async def get_result(result_id: UUID, wait: WaitDep, request: Request) -> object:
     """One result as it stands; `Prefer: wait=N` holds the answer until it is final or N seconds are over."""
     results = services_of(request).results
@@ -55,20 +56,28 @@ async def get_result(result_id: UUID, wait: WaitDep, request: Request) -> object
     return response
 
 
-@router.post("/{result_id}/cancel", response_model=Result, responses=problems(404, 410, 422))
+@router.post("/{result_id}/cancel", dependencies=[SUBMIT], response_model=Result, responses=problems(404, 410, 422))
 async def cancel_result(result_id: UUID, request: Request) -> object:
     """Cancels: at once while queued, through the engine while running; a final result is returned unchanged."""
     return Result.of(await services_of(request).results.cancel(caller_of(request), result_id))
 
 
-@router.post("/{result_id}/retry", status_code=202, response_model=Ticket, responses=problems(404, 409, 410, 422))
+@router.post(
+    "/{result_id}/retry",
+    dependencies=[WORK],
+    status_code=202,
+    response_model=Ticket,
+    responses=problems(404, 409, 410, 422),
+)
 async def retry_result(result_id: UUID, request: Request, key: IdempotencyKey = None) -> object:
     """A new ticket for what a final result asked for; the old result stays as it is."""
     row, replayed = await services_of(request).submissions.retry(caller_of(request), result_id, key)
     return answer_with_ticket(row, replayed)
 
 
-@router.get("/{result_id}/attempts", response_model=list[Attempt], responses=problems(404, 410, 422))
+@router.get(
+    "/{result_id}/attempts", dependencies=[READ], response_model=list[Attempt], responses=problems(404, 410, 422)
+)
 async def list_attempts(result_id: UUID, request: Request) -> object:
     """The ended attempts of a result, first to last."""
     return [Attempt.of(row) for row in await services_of(request).results.attempts(caller_of(request), result_id)]

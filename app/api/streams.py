@@ -10,6 +10,7 @@ from pydantic_core import to_json
 from app.api.dependencies import caller_of, problems, services_of
 from app.api.problems import problem_document
 from app.api.schemas import Result
+from app.api.security import READ, GuardedRoute
 from app.api.sse import EventStream, event_bytes, never_gone
 from app.errors import AppError, InvalidRequest
 from app.services.streams import End, Event, Following
@@ -17,7 +18,7 @@ from app.services.streams import End, Event, Following
 RETRY_MILLISECONDS = 1000
 LARGEST_SEQUENCE = 2**31 - 1
 
-router = APIRouter(prefix="/results", tags=["results"])
+router = APIRouter(prefix="/results", tags=["results"], route_class=GuardedRoute, dependencies=[READ])
 
 
 @router.get(

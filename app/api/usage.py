@@ -6,10 +6,11 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 
 from app.api.dependencies import caller_of, problems, services_of
+from app.api.security import READ, GuardedRoute
 from app.errors import InvalidRequest
 from app.services.usage import GroupBy
 
-router = APIRouter(tags=["usage"])
+router = APIRouter(tags=["usage"], route_class=GuardedRoute, dependencies=[READ])
 
 DEFAULT_DAYS = 30
 

@@ -5,11 +5,17 @@ from fastapi import APIRouter, Request
 
 from app.api.dependencies import caller_of, problems, services_of
 from app.api.schemas import Delivery, RotatedSecret, WebhookSecret
+from app.api.security import READ, SUBMIT, GuardedRoute
 
-router = APIRouter(tags=["webhooks"])
+router = APIRouter(tags=["webhooks"], route_class=GuardedRoute)
 
 
-@router.get("/results/{result_id}/webhooks", response_model=list[Delivery], responses=problems(404, 410, 422))
+@router.get(
+    "/results/{result_id}/webhooks",
+    dependencies=[READ],
+    response_model=list[Delivery],
+    responses=problems(404, 410, 422),
+)
 async def list_deliveries(result_id: UUID, request: Request) -> object:
     """What became of a result's webhooks, oldest first."""
     rows = await services_of(request).webhooks.deliveries(caller_of(request), result_id)
@@ -18,6 +24,7 @@ async def list_deliveries(result_id: UUID, request: Request) -> object:
 
 @router.post(
     "/results/{result_id}/webhooks/{delivery_id}/redeliver",
+    dependencies=[SUBMIT],
     status_code=202,
     response_model=Delivery,
     responses=problems(404, 410, 422),
@@ -28,13 +35,13 @@ async def redeliver(result_id: UUID, delivery_id: UUID, request: Request) -> obj
     return Delivery.of(row)
 
 
-@router.get("/webhooks/secret", response_model=WebhookSecret, responses=problems())
+@router.get("/webhooks/secret", dependencies=[SUBMIT], response_model=WebhookSecret, responses=problems())
 async def get_secret(request: Request) -> dict[str, Any]:
     """What signs your webhooks; takes the scope `submit`."""
     return {"secret": await services_of(request).webhooks.secret(caller_of(request))}
 
 
-@router.post("/webhooks/secret/rotate", response_model=RotatedSecret, responses=problems())
+@router.post("/webhooks/secret/rotate", dependencies=[SUBMIT], response_model=RotatedSecret, responses=problems())
 async def rotate_secret(request: Request) -> dict[str, Any]:
     """A new secret; for a day, deliveries are signed with the one before as well."""
     secret, until = await services_of(request).webhooks.rotate(caller_of(request))

@@ -20,7 +20,7 @@ class Caller:
 
     owner_id: int
     key_id: UUID | None = None
-    scopes: frozenset[Scope] = frozenset(Scope)
+    scopes: frozenset[Scope] = frozenset()
     requests_per_minute: int | None = None
     pending_limit: int | None = None
     tokens_per_day: int | None = None
@@ -34,5 +34,6 @@ class Caller:
 # Asks for all owners together; none can have this name.
 EVERYBODY = "all"
 
-# Whoever calls without a key, where none is required.
-ANONYMOUS = Caller(owner_id=0)
+# Callers without a key: from anywhere, and from this machine.
+ANONYMOUS = Caller(owner_id=0, scopes=frozenset({Scope.READ, Scope.SUBMIT}))
+LOCAL = Caller(owner_id=0, scopes=frozenset(Scope))

@@ -60,8 +60,8 @@ class Limits:
         self._standings: dict[UUID, Standing] = {}
         self._reading = asyncio.Lock()
 
-    async def admit(self, caller: Caller, *, work: bool) -> None:
-        """Lets a request pass; one that makes `work` counts.
+    async def admit(self, caller: Caller, *, work: bool, counts: bool) -> None:
+        """Lets a request pass: one that `counts` is a request of the minute, for one that makes `work` all limits hold.
 
         Raises:
             RequestLimitReached, TokenLimitReached, PendingLimitReached: nothing was counted.
@@ -70,10 +70,9 @@ class Limits:
         if caller.key_id is None or not caller.limited:
             return
         standing = await self._standing(caller, caller.key_id)
-        if not work:
-            return
-        await self._require_room(caller, caller.key_id, standing, 1)
-        if caller.tokens_per_day is not None and standing.tokens >= caller.tokens_per_day:
+        if work:
+            await self._require_room(caller, caller.key_id, standing, 1)
+        if work and caller.tokens_per_day is not None and standing.tokens >= caller.tokens_per_day:
             seconds = _until_tomorrow()
             raise TokenLimitReached(
                 f"This key may use {caller.tokens_per_day:,} tokens a day and has used {standing.tokens:,}; the next "
@@ -81,7 +80,7 @@ class Limits:
                 seconds,
             )
         # From the look to the count nothing else runs: not one more gets through.
-        limit, now = caller.requests_per_minute, time.time()
+        limit, now = caller.requests_per_minute if counts else None, time.time()
         if limit is not None and standing.window.used(now) >= limit:
             seconds = standing.window.until_one_leaves(now)
             raise RequestLimitReached(

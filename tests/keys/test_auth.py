@@ -9,7 +9,6 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from app.api.auth import WORK
 from app.config import Settings
 from app.db.engine import Database
 from app.services.callers import Scope
@@ -234,46 +233,6 @@ async def test_where_none_is_needed_a_key_counts_and_a_placeholder_does_not(
         for headers in ({}, bearer("EMPTY"), bearer("sk-none"), bearer("sk-proj-" + "a" * 40)):
             assert (await service.client.get(url, headers=headers)).status_code == 404
         check_refused(await service.client.get(url, headers=bearer(NOBODYS)), "invalid_api_key")
-
-
-@pytest.mark.parametrize(
-    ("path", "work"),
-    [
-        ("/models/send/tiny/x", True),
-        ("/results/x/retry", True),
-        ("/results/x/cancel", False),
-        ("/contexts/", False),
-        ("/keys/", False),
-        ("/v1/chat/completions", True),
-        ("/v1/responses", True),
-        ("/v1/responses/x/cancel", False),
-        ("/v1/batches", True),
-        ("/v1/batches/x/cancel", False),
-        ("/v1/files", False),
-        ("/v1/filesystem", True),
-    ],
-)
-def test_only_what_makes_an_engine_work_counts(path: str, work: bool) -> None:
-    assert bool(WORK.fullmatch(path)) is work
-
-
-@pytest.mark.parametrize(
-    ("settings", "needed"),
-    [
-        ({}, False),
-        ({"api_host": "localhost"}, False),
-        ({"api_host": "127.3.2.1"}, False),
-        ({"api_host": "::1"}, False),
-        ({"api_host": "0.0.0.0"}, True),
-        ({"api_host": "::"}, True),
-        ({"api_host": "api.internal"}, True),
-        ({"api_host": "0.0.0.0", "auth_required": False}, False),
-        ({"auth_required": True}, True),
-        ({"environment": "production", "database_url": "postgresql://a:long-and-random@h/d"}, True),
-    ],
-)
-def test_keys_are_needed_unless_only_this_machine_can_ask(settings: dict[str, Any], needed: bool) -> None:
-    assert Settings(**settings).keys_needed is needed
 
 
 def test_production_does_not_start_without_keys() -> None:

@@ -10,7 +10,6 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
-from app.api.body import StrictJsonRoute
 from app.api.dependencies import IdempotencyKey, Services, caller_of, mark_replayed, services_of
 from app.api.openai import chat, completions, embeddings, responses
 from app.api.openai.documents import openai_errors
@@ -20,6 +19,7 @@ from app.api.openai.ids import object_id, uuid_of
 from app.api.openai.requests import Prepared
 from app.api.openai.responses_request import prepare_response
 from app.api.problems import openai_error, openai_status
+from app.api.security import READ, SUBMIT, WORK, GuardedRoute
 from app.errors import LineDefective
 from app.queue.ticket import CANCELLED, EXPIRED, Prompt, Status
 from app.services.batches import WINDOW
@@ -139,10 +139,10 @@ def _response(row: Row, status: int, body: dict[str, Any]) -> dict[str, Any]:
     return {"status_code": status, "request_id": str(row["id"]), "body": body}
 
 
-router = APIRouter(prefix="/v1/batches", tags=["openai"], route_class=StrictJsonRoute)
+router = APIRouter(prefix="/v1/batches", tags=["openai"], route_class=GuardedRoute)
 
 
-@router.post("", responses=openai_errors(404, 410, 413, 415))
+@router.post("", dependencies=[WORK], responses=openai_errors(404, 410, 413, 415))
 async def create_batch(
     body: BatchRequest, request: Request, response: Response, key: IdempotencyKey = None
 ) -> dict[str, Any]:
@@ -159,7 +159,7 @@ async def create_batch(
     return rendered(row)
 
 
-@router.get("", responses=openai_errors())
+@router.get("", dependencies=[READ], responses=openai_errors())
 async def list_batches(
     request: Request,
     after: Annotated[str | None, Query(description="the id of the last batch of the page before")] = None,
@@ -171,13 +171,13 @@ async def list_batches(
     return listed([rendered(row) for row in page.rows], page.more)
 
 
-@router.get("/{batch_id}", responses=openai_errors(410))
+@router.get("/{batch_id}", dependencies=[READ], responses=openai_errors(410))
 async def get_batch(batch_id: str, request: Request) -> dict[str, Any]:
     """A batch and how far it is."""
     return rendered(await services_of(request).batches.get(caller_of(request), uuid_of("batch", batch_id)))
 
 
-@router.post("/{batch_id}/cancel", responses=openai_errors(409, 410))
+@router.post("/{batch_id}/cancel", dependencies=[SUBMIT], responses=openai_errors(409, 410))
 async def cancel_batch(batch_id: str, request: Request) -> dict[str, Any]:
     """Cancels what is not done yet; what is done is in the output file."""
     return rendered(await services_of(request).batches.cancel(caller_of(request), uuid_of("batch", batch_id)))

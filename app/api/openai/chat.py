@@ -9,7 +9,6 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.body import StrictJsonRoute
 from app.api.dependencies import IdempotencyKey, Services, caller_of, services_of
 from app.api.openai import logprobs as shapes
 from app.api.openai.answers import Cursor, Face, Row, choices_of, look_up, model_of, submit, usage_of
@@ -19,6 +18,7 @@ from app.api.openai.messages import Message, for_template
 from app.api.openai.requests import GenerationRequest, Prepared, checked, unsupported
 from app.api.openai.tools import NamedChoice, Tool, ToolUse, rendered
 from app.api.problems import invalid
+from app.api.security import READ, WORK, GuardedRoute
 from app.queue.ticket import Prompt
 from app.services.callers import Caller
 from app.services.streams import Delta
@@ -248,10 +248,10 @@ class ChatChunks:
 
 
 FACE = Face(KIND, "/v1/chat/completions", render_chat, ChatChunks)
-router = APIRouter(prefix="/v1/chat/completions", tags=["openai"], route_class=StrictJsonRoute)
+router = APIRouter(prefix="/v1/chat/completions", tags=["openai"], route_class=GuardedRoute)
 
 
-@router.post("", response_class=Response, responses=ANSWERS | STREAM_OR_JSON)
+@router.post("", dependencies=[WORK], response_class=Response, responses=ANSWERS | STREAM_OR_JSON)
 async def create_chat_completion(
     body: ChatRequest,
     request: Request,
@@ -262,7 +262,7 @@ async def create_chat_completion(
     return await submit(request, FACE, prepared, key, stream=bool(body.stream), usage=body.wants_usage)
 
 
-@router.get("/{completion_id}", response_class=Response, responses=ANSWERS | STREAM_OR_JSON)
+@router.get("/{completion_id}", dependencies=[READ], response_class=Response, responses=ANSWERS | STREAM_OR_JSON)
 async def get_chat_completion(
     completion_id: str,
     request: Request,

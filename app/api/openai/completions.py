@@ -9,7 +9,6 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
-from app.api.body import StrictJsonRoute
 from app.api.dependencies import IdempotencyKey, Services, caller_of, services_of
 from app.api.openai import logprobs as shapes
 from app.api.openai.answers import Cursor, Face, Row, choices_of, look_up, model_of, submit, usage_of
@@ -17,6 +16,7 @@ from app.api.openai.documents import ANSWERS, STREAM_OR_JSON
 from app.api.openai.ids import object_id
 from app.api.openai.requests import GenerationRequest, Prepared, checked, unsupported
 from app.api.problems import invalid
+from app.api.security import READ, WORK, GuardedRoute
 from app.queue.ticket import Prompt
 from app.services.callers import Caller
 from app.services.streams import Delta
@@ -140,17 +140,17 @@ class CompletionChunks:
 
 
 FACE = Face(KIND, "/v1/completions", render_completion, CompletionChunks)
-router = APIRouter(prefix="/v1/completions", tags=["openai"], route_class=StrictJsonRoute)
+router = APIRouter(prefix="/v1/completions", tags=["openai"], route_class=GuardedRoute)
 
 
-@router.post("", response_class=Response, responses=ANSWERS | STREAM_OR_JSON)
+@router.post("", dependencies=[WORK], response_class=Response, responses=ANSWERS | STREAM_OR_JSON)
 async def create_completion(body: CompletionRequest, request: Request, key: IdempotencyKey = None) -> Response:
     """Runs a prompt as a ticket, and holds the connection for the answer or streams it."""
     prepared = await prepare_completion(services_of(request), caller_of(request), body)
     return await submit(request, FACE, prepared, key, stream=bool(body.stream), usage=body.wants_usage)
 
 
-@router.get("/{completion_id}", response_class=Response, responses=ANSWERS | STREAM_OR_JSON)
+@router.get("/{completion_id}", dependencies=[READ], response_class=Response, responses=ANSWERS | STREAM_OR_JSON)
 async def get_completion(
     completion_id: str,
     request: Request,

@@ -9,12 +9,12 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 from pydantic_core import to_json
 
-from app.api.body import StrictJsonRoute
 from app.api.dependencies import IdempotencyKey, Services, caller_of, services_of
 from app.api.openai.answers import Face, Row, choices_of, model_of, submit
 from app.api.openai.documents import ANSWERS, OBJECT
 from app.api.openai.requests import OpenAIRequest, Prepared, checked, unsupported
 from app.api.problems import invalid
+from app.api.security import WORK, GuardedRoute
 from app.queue.ticket import Prompt
 from app.services.callers import Caller
 from app.services.webhooks import accepted
@@ -79,7 +79,7 @@ def render_embedding(row: Row, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 FACE = Face(KIND, "/v1/embeddings", render_embedding)
-router = APIRouter(prefix="/v1/embeddings", tags=["openai"], route_class=StrictJsonRoute)
+router = APIRouter(prefix="/v1/embeddings", tags=["openai"], route_class=GuardedRoute, dependencies=[WORK])
 
 
 @router.post("", response_class=Response, responses=ANSWERS | OBJECT)

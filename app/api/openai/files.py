@@ -15,13 +15,12 @@ from app.api.dependencies import IdempotencyKey, caller_of, mark_replayed, servi
 from app.api.openai.documents import openai_errors
 from app.api.openai.ids import object_id, uuid_of
 from app.api.problems import invalid
+from app.api.security import READ, SUBMIT, UPLOAD, GuardedRoute
 from app.errors import BodyTooLarge
 from app.queue.files import CHUNK_BYTES
 from app.services.files import INPUT
 
 PATH = "/v1/files"
-# Beyond the file: boundaries, headers, the other fields.
-FORM_BYTES = 64 * 1024
 MOST_FIELDS = 10
 SHORTEST_SECONDS, LONGEST_SECONDS = 3600, 30 * 24 * 3600
 
@@ -49,10 +48,10 @@ FORM = {
     }
 }
 
-router = APIRouter(prefix=PATH, tags=["openai"])
+router = APIRouter(prefix=PATH, tags=["openai"], route_class=GuardedRoute)
 
 
-@router.post("", responses=openai_errors(410, 413), openapi_extra=FORM)
+@router.post("", dependencies=[UPLOAD], responses=openai_errors(410, 413), openapi_extra=FORM)
 async def create_file(request: Request, response: Response, key: IdempotencyKey = None) -> dict[str, Any]:
     """Stores the requests of a batch. Kept until deleted, or as long as `expires_after` says."""
     services = services_of(request)
@@ -93,7 +92,7 @@ def _seconds(form: FormData) -> int | None:
     return int(text)
 
 
-@router.get("", responses=openai_errors())
+@router.get("", dependencies=[READ], responses=openai_errors())
 async def list_files(
     request: Request,
     after: Annotated[str | None, Query(description="the id of the last file of the page before")] = None,
@@ -109,7 +108,7 @@ async def list_files(
     return listed([rendered(row) for row in page.rows], page.more)
 
 
-@router.get("/{file_id}", responses=openai_errors(410))
+@router.get("/{file_id}", dependencies=[READ], responses=openai_errors(410))
 async def get_file(file_id: str, request: Request) -> dict[str, Any]:
     """What is known of a file."""
     return rendered(await services_of(request).files.get(caller_of(request), uuid_of("file", file_id)))
@@ -117,6 +116,7 @@ async def get_file(file_id: str, request: Request) -> dict[str, Any]:
 
 @router.get(
     "/{file_id}/content",
+    dependencies=[READ],
     response_class=Response,
     responses={200: {"description": "The file", "content": {"application/octet-stream": {}}}, **openai_errors(410)},
 )
@@ -131,7 +131,7 @@ async def get_file_content(file_id: str, request: Request) -> Response:
     return StreamingResponse(files.content(row), headers=headers, media_type="application/octet-stream")
 
 
-@router.delete("/{file_id}", responses=openai_errors(410))
+@router.delete("/{file_id}", dependencies=[SUBMIT], responses=openai_errors(410))
 async def delete_file(file_id: str, request: Request) -> dict[str, Any]:
     """Removes a file. A batch that has begun needs its input no more."""
     id_ = uuid_of("file", file_id)

@@ -9,13 +9,14 @@ from fastapi import APIRouter, Path, Request
 
 from app.api.dependencies import services_of
 from app.api.openai.documents import openai_errors
+from app.api.security import READ, GuardedRoute
 from app.errors import ModelNotFound
 from app.services.adapters import Chosen
 from app.services.catalog import CatalogEntry
 
 OWNER = "triton"
 
-router = APIRouter(prefix="/v1/models", tags=["openai"])
+router = APIRouter(prefix="/v1/models", tags=["openai"], route_class=GuardedRoute, dependencies=[READ])
 
 
 @router.get("", responses=openai_errors())

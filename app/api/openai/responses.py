@@ -7,7 +7,6 @@ from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from app.api.body import StrictJsonRoute
 from app.api.dependencies import IdempotencyKey, caller_of, mark_replayed, services_of
 from app.api.openai.answers import (
     CLIENT_CLOSED_REQUEST,
@@ -27,6 +26,7 @@ from app.api.openai.responses_render import render_response
 from app.api.openai.responses_request import KIND, ResponseRequest, prepare_response, spoken
 from app.api.openai.responses_stream import BEFORE_TEXT, ResponseEvents, response_events
 from app.api.problems import invalid
+from app.api.security import READ, SUBMIT, WORK, GuardedRoute
 from app.api.sse import EventStream
 from app.errors import NotFound, ResultNotFound, ResultPending
 from app.queue.ticket import Status
@@ -35,10 +35,10 @@ from app.queue.ticket import Status
 CANCEL_SECONDS = 10.0
 
 FACE = Face(KIND, "/v1/responses", render_response)
-router = APIRouter(prefix="/v1/responses", tags=["openai"], route_class=StrictJsonRoute)
+router = APIRouter(prefix="/v1/responses", tags=["openai"], route_class=GuardedRoute)
 
 
-@router.post("", response_class=Response, responses=ANSWERS | STREAM_OR_JSON)
+@router.post("", dependencies=[WORK], response_class=Response, responses=ANSWERS | STREAM_OR_JSON)
 async def create_response(body: ResponseRequest, request: Request, key: IdempotencyKey = None) -> Response:
     """Makes a ticket, and answers with its end, with its stream, or at once where it runs in the background."""
     services, caller = services_of(request), caller_of(request)
@@ -58,7 +58,7 @@ async def create_response(body: ResponseRequest, request: Request, key: Idempote
     return response
 
 
-@router.get("/{response_id}", response_class=Response, responses=ANSWERS | STREAM_OR_JSON)
+@router.get("/{response_id}", dependencies=[READ], response_class=Response, responses=ANSWERS | STREAM_OR_JSON)
 async def get_response(
     response_id: str,
     request: Request,
@@ -79,7 +79,7 @@ async def get_response(
     return Json(render_response(row, row["request"]))
 
 
-@router.post("/{response_id}/cancel", response_class=Response, responses=ANSWERS | OBJECT)
+@router.post("/{response_id}/cancel", dependencies=[SUBMIT], response_class=Response, responses=ANSWERS | OBJECT)
 async def cancel_response(response_id: str, request: Request) -> Response:
     """Cancels a response, made in the background or not; one that has ended is returned as it is."""
     services, caller = services_of(request), caller_of(request)
@@ -90,7 +90,7 @@ async def cancel_response(response_id: str, request: Request) -> Response:
     return Json(render_response(row, row["request"]))
 
 
-@router.delete("/{response_id}", response_class=Response, responses=ANSWERS | OBJECT)
+@router.delete("/{response_id}", dependencies=[SUBMIT], response_class=Response, responses=ANSWERS | OBJECT)
 async def delete_response(response_id: str, request: Request) -> Response:
     """Removes a response that has ended from the history, with its prompt; later responses keep what they took."""
     row = await _find(request, response_id)
@@ -100,7 +100,7 @@ async def delete_response(response_id: str, request: Request) -> Response:
     return Json({"id": response_id, "object": KIND, "deleted": True})
 
 
-@router.get("/{response_id}/input_items", response_class=Response, responses=ANSWERS | OBJECT)
+@router.get("/{response_id}/input_items", dependencies=[READ], response_class=Response, responses=ANSWERS | OBJECT)
 async def list_input_items(
     response_id: str,
     request: Request,

@@ -1,0 +1,335 @@
+"""Nobody reaches what the plain path refuses: every route, scope and method, however the path is written."""
+
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import iter_route_contexts
+
+from app.api.security import READ, SUBMIT, GuardedRoute, require_declared
+from app.config import Settings
+from app.main import create_app
+from app.services.callers import Scope
+from tests.keys.conftest import MakeKey, bearer
+from tests.keys.raw_http import Answer, RawRequest, ask_all
+from tests.service import Service
+
+READS, SUBMITS, ADMINS, OPEN = Scope.READ, Scope.SUBMIT, Scope.ADMIN, None
+# What each route takes, written down once more, apart from the declarations.
+ROUTES: dict[tuple[str, str], Scope | None] = {
+    ("GET", "/health/live"): OPEN,
+    ("GET", "/health/ready"): OPEN,
+    ("GET", "/metrics"): OPEN,
+    ("GET", "/contexts/"): READS,
+    ("POST", "/contexts/"): SUBMITS,
+    ("GET", "/contexts/{context_id}"): READS,
+    ("DELETE", "/contexts/{context_id}"): SUBMITS,
+    ("GET", "/results/"): READS,
+    ("GET", "/results/{result_id}"): READS,
+    ("GET", "/results/{result_id}/attempts"): READS,
+    ("GET", "/results/{result_id}/stream"): READS,
+    ("GET", "/results/{result_id}/webhooks"): READS,
+    ("POST", "/results/{result_id}/webhooks/{delivery_id}/redeliver"): SUBMITS,
+    ("POST", "/results/{result_id}/cancel"): SUBMITS,
+    ("POST", "/results/{result_id}/retry"): SUBMITS,
+    ("GET", "/models/"): READS,
+    ("GET", "/models/{model_name}"): READS,
+    ("POST", "/models/send/{model_name}/{context_id}"): SUBMITS,
+    ("GET", "/usage"): READS,
+    ("GET", "/webhooks/secret"): SUBMITS,
+    ("POST", "/webhooks/secret/rotate"): SUBMITS,
+    ("GET", "/keys/"): ADMINS,
+    ("POST", "/keys/"): ADMINS,
+    ("DELETE", "/keys/{key_id}"): ADMINS,
+    ("POST", "/v1/chat/completions"): SUBMITS,
+    ("GET", "/v1/chat/completions/{completion_id}"): READS,
+    ("POST", "/v1/completions"): SUBMITS,
+    ("GET", "/v1/completions/{completion_id}"): READS,
+    ("POST", "/v1/responses"): SUBMITS,
+    ("GET", "/v1/responses/{response_id}"): READS,
+    ("GET", "/v1/responses/{response_id}/input_items"): READS,
+    ("POST", "/v1/responses/{response_id}/cancel"): SUBMITS,
+    ("DELETE", "/v1/responses/{response_id}"): SUBMITS,
+    ("POST", "/v1/embeddings"): SUBMITS,
+    ("GET", "/v1/models"): READS,
+    ("GET", "/v1/models/{model:path}"): READS,
+    ("POST", "/v1/files"): SUBMITS,
+    ("GET", "/v1/files"): READS,
+    ("GET", "/v1/files/{file_id}"): READS,
+    ("GET", "/v1/files/{file_id}/content"): READS,
+    ("DELETE", "/v1/files/{file_id}"): SUBMITS,
+    ("POST", "/v1/batches"): SUBMITS,
+    ("GET", "/v1/batches"): READS,
+    ("GET", "/v1/batches/{batch_id}"): READS,
+    ("POST", "/v1/batches/{batch_id}/cancel"): SUBMITS,
+}
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "PROPFIND")
+OVERRIDES = ("X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override")
+REDIRECTS = ("X-Original-URL", "X-Rewrite-URL", "X-Forwarded-Prefix", "X-Forwarded-Path")
+CONTROLS = (b"%00", b"%01", b"%08", b"%09", b"%0A", b"%0a", b"%0B", b"%0D", b"%0D%0A", b"%1F", b"%7F", b"%C2%85")
+LINE_ENDS = (b"%E2%80%A8", b"%E2%80%A9")
+REFUSED = range(400, 500)
+
+
+def concrete(path: str) -> str:
+    """The path with ids of nothing."""
+    for name in ("context_id", "result_id", "delivery_id", "key_id"):
+        path = path.replace(f"{{{name}}}", str(uuid4()))
+    for name, prefix in (("completion_id", "chatcmpl-"), ("response_id", "resp_"), ("file_id", "file-")):
+        path = path.replace(f"{{{name}}}", prefix + uuid4().hex)
+    return (
+        path.replace("{batch_id}", "batch_" + uuid4().hex)
+        .replace("{model_name}", "tiny")
+        .replace("{model:path}", "tiny")
+    )
+
+
+def mutations(path: bytes, host: bytes) -> Iterator[bytes]:
+    """The path, written in all ways that some server, proxy or router has once taken for the same."""
+    yield path
+    for control in (*CONTROLS, *LINE_ENDS):
+        yield path + control
+        yield control + path[1:] if control[:1] == b"/" else b"/" + control + path[1:]
+        yield path.rstrip(b"/") + control + b"/"
+    yield path + b"/"
+    yield path.rstrip(b"/")
+    yield b"/" + path
+    yield path.replace(b"/", b"//")
+    yield path + b"//"
+    yield b"/." + path
+    yield path + b"."
+    yield path + b"/."
+    yield path + b"/.."
+    yield b"/health/live/.." + path
+    yield b"/health/../" + path[1:]
+    yield b"/docs/.." + path
+    yield b"/v1/models/../.." + path
+    yield b"/health/live/%2e%2e" + path
+    yield b"/%2e" + path
+    yield path.upper()
+    yield path.title()
+    yield path + b";x"
+    yield path + b";/health/live"
+    yield b"/;x" + path
+    yield path.rstrip(b"/") + b";x=y/"
+    yield b"/" + path[1:].replace(b"/", b"%2F")
+    yield b"/" + path[1:].replace(b"/", b"%2f")
+    yield b"/%2F" + path[1:]
+    yield path + b"%2F"
+    yield path + b"%5C"
+    yield path.replace(b"/", b"\\")
+    yield path + b"%20"
+    yield path + b"%3F"
+    yield path + b"%23"
+    yield path + b"?/health/live"
+    yield path + b"?_method=POST"
+    yield path + b"#/health/live"
+    yield path + b"%250A"
+    yield path + b"%C0%8A"
+    yield path + b"%EF%BC%8F"
+    yield b"/" + b"".join(b"%%%02X" % byte for byte in path[1:])
+    yield b"http://" + host + path
+    yield b"http://" + host + path + b"%0A"
+    yield b"http://elsewhere.example" + path
+    yield b"http://" + host + b"//" + path
+    yield b"http:" + path
+    yield path[1:]
+    yield path + b"\x0b"
+    yield path + b"\x01"
+    yield path + b"\x7f"
+
+
+def table(app: FastAPI) -> set[tuple[str, str]]:
+    return {
+        (method, each.path or "")
+        for each in iter_route_contexts(app.routes)
+        if isinstance(each.original_route, GuardedRoute)
+        for method in each.methods or ()
+    }
+
+
+def test_every_route_is_in_the_table_of_this_test() -> None:
+    known = table(create_app(Settings()))
+    assert {each for each in known if each[0] != "HEAD"} == set(ROUTES)
+    # Where a route takes HEAD, it is a route that takes GET.
+    assert {path for method, path in known if method == "HEAD"} <= {path for method, path in ROUTES if method == "GET"}
+
+
+def test_a_route_that_declares_nothing_ends_the_start() -> None:
+    def endpoint() -> None:
+        return None
+
+    def app_with(router: APIRouter) -> FastAPI:
+        app = FastAPI(openapi_url=None)
+        app.include_router(router, prefix="/below")
+        return app
+
+    for router, decorate in (
+        (APIRouter(route_class=GuardedRoute), {}),
+        (APIRouter(), {"dependencies": [READ]}),
+        (APIRouter(route_class=GuardedRoute, dependencies=[READ]), {"dependencies": [SUBMIT]}),
+    ):
+        router.get("/plain", **decorate)(endpoint)  # type: ignore[arg-type]
+        with pytest.raises(RuntimeError, match=r"(API|Guarded)Route /plain"):
+            require_declared(app_with(router), [])
+    router = APIRouter(route_class=GuardedRoute, dependencies=[READ])
+    router.get("/plain")(endpoint)
+    require_declared(app_with(router), [])
+    for spoil in (
+        lambda app: app.mount("/mounted", FastAPI()),
+        lambda app: app.add_api_websocket_route("/socket", endpoint),
+        lambda app: app.add_route("/starlette", endpoint),
+    ):
+        app = app_with(router)
+        spoil(app)
+        with pytest.raises(RuntimeError, match=r"mounted|socket|starlette"):
+            require_declared(app, [])
+
+
+@pytest.fixture
+async def keys(make_key: MakeKey) -> dict[str, tuple[frozenset[Scope], dict[str, str]]]:
+    made = {"nobody": (frozenset[Scope](), {})}
+    for scopes in ((Scope.READ,), (Scope.SUBMIT,), (Scope.ADMIN,), (Scope.READ, Scope.SUBMIT)):
+        name = "+".join(scopes)
+        made[name] = (frozenset(scopes), bearer(await make_key(name, scopes=scopes)))
+    return made
+
+
+# Valid wherever it is understood, so that nothing but the missing right is in the way.
+BODIES: dict[str, Any] = {
+    "/keys/": {"name": "mallory", "scopes": ["admin"]},
+    "/contexts/": {"content": "x"},
+    "/v1/completions": {"model": "tiny", "prompt": "x"},
+    "/v1/responses": {"model": "tiny", "input": "x"},
+    "/v1/chat/completions": {"model": "tiny", "messages": [{"role": "user", "content": "x"}]},
+    "/v1/embeddings": {"model": "tiny", "input": "x"},
+}
+
+
+def request(method: str, target: bytes, path: str, headers: dict[str, str]) -> RawRequest:
+    return RawRequest(method, target, headers, BODIES.get(path, {}) if method in ("POST", "PUT", "PATCH") else None)
+
+
+def may(scopes: frozenset[Scope], method: str, path: str) -> bool:
+    """Whether the plain request is one of the key's rights."""
+    place = ("GET" if method == "HEAD" else method, path)
+    return place in ROUTES and (ROUTES[place] is OPEN or ROUTES[place] in scopes)
+
+
+async def stored(url: str) -> dict[str, int]:
+    connection = await asyncpg.connect(url)
+    try:
+        tables = ("api_keys", "owners", "contexts", "results", "files", "batches")
+        return {table: await connection.fetchval(f"SELECT count(*) FROM {table}") for table in tables}
+    finally:
+        await connection.close()
+
+
+async def refused(service: Service, asked: list[tuple[str, RawRequest]]) -> None:
+    """Asks them all, and fails on each that is answered with anything but a refusal."""
+    host, port = service.client.base_url.host, service.client.base_url.port or 0
+    before = await stored(service.settings.database_url)
+    answers = await ask_all(host, port, [each for _, each in asked])
+    let_in = [
+        f"{who}: {each.method} {each.target!r} {each.headers}: {answer.status} {answer.body[:200]!r}"
+        for (who, each), answer in zip(asked, answers, strict=True)
+        if answer.status not in REFUSED
+    ]
+    assert not let_in, "\n".join(let_in[:20])
+    assert await stored(service.settings.database_url) == before
+
+
+def host_of(service: Service) -> bytes:
+    return f"{service.client.base_url.host}:{service.client.base_url.port}".encode()
+
+
+Scoped = dict[str, tuple[frozenset[Scope], dict[str, str]]]
+
+
+async def test_no_spelling_of_a_path_gives_a_right(guarded: Service, keys: Scoped) -> None:
+    asked = [
+        (who, request(method, target, path, headers))
+        for (method, path), needed in ROUTES.items()
+        if needed is not OPEN
+        for who, (scopes, headers) in keys.items()
+        if needed not in scopes
+        for target in mutations(concrete(path).encode(), host_of(guarded))
+    ]
+    assert len(asked) > 5000
+    await refused(guarded, asked)
+
+
+async def test_no_method_gives_a_right(guarded: Service, keys: Scoped) -> None:
+    spellings = (b"%s", b"%s%%0A", b"/%s", b"%s/", b"%s;x", b"http://h%s")
+    asked = [
+        (who, request(method, spelling % concrete(path).encode(), path, headers))
+        for path in sorted({path for _, path in ROUTES})
+        for who, (scopes, headers) in keys.items()
+        for method in METHODS
+        if not may(scopes, method, path)
+        for spelling in spellings
+    ]
+    assert len(asked) > 5000
+    await refused(guarded, asked)
+
+
+async def test_no_header_overrides_the_method_or_the_path(guarded: Service, keys: Scoped) -> None:
+    asked = []
+    for who, (scopes, headers) in keys.items():
+        if Scope.ADMIN in scopes:
+            continue
+        for name in OVERRIDES:
+            for method in ("GET", "POST", "OPTIONS"):
+                asked.append((who, request(method, b"/keys/", "/keys/", headers | {name: "POST"})))
+        for name in REDIRECTS:
+            plain = request("POST", b"/keys/", "/keys/", headers | {name: "/contexts/"})
+            asked.append((who, plain))
+            asked.append((who, request("POST", b"/nowhere", "/keys/", headers | {name: "/keys/"})))
+            asked.append((who, request("POST", b"/health/live", "/keys/", headers | {name: "/keys/"})))
+    await refused(guarded, asked)
+
+
+async def test_who_has_the_scope_is_let_in(guarded: Service, keys: Scoped) -> None:
+    """Or the tests above would pass with everybody shut out."""
+    host, port = guarded.client.base_url.host, guarded.client.base_url.port or 0
+    for (method, path), needed in ROUTES.items():
+        for who, (scopes, headers) in keys.items():
+            if needed is not OPEN and needed not in scopes:
+                continue
+            if path.startswith("/v1/") and method == "POST" and path in BODIES:
+                continue  # Holds the connection until a dispatcher has run it.
+            (answer,) = await ask_all(host, port, [request(method, concrete(path).encode(), path, headers)], 1)
+            assert answer.status not in (401, 403, 405, 500), f"{who}: {method} {path}: {answer}"
+
+
+@pytest.mark.parametrize("control", [*CONTROLS, *LINE_ENDS])
+async def test_a_control_character_in_a_path_is_refused_before_anything_else(
+    guarded: Service, admin: str, control: bytes
+) -> None:
+    host, port = guarded.client.base_url.host, guarded.client.base_url.port or 0
+    asked = [
+        RawRequest(method, path + control, headers)
+        for path in (b"/keys/", b"/health/live", b"/v1/models/", b"/nowhere")
+        for method in ("GET", "POST", "DELETE")
+        for headers in (bearer(admin), {})
+    ]
+    for answer in await ask_all(host, port, asked):
+        assert (answer.status, answer.code) == (400, "malformed_path")
+
+
+async def test_no_spelling_of_a_path_escapes_a_used_up_limit(guarded: Service, make_key: MakeKey) -> None:
+    headers = bearer(await make_key("limited", requests_per_minute=1))
+    assert (await guarded.client.post("/v1/completions", json={}, headers=headers)).status_code == 400
+    host, port = guarded.client.base_url.host, guarded.client.base_url.port or 0
+    for path in (*(path for path in BODIES if path.startswith("/v1/")), "/v1/batches", "/v1/files"):
+        asked = [request("POST", target, path, headers) for target in mutations(path.encode(), host_of(guarded))]
+        answers: list[Answer] = await ask_all(host, port, asked)
+        assert answers[0].code == "request_limit_reached"
+        for each, answer in zip(asked, answers, strict=True):
+            # The server itself refuses some, in plain text.
+            codes = ("request_limit_reached", "not_found", "method_not_allowed", "malformed_path", None)
+            assert answer.status in REFUSED, f"{each.target!r}: {answer}"
+            assert answer.code in codes, f"{each.target!r}: {answer}"

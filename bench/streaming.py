@@ -66,7 +66,7 @@ async def submit(bench: Bench, context: object) -> str:
 
 async def follow(bench: Bench, id_: str, delays: Delays) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", bench.settings.api_port, limit=1 << 20)
-    writer.write(f"GET /results/{id_}/stream HTTP/1.1\r\nHost: bench\r\n\r\n".encode())
+    writer.write(f"GET /results/{id_}/stream HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     event = b""
     while event != b"completed":
         line = (await reader.readline()).rstrip()

@@ -167,7 +167,7 @@ async def test_bad_options_are_refused_and_the_field_named(api: Service, options
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-@pytest.mark.parametrize("id_", ["x", "1", "%00", "00000000-0000-0000-0000-00000000000g", "🙂"])
+@pytest.mark.parametrize("id_", ["x", "1", "00000000-0000-0000-0000-00000000000g", "🙂"])
 async def test_bad_ids_are_refused(api: Service, method: str, id_: str) -> None:
     paths = [f"/contexts/{id_}", f"/results/{id_}", f"/results/{id_}/attempts"]
     if method == "POST":
@@ -238,7 +238,7 @@ async def test_an_absurd_content_length_is_refused(api: Service) -> None:
     url = api.client.base_url
     for digits in (20, 5000):
         reader, writer = await asyncio.open_connection(url.host, url.port)
-        writer.write(b"POST /contexts/ HTTP/1.1\r\nHost: x\r\nContent-Length: " + b"0" * digits + b"\r\n\r\n")
+        writer.write(b"POST /contexts/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: " + b"0" * digits + b"\r\n\r\n")
         status = await asyncio.wait_for(reader.readline(), 10)
         writer.close()
         assert status.split()[1][:1] == b"4", status
@@ -247,7 +247,7 @@ async def test_an_absurd_content_length_is_refused(api: Service) -> None:
 async def test_a_declared_length_over_the_limit_is_refused_before_the_body_comes(api: Service) -> None:
     url = api.client.base_url
     reader, writer = await asyncio.open_connection(url.host, url.port)
-    writer.write(b"POST /contexts/ HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n")
+    writer.write(b"POST /contexts/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999\r\n\r\n")
     status = await asyncio.wait_for(reader.readline(), 10)
     writer.close()
     assert status.split()[1] == b"413"

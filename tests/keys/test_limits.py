@@ -139,13 +139,13 @@ async def test_counts_that_could_not_be_sent_are_sent_later(make_key: MakeKey, d
     caller = Caller(key["owner_id"], key["id"], requests_per_minute=10)
     limits = Limits(database)
     for _ in range(3):
-        await limits.admit(caller, work=True)
+        await limits.admit(caller, work=True, counts=True)
     await rows.execute("ALTER TABLE request_counts RENAME TO hidden")
     sharing = asyncio.create_task(limits.share())
     try:
         await asyncio.sleep(2 * REFRESH_SECONDS)
         for _ in range(2):
-            await limits.admit(caller, work=True)
+            await limits.admit(caller, work=True, counts=True)
         assert limits.headers(caller)["x-ratelimit-remaining-requests"] == "5"
         await rows.execute("ALTER TABLE hidden RENAME TO request_counts")
 
@@ -276,10 +276,10 @@ async def test_a_limited_key_costs_no_query_per_request(make_key: MakeKey, datab
     key = await rows.fetchrow("SELECT id, owner_id FROM api_keys")
     caller = Caller(key["owner_id"], key["id"], requests_per_minute=1000, tokens_per_day=10**9, pending_limit=100)
     limits = Limits(database)
-    await limits.admit(caller, work=True)
+    await limits.admit(caller, work=True, counts=True)
     await rows.execute("ALTER TABLE request_counts RENAME TO hidden")
     for _ in range(200):
-        await limits.admit(caller, work=True)
+        await limits.admit(caller, work=True, counts=True)
         async with limits.storing(ANONYMOUS, [uuid7()]):
             pass
     assert limits.headers(caller)["x-ratelimit-remaining-requests"] == "799"

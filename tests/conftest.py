@@ -26,6 +26,8 @@ TEMPLATE = "template_tickets"
 # Nothing of the environment a test runs in may reach the code under test.
 for name in Settings.model_fields:
     os.environ.pop(name.upper(), None)
+# Tests of the real engine start it themselves.
+os.environ["ENGINE"] = "simulation"
 
 
 # Who is started in the background of a script has this ignored, and hands that on to every process of a test.

@@ -1,7 +1,8 @@
-"""A CPU stand-in for Triton's vLLM backend: the same wire contract, and no model behind it.
+"""A stand-in for Triton's vLLM backend on a machine without a GPU: the same wire contract, another engine.
 
-Models with `backend: "vllm"` load it. What answers is a simulation: see sim_engine.py for its timing,
-sim_text.py for its tokens and text, and sim_faults.py for its settings and the faults it makes on demand.
+Models with `backend: "vllm"` load it. Where the weights of a model are installed llama.cpp answers, see llama.py.
+Else it is a simulation: see sim_engine.py for its timing, sim_text.py for its tokens and text, and sim_faults.py for
+its settings and the faults it makes on demand.
 """
 
 import json
@@ -9,6 +10,7 @@ import os
 import time
 import traceback
 
+import installed
 import numpy as np
 import sim_args
 import sim_sampling
@@ -76,19 +78,41 @@ class TritonPythonModel:
         if str(arguments.get("enable_lora", "")).lower() == "true":
             self._loras = list(_read_json(os.path.join(folder, "multi_lora.json"), "Triton backend cannot find {}."))
         sim_args.check(arguments)
+        path, reason = installed.weights(arguments)
+        self._llama = None
         self._context = int(arguments.get("max_model_len") or 4096)
         self._max_logprobs = int(arguments.get("max_logprobs", 20))
         slots = int(arguments.get("max_num_seqs") or 256)
 
+        labels = {"model": self._name, "version": args["model_version"]}
+        reported = _flag(parameters, "REPORT_CUSTOM_METRICS") and not arguments.get("disable_log_stats")
+        metrics = Metrics(labels, self._context, reported)
+        if path is None:
+            self._simulate(slots, metrics)
+            self._log.log_warn(
+                f"SIMULATION: no model is running. '{self._name}' stands in for {arguments.get('model')} with "
+                f"{slots} sequences at once and a context of {self._context} tokens; its text means nothing. "
+                f"Why: {reason}."
+            )
+        else:
+            self._load(path, arguments, metrics)
+
+    def _simulate(self, slots: int, metrics: Metrics) -> None:
         time.sleep(self._settings.load_time)
         if self._settings.load_error:
             raise RuntimeError(self._settings.load_error)
-        labels = {"model": self._name, "version": args["model_version"]}
-        reported = _flag(parameters, "REPORT_CUSTOM_METRICS") and not arguments.get("disable_log_stats")
-        self._engine = Engine(slots, Metrics(labels, self._context, reported))
-        self._log.log_warn(
-            f"SIMULATION: no model is running. '{self._name}' stands in for {arguments.get('model')} with "
-            f"{slots} sequences at once and a context of {self._context} tokens; its text means nothing."
+        self._engine = Engine(slots, metrics)
+
+    def _load(self, path, arguments: dict, metrics: Metrics) -> None:
+        from llama import Llama  # the simulation needs none of its libraries
+
+        slots = min(int(arguments.get("max_num_seqs") or installed.MAX_SLOTS), installed.MAX_SLOTS)
+        context = int(arguments.get("max_model_len") or 0)
+        self._llama = Llama(path, slots=slots, context=context, metrics=metrics, log=self._log.log_error)
+        self._engine, self._context = self._llama.engine, self._llama.context
+        self._log.log_info(
+            f"llama.cpp runs {arguments['model']} ({path.name}) for '{self._name}' with {slots} sequences at once and "
+            f"a context of {self._context} tokens."
         )
 
     def execute(self, requests):
@@ -126,8 +150,13 @@ class TritonPythonModel:
             raise ValueError("When streaming, `exclude_input_in_output` = False is not allowed.")
         job = _Job(request, inputs, self._log, prompt if prepend else "")
         params = self._sampling(given)
-        input_tokens = self._measure(prompt)
+        tokens = None if self._llama is None else self._llama.model.tokenize(prompt)
+        input_tokens = self._measure(sim_text.count_tokens(prompt) if tokens is None else len(tokens))
         params.verify_logprobs(self._max_logprobs, sim_text.VOCABULARY_SIZE)
+        if tokens is not None:
+            request = self._llama.prepare(job, tokens, params, stream)
+            job.completions, job.input_tokens, job.alternatives = request.completions, input_tokens, params.logprobs
+            return request
         params.verify_logit_bias()
 
         plan = Plan(self._settings, prompt, params.seed)
@@ -147,10 +176,9 @@ class TritonPythonModel:
             # The real backend goes on without parameters and stumbles over them: its users see only this.
             raise AttributeError("'NoneType' object has no attribute 'lora_name'") from None
 
-    def _measure(self, prompt: str) -> int:
-        """Tokens of the prompt; raises the engine's error if there are none or too many."""
+    def _measure(self, count: int) -> int:
+        """The prompt's number of tokens again; raises the engine's error if there are none or too many."""
         limit = self._context
-        count = sim_text.count_tokens(prompt)
         if count == 0:
             raise ValueError("The decoder prompt cannot be empty")
         if count > limit:

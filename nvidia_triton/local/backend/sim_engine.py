@@ -42,6 +42,18 @@ class Sequences:
         self.timer = None
         self.ended = False
 
+    @property
+    def finished(self) -> bool:
+        return self.done >= self.length
+
+    @property
+    def first_token_at(self) -> float:
+        return self.started + self.plan.first
+
+    @property
+    def token_seconds(self) -> float:
+        return self.plan.each
+
     def generated(self, now: float) -> int:
         """Tokens that exist by now."""
         if not self.started or self.plan.action == "hang":

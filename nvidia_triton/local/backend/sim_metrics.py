@@ -59,11 +59,11 @@ class Metrics:
             return
         if not before:
             self._counted["prompt_tokens_total"] += request.job.input_tokens
-            self._observe("time_to_first_token_seconds", request.started + request.plan.first - request.arrived)
+            self._observe("time_to_first_token_seconds", request.first_token_at - request.arrived)
         if request.done > 1:
-            self._observe("time_per_output_token_seconds", request.plan.each)
+            self._observe("time_per_output_token_seconds", request.token_seconds)
         self._counted["generation_tokens_total"] += _generated(request, request.done) - _generated(request, before)
-        if request.done >= request.length:
+        if request.finished:
             self._observe("e2e_request_latency_seconds", now - request.arrived)
             self._observe("request_prompt_tokens", request.job.input_tokens)
             self._observe("request_generation_tokens", _generated(request, request.done))

@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}  # noqa: S104
 # Shorter than the runner's own patience, so that a dispatcher hands its work back instead of being killed.
 DRAIN_SECONDS = "8"
+# What the local engine runs at once; more would wait inside it, where tickets of other models cannot overtake them.
+MODEL_CONCURRENCY = "16"
 UNASSIGNED_PORTS = (15000, 32000)
 # The others of models/ are for GPUs; here each would cost a process that simulates it.
 DEFAULT_MODELS = ("demo",)
@@ -86,7 +88,12 @@ def local_settings(environ: Mapping[str, str], root: Path = ROOT) -> LocalSettin
     triton_urls = f"{HOST}:{triton.grpc_port}"
     foreign_triton = environ.get("TRITON_URLS") not in (None, "", triton_urls)
 
-    environment = {"DRAIN_SECONDS": DRAIN_SECONDS, "PYTHONUNBUFFERED": "1", **merged}
+    environment = {
+        "DRAIN_SECONDS": DRAIN_SECONDS,
+        "MODEL_CONCURRENCY": MODEL_CONCURRENCY,
+        "PYTHONUNBUFFERED": "1",
+        **merged,
+    }
     if not foreign_database:
         environment["DATABASE_URL"] = postgres.url
     if not foreign_triton:

@@ -5,12 +5,13 @@ from functools import cached_property
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Self
-from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-DEVELOPMENT_PASSWORDS = frozenset({"tickets-dev-only", "postgres", "password", "changeme", ""})
+from app.database_url import ConnectArguments, connect_arguments
+
+DEVELOPMENT_PASSWORDS = frozenset({"tickets-dev-only", "postgres", "password", "changeme"})
 # What TRITON_URLS says where no server is fixed; an empty variable means the default.
 NO_SERVERS = "none"
 
@@ -55,7 +56,13 @@ class Settings(BaseSettings):
     environment: Environment = Field(Environment.DEVELOPMENT, description="`production` refuses development passwords")
     database_url: str = Field(
         "postgresql://tickets:tickets-dev-only@127.0.0.1:54320/tickets",
-        description="Postgres 18 or later, `postgresql://user:password@host:port/database`",
+        description="Postgres 18 or later, `postgresql://user:password@host:port/database`; TLS, several hosts and the "
+        "rest: [docs/database.md](docs/database.md)",
+    )
+    database_listen_url: str | None = Field(
+        None,
+        description="Postgres itself, where `DATABASE_URL` is a pooler in transaction mode such as PgBouncer: for the "
+        "connection that listens, and for migrations",
     )
     database_pool_size: int = Field(10, ge=2, description="connections one process keeps to Postgres")
     triton_urls: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -131,13 +138,14 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _refuse_what_cannot_work(self) -> Self:
-        url = urlsplit(self.database_url)
-        if url.scheme not in ("postgresql", "postgres"):
-            raise ValueError("DATABASE_URL must start with postgresql://")
-        if self.environment is Environment.PRODUCTION and (url.password or "") in DEVELOPMENT_PASSWORDS:
-            raise ValueError(
-                "DATABASE_URL holds a development password and ENVIRONMENT is production: set one of your own"
-            )
+        for name, arguments in (
+            ("DATABASE_URL", self.database_arguments),
+            ("DATABASE_LISTEN_URL", self.listen_arguments),
+        ):
+            if self.environment is Environment.PRODUCTION and arguments.password in DEVELOPMENT_PASSWORDS:
+                raise ValueError(
+                    f"{name} holds a development password and ENVIRONMENT is production: set one of your own"
+                )
         if self.environment is Environment.PRODUCTION and self.auth_required is False:
             raise ValueError(
                 "AUTH_REQUIRED is off and ENVIRONMENT is production: leave AUTH_REQUIRED empty, and make a key with "
@@ -162,8 +170,20 @@ class Settings(BaseSettings):
         return KeylessAccess.LOCAL if self.auth_required is None else KeylessAccess.ANYWHERE
 
     @cached_property
-    def sqlalchemy_url(self) -> str:
-        return "postgresql+asyncpg://" + self.database_url.split("://", 1)[1]
+    def database_arguments(self) -> ConnectArguments:
+        return connect_arguments(self.database_url)
+
+    @cached_property
+    def listen_arguments(self) -> ConnectArguments:
+        """Of a connection that keeps its session: what it listens to, and its locks."""
+        if self.database_listen_url is None:
+            return self.database_arguments
+        return connect_arguments(self.database_listen_url, "DATABASE_LISTEN_URL")
+
+    @property
+    def pooled(self) -> bool:
+        """Whether DATABASE_URL is a pooler in transaction mode."""
+        return self.database_listen_url is not None
 
 
 def load_settings() -> Settings:

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+import uvloop
 from fastapi import FastAPI
 from starlette.routing import Route
 
@@ -34,6 +35,7 @@ from app.api.schemas import Problem
 from app.api.security import Entrance, no_route, require_declared
 from app.config import Settings, SettingsError, load_settings
 from app.db.engine import open_database
+from app.db.faults import DATABASE_FAULT, DatabaseFault
 from app.queue.deliveries import DeliveryStore
 from app.queue.events import EVENTS_CHANNEL
 from app.queue.notify import Listener, SettledBoard, both
@@ -44,7 +46,7 @@ from app.services.batches import Batches
 from app.services.catalog import Catalog
 from app.services.contexts import Contexts
 from app.services.files import Files
-from app.services.health import Health
+from app.services.health import Health, require_database
 from app.services.keys import Keys
 from app.services.limits import Limits
 from app.services.loading import Loader
@@ -110,6 +112,9 @@ def _lifespan(settings: Settings) -> Lifespan:
         configure_logging(settings.log_level)
         async with AsyncExitStack() as stack:
             database = await stack.enter_async_context(open_database(settings))
+            state = await Health(database).database()
+            if state.lasting:
+                raise DatabaseFault(state.detail)
             fleet = await stack.enter_async_context(open_fleet(settings))
             board = SettledBoard()
             catalog = Catalog(database, fleet)
@@ -140,7 +145,7 @@ def _lifespan(settings: Settings) -> Lifespan:
             )
             loader = Loader(database, stored_files, batches.preparing(services), services.batches.arrived, settings)
             listener = Listener(
-                settings.database_url,
+                settings.listen_arguments,
                 {SETTLED_CHANNEL: both(board.received, streams.announced), EVENTS_CHANNEL: streams.announced},
             )
             helpers = [
@@ -214,6 +219,11 @@ def main() -> int:
     except SettingsError as error:
         sys.stderr.write(f"The API cannot start: {error}\n")
         return 2
+    try:
+        uvloop.run(require_database(settings))
+    except DatabaseFault as error:
+        sys.stderr.write(f"The API cannot start: {error}\n")
+        return DATABASE_FAULT
     config = uvicorn.Config(
         create_app(settings),
         host=settings.api_host,

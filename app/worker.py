@@ -16,6 +16,7 @@ from app.api.openai.batches import defective_line, render_line
 from app.api.schemas import Result
 from app.config import Settings, SettingsError, load_settings
 from app.db.engine import open_database
+from app.db.faults import DATABASE_FAULT, DatabaseFault
 from app.dispatch.batches import batches_forever
 from app.dispatch.janitor import drop_events_forever, sweep_forever, tidy_forever
 from app.dispatch.loop import Dispatcher
@@ -46,7 +47,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         events = EventStore(database)
         dispatcher = Dispatcher(store, events, fleet, settings, name)
         listener = Listener(
-            settings.database_url,
+            settings.listen_arguments,
             {
                 QUEUED_CHANNEL: dispatcher.work_announced,
                 CANCEL_CHANNEL: dispatcher.cancel_announced,
@@ -85,12 +86,18 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
 
 
 async def _migrated(health: Health, stop: asyncio.Event) -> bool:
-    """Waits until the database is there and migrated; False when asked to stop before."""
+    """Waits until the database is there and migrated; False when asked to stop before.
+
+    Raises:
+        DatabaseFault: no waiting mends what keeps this process from using it.
+    """
     said = ""
     while not stop.is_set():
         state = await health.database()
         if state.migrated:
             return True
+        if state.lasting:
+            raise DatabaseFault(state.detail)
         if state.detail != said:
             said = state.detail
             log.warning("waiting for the database", reason=said)
@@ -116,7 +123,11 @@ def main() -> int:
     configure_logging(settings.log_level)
     if settings.dispatcher_metrics_port:
         start_http_server(settings.dispatcher_metrics_port)
-    uvloop.run(_main(settings))
+    try:
+        uvloop.run(_main(settings))
+    except DatabaseFault as error:
+        sys.stderr.write(f"The dispatcher cannot start: {error}\n")
+        return DATABASE_FAULT
     return 0
 
 

@@ -7,8 +7,11 @@ from sqlalchemy import Connection, pool, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.config import load_settings
+from app.db.connect import Connector
 from app.db.tables import metadata
 from app.queue import locks
+
+DIALECT = "postgresql+asyncpg://"
 
 
 def _migrate(connection: Connection) -> None:
@@ -19,7 +22,8 @@ def _migrate(connection: Connection) -> None:
 
 
 async def _online() -> None:
-    engine = create_async_engine(load_settings().sqlalchemy_url, poolclass=pool.NullPool)
+    connector = Connector(load_settings().listen_arguments)
+    engine = create_async_engine(DIALECT, poolclass=pool.NullPool, async_creator=connector.open)
     async with engine.connect() as connection:
         await connection.run_sync(_migrate)
         await connection.commit()
@@ -27,7 +31,7 @@ async def _online() -> None:
 
 
 if context.is_offline_mode():
-    context.configure(url=load_settings().sqlalchemy_url, target_metadata=metadata, literal_binds=True)
+    context.configure(url=DIALECT, target_metadata=metadata, literal_binds=True)
     with context.begin_transaction():
         context.run_migrations()
 else:

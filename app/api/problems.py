@@ -11,7 +11,7 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from app.db.engine import is_passing
+from app.db.faults import is_unavailable
 from app.errors import (
     AppError,
     DatabaseUnavailable,
@@ -102,7 +102,7 @@ def install_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def render_defect(request: Request, error: Exception) -> Response:
         failure: AppError = DatabaseUnavailable()
-        if not is_passing(error):
+        if not is_unavailable(error):
             failure = AppError(
                 "The service failed on this request. The cause is in its log; nothing is wrong with yours."
             )

@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import UUID
 
-import asyncpg
-
-from app.db.engine import is_passing
+from app.database_url import ConnectArguments
+from app.db.connect import Connector
+from app.db.faults import diagnose, is_unavailable
 from app.telemetry import logger
 
 log = logger("notify")
@@ -29,8 +29,8 @@ class Listener:
     After every (re)connection each callback gets an empty payload: something may have been missed.
     """
 
-    def __init__(self, database_url: str, callbacks: dict[str, Callable[[str], None]]) -> None:
-        self._url = database_url
+    def __init__(self, arguments: ConnectArguments, callbacks: dict[str, Callable[[str], None]]) -> None:
+        self._connector = Connector(arguments)
         self._callbacks = callbacks
         self._connected = False
 
@@ -41,16 +41,16 @@ class Listener:
             try:
                 await self._listen()
             except Exception as error:
-                if not is_passing(error):
+                if not is_unavailable(error):
                     raise
-                log.warning("listening stopped", error=type(error).__name__, again_in=delay)
+                log.warning("listening stopped", reason=diagnose(error).sentence, again_in=delay)
             finally:
                 was_connected, self._connected = self._connected, False
             delay = RECONNECT_FIRST_SECONDS if was_connected else min(delay * 2, RECONNECT_LONGEST_SECONDS)
             await asyncio.sleep(delay)
 
     async def _listen(self) -> None:
-        connection = await asyncpg.connect(self._url, timeout=5, command_timeout=5)
+        connection = await self._connector.open(command_timeout=5)
         try:
             ended = asyncio.Event()
             connection.add_termination_listener(lambda _: ended.set())

@@ -9,11 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import func, select
-from sqlalchemy.dialects.postgresql import insert
-
-from app.db.engine import Database, translated_errors
-from app.db.tables import models
+from app.db.engine import Database
 from app.errors import DatabaseUnavailable, ModelNotFound
 from app.triton.faults import TritonError
 from app.triton.fleet import Fleet
@@ -23,6 +19,10 @@ PATIENCE_SECONDS = 0.5
 DESCRIBE_TIMEOUT_SECONDS = 3.0
 NAMES_SHOWN = 50
 NOT_SERVED = "No server of the fleet that can be reached has this model."
+REMEMBER = """
+INSERT INTO models (name, version) SELECT * FROM unnest($1::text[], $2::text[])
+ON CONFLICT (name) DO UPDATE SET version = excluded.version, last_seen_at = now()
+"""
 _ORDER = {"ready": 0, "loading": 1, "unavailable": 2}
 
 
@@ -105,15 +105,9 @@ class Catalog:
         fresh = {name: version for name, version in served.items() if name not in self._known}
         if not fresh:
             return
-        rows = [{"name": name, "version": version} for name, version in sorted(fresh.items())]
-        statement = insert(models)
-        statement = statement.on_conflict_do_update(
-            index_elements=[models.c.name],
-            set_={"version": statement.excluded.version, "last_seen_at": func.now()},
-        )
-        with translated_errors():
-            async with self._database.engine.begin() as connection:
-                await connection.execute(statement, rows)
+        names, versions = zip(*sorted(fresh.items()), strict=True)
+        async with self._database.hot() as connection:
+            await connection.execute(REMEMBER, names, versions)
         self._known.update(fresh)
 
     def state_of(self, name: str) -> str:
@@ -168,14 +162,14 @@ class Catalog:
 
     async def first_seen(self) -> dict[str, int]:
         """Since when each model is known, in Unix seconds."""
-        async with self._database.reading() as connection:
-            found = await connection.execute(select(models.c.name, models.c.first_seen_at))
-            return {row.name: int(row.first_seen_at.timestamp()) for row in found}
+        async with self._database.hot() as connection:
+            rows = await connection.fetch("SELECT name, first_seen_at FROM models")
+        return {row["name"]: int(row["first_seen_at"].timestamp()) for row in rows}
 
     async def _ever_served(self) -> list[tuple[str, str]]:
-        async with self._database.reading() as connection:
-            found = await connection.execute(select(models.c.name, models.c.version).order_by(models.c.name))
-            return [(row.name, row.version) for row in found]
+        async with self._database.hot() as connection:
+            rows = await connection.fetch("SELECT name, version FROM models ORDER BY name")
+        return [(row["name"], row["version"]) for row in rows]
 
 
 def shown(names: Sequence[str]) -> str:

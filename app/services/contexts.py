@@ -5,11 +5,11 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, delete, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.config import Settings
-from app.db.engine import Database, translated_errors
+from app.db.engine import Database
 from app.db.ids import time_of, uuid7
+from app.db.queries import Queries
 from app.db.tables import batches, contexts, result_events, results
 from app.errors import AppError, BatchNotEnded, ContextInUse, ContextNotFound, ResultNotFound, ResultPending
 from app.queue.store import QueueStore
@@ -26,18 +26,18 @@ LISTED = Listed(
 )
 
 
-async def _require_ended_batches(connection: AsyncConnection, which: ColumnElement[bool]) -> None:
+async def _require_ended_batches(queries: Queries, which: ColumnElement[bool]) -> None:
     """A batch becomes final in the transaction that writes its files: until then they are written from its results."""
-    found = await connection.execute(
+    row = await queries.row(
         select(results.c.id, results.c.batch_id)
         .join(batches, batches.c.id == results.c.batch_id)
         .where(which, batches.c.lease_until.is_not(None))
         .limit(1)
     )
-    if row := found.one_or_none():
+    if row is not None:
         raise BatchNotEnded(
-            f"Result {row.id} is a line of batch_{row.batch_id.hex}, which has not ended and needs it for its files: "
-            "cancel the batch or wait for its end, then delete."
+            f"Result {row['id']} is a line of batch_{row['batch_id'].hex}, which has not ended and needs it for its "
+            "files: cancel the batch or wait for its end, then delete."
         )
 
 
@@ -71,12 +71,11 @@ class Contexts:
 
     async def get(self, caller: Caller, id_: UUID) -> Mapping[str, Any]:
         """Raises ContextNotFound, or Removed when the retention took it."""
-        async with self._database.reading() as connection:
-            found = await connection.execute(select(contexts).where(contexts.c.id == id_, owned_by(caller)))
-            row = found.mappings().one_or_none()
+        async with self._database.reading() as queries:
+            row = await queries.row(select(contexts).where(contexts.c.id == id_, owned_by(caller)))
         if row is None:
             raise self.missing(id_)
-        return dict(row)
+        return row
 
     async def page(self, caller: Caller, window: Window) -> Page:
         return await fetch_bounded_page(self._database, LISTED, [owned_by(caller)], window)
@@ -89,24 +88,21 @@ class Contexts:
             ContextInUse: some of its results are pending.
             BatchNotEnded: some of its results are not in their batch's files yet.
         """
-        with translated_errors():
-            async with self._database.engine.begin() as connection:
-                # Holds off new results of this context until the end.
-                locked = await connection.execute(
-                    select(contexts.c.id).where(contexts.c.id == id_, owned_by(caller)).with_for_update()
+        async with self._database.changing() as queries:
+            # Holds off new results of this context until the end.
+            locked = select(contexts.c.id).where(contexts.c.id == id_, owned_by(caller)).with_for_update()
+            if await queries.row(locked) is None:
+                raise self.missing(id_)
+            await _require_ended_batches(queries, results.c.context_id == id_)
+            pending = await queries.value(
+                select(results.c.id).where(results.c.context_id == id_, results.c.status == Status.PENDING).limit(1)
+            )
+            if pending is not None:
+                raise ContextInUse(
+                    f"Result {pending} of this context is pending: cancel it or wait for its end, then delete."
                 )
-                if locked.one_or_none() is None:
-                    raise self.missing(id_)
-                await _require_ended_batches(connection, results.c.context_id == id_)
-                pending = await connection.execute(
-                    select(results.c.id).where(results.c.context_id == id_, results.c.status == Status.PENDING).limit(1)
-                )
-                if row := pending.one_or_none():
-                    raise ContextInUse(
-                        f"Result {row.id} of this context is pending: cancel it or wait for its end, then delete."
-                    )
-                await connection.execute(delete(results).where(results.c.context_id == id_))
-                await connection.execute(delete(contexts).where(contexts.c.id == id_))
+            await queries.execute(delete(results).where(results.c.context_id == id_))
+            await queries.execute(delete(contexts).where(contexts.c.id == id_))
 
     async def delete_result(self, caller: Caller, id_: UUID) -> None:
         """Removes a final result with its attempts and events, and its prompt where no other result was made of it.
@@ -117,25 +113,23 @@ class Contexts:
             BatchNotEnded: it is not in its batch's files yet.
         """
         wanted = (results.c.id == id_, results.c.owner_id == caller.owner_id)
-        with translated_errors():
-            async with self._database.engine.begin() as connection:
-                # Holds off new results of the prompt until the end.
-                locked = await connection.execute(
-                    select(contexts.c.id)
-                    .where(contexts.c.id == select(results.c.context_id).where(*wanted).scalar_subquery())
-                    .with_for_update()
-                )
-                context_id = locked.scalar_one_or_none()
-                status = (await connection.execute(select(results.c.status).where(*wanted))).scalar_one_or_none()
-                if status is None:
-                    raise ResultNotFound(f"No result has the id {id_}. GET /results/ lists those there are.")
-                if not Status(status).final:
-                    raise ResultPending(f"Result {id_} is pending: cancel it or wait for its end, then delete it.")
-                await _require_ended_batches(connection, results.c.id == id_)
-                await connection.execute(delete(result_events).where(result_events.c.result_id == id_))
-                await connection.execute(delete(results).where(results.c.id == id_))
-                others = select(results.c.id).where(results.c.context_id == context_id).exists()
-                await connection.execute(delete(contexts).where(contexts.c.id == context_id, ~others))
+        async with self._database.changing() as queries:
+            # Holds off new results of the prompt until the end.
+            context_id = await queries.value(
+                select(contexts.c.id)
+                .where(contexts.c.id == select(results.c.context_id).where(*wanted).scalar_subquery())
+                .with_for_update()
+            )
+            status = await queries.value(select(results.c.status).where(*wanted))
+            if status is None:
+                raise ResultNotFound(f"No result has the id {id_}. GET /results/ lists those there are.")
+            if not Status(status).final:
+                raise ResultPending(f"Result {id_} is pending: cancel it or wait for its end, then delete it.")
+            await _require_ended_batches(queries, results.c.id == id_)
+            await queries.execute(delete(result_events).where(result_events.c.result_id == id_))
+            await queries.execute(delete(results).where(results.c.id == id_))
+            others = select(results.c.id).where(results.c.context_id == context_id).exists()
+            await queries.execute(delete(contexts).where(contexts.c.id == context_id, ~others))
 
     def missing(self, id_: UUID) -> AppError:
         return removed_or(

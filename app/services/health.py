@@ -8,7 +8,10 @@ import asyncpg
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from app.db.engine import Database
+from app.config import Settings
+from app.db.connect import Connector
+from app.db.engine import Database, open_database
+from app.db.faults import DatabaseFault, diagnose, is_unavailable
 from app.errors import DatabaseUnavailable
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
@@ -24,9 +27,12 @@ def revisions() -> tuple[str | None, frozenset[str]]:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseHealth:
+    """`lasting`: no waiting mends what `detail` says."""
+
     reachable: bool
     migrated: bool
     detail: str
+    lasting: bool = False
 
 
 class Health:
@@ -38,10 +44,11 @@ class Health:
         try:
             async with self._database.hot() as connection:
                 revision: Any = await connection.fetchval("SELECT version_num FROM alembic_version")
-        except DatabaseUnavailable:
-            return DatabaseHealth(False, False, "Postgres cannot be reached; check DATABASE_URL and that it runs.")
         except asyncpg.UndefinedTableError:
             return DatabaseHealth(True, False, "The database is empty; apply the migrations with `make migrate`.")
+        except (DatabaseUnavailable, asyncpg.PostgresError) as error:
+            diagnosis = diagnose(error.__cause__ or error)
+            return DatabaseHealth(False, False, diagnosis.sentence, diagnosis.lasting)
         # One it does not know is newer: during a deploy the old processes go on.
         if revision != self._newest and revision in self._known:
             return DatabaseHealth(
@@ -50,3 +57,31 @@ class Health:
                 f"The database is at revision {revision}, the code expects {self._newest}; run `make migrate`.",
             )
         return DatabaseHealth(True, True, "")
+
+
+async def require_database(settings: Settings) -> None:
+    """Looks once; a Postgres that is away, or has no tables yet, may come.
+
+    Raises:
+        DatabaseFault: no waiting mends what keeps this process from using it.
+    """
+    async with open_database(settings) as database:
+        state = await Health(database).database()
+        if state.lasting:
+            raise DatabaseFault(state.detail)
+    if settings.pooled:
+        await _require_listening(settings)
+
+
+async def _require_listening(settings: Settings) -> None:
+    try:
+        connection = await Connector(settings.listen_arguments).open()
+    except Exception as error:
+        if not is_unavailable(error):
+            raise
+        diagnosis = diagnose(error)
+        if diagnosis.lasting:
+            sentence = diagnosis.sentence.replace("DATABASE_URL", "DATABASE_LISTEN_URL")
+            raise DatabaseFault(sentence) from error
+    else:
+        connection.terminate()

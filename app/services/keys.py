@@ -164,7 +164,7 @@ class Keys:
         id_ = uuid7()
         expires_at = None if new.expires_days is None else datetime.now(UTC) + timedelta(days=new.expires_days)
         digest = sha256(key.encode()).digest()
-        async with self._database.hot() as connection, connection.transaction():
+        async with self._database.transaction() as connection:
             owner_id = await connection.fetchval(OWNER, new.owner or new.name, new.weight)
             await connection.execute(
                 INSERT,

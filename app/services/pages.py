@@ -8,7 +8,8 @@ from operator import add
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, Text, cast, func, select
+from sqlalchemy import ARRAY, ColumnElement, Select, Text, any_, cast, func, literal, select
+from sqlalchemy import UUID as UUIDType
 from sqlalchemy.sql.schema import Table
 
 from app.db.engine import Database
@@ -60,7 +61,7 @@ class Listed:
 
     def slice(self, where: Sequence[ColumnElement[bool]], ids: Sequence[UUID]) -> Select[Any]:
         shown = _sum([func.octet_length(cast(column, Text)) for column in self.large])
-        query = select(*self.columns, shown).where(*where, self.table.c.id.in_(ids))
+        query = select(*self.columns, shown).where(*where, self.table.c.id == any_(literal(ids, ARRAY(UUIDType))))
         return query.order_by(self.table.c.id.desc())
 
 
@@ -76,8 +77,8 @@ async def fetch_bounded_page(
     rows: list[Any] = []
     total = 0
     for ids in _slices(sizes.rows):
-        async with database.reading() as connection:
-            found = (await connection.execute(listed.slice(where, ids))).mappings().all()
+        async with database.reading() as queries:
+            found = await queries.rows(listed.slice(where, ids))
         for row in found:
             total += row[BYTES]
             if rows and total > PAGE_BYTES:
@@ -111,9 +112,8 @@ async def fetch_page(database: Database, query: Select[Any], table: Table, windo
             table.c.id < UUID(int=lowest_at(window.created_before).int + (1 << 80)),
             table.c.created_at < window.created_before,
         )
-    async with database.reading() as connection:
-        found = await connection.execute(query.order_by(table.c.id.desc()).limit(window.limit + 1))
-        rows = found.mappings().all()
+    async with database.reading() as queries:
+        rows = await queries.rows(query.order_by(table.c.id.desc()).limit(window.limit + 1))
     more = len(rows) > window.limit
     rows = rows[: window.limit]
     return Page(rows, rows[-1]["id"] if more else None)

@@ -195,11 +195,8 @@ class Results:
             ResultNotFound: no such result.
         """
         await self.get(caller, id_)
-        async with self._database.reading() as connection:
-            found = await connection.execute(
-                select(attempts).where(attempts.c.result_id == id_).order_by(attempts.c.number)
-            )
-            return [dict(row) for row in found.mappings()]
+        async with self._database.reading() as queries:
+            return await queries.rows(select(attempts).where(attempts.c.result_id == id_).order_by(attempts.c.number))
 
 
 def phase(row: Mapping[str, Any]) -> str | None:

@@ -50,18 +50,18 @@ class Usage:
         """
         if owner is not None and Scope.ADMIN not in caller.scopes:
             raise ScopeMissing("Usage of other owners needs a key with the scope admin; leave out owner to see yours.")
-        async with self._database.reading() as connection:
+        async with self._database.reading() as queries:
             query = select(*SUMS).where(usage.c.day.between(first, last))
             if owner != EVERYBODY:
                 owner_id: int | None = caller.owner_id
                 if owner is not None:
-                    owner_id = await connection.scalar(select(owners.c.id).where(owners.c.name == owner))
+                    owner_id = await queries.value(select(owners.c.id).where(owners.c.name == owner))
                 if owner_id is None:
                     raise OwnerNotFound(f"No owner is called {owner!r}. GET /keys/ names those there are.")
                 query = query.where(usage.c.owner_id == owner_id)
-            rows = (await connection.execute(_grouped(query, group_by))).mappings().all()
-            total = (await connection.execute(query)).mappings().one()
-        return Used([dict(row) for row in rows], dict(total))
+            rows = await queries.rows(_grouped(query, group_by))
+            (total,) = await queries.rows(query)
+        return Used(rows, total)
 
 
 def _grouped(query: Select[Any], group_by: GroupBy) -> Select[Any]:

@@ -127,8 +127,9 @@ class Connector:
 async def _carries_prepared_statements(connection: Any) -> bool:
     """Whether a pooler gives prepared statements names of its own, by which it knows them on every connection."""
     async with connection.transaction():
-        await connection.prepare("SELECT 1", name=PROBE)
+        # Held, as asyncpg closes a statement that nobody holds.
+        probe = await connection.prepare("SELECT 1", name=PROBE)
         known = await connection.fetchval("SELECT count(*) FROM pg_prepared_statements WHERE name = $1", PROBE)
         if known:
-            await connection.execute(f"DEALLOCATE {PROBE}")
+            await connection.execute(f"DEALLOCATE {probe.get_name()}")
     return not known

@@ -84,6 +84,7 @@ crashtest: install ## kill and freeze everything at random under load for five m
 
 .PHONY: search-instance create-instance ssh-instance run-tritonserver ssh-tunnels-tritonserver stop-tunnels \
 	deploy-models-tritonserver check-health-tritonserver check-logs-tritonserver check-model-stats-tritonserver \
+	check-contract-tritonserver \
 	list-instances stop-instance start-instance destroy-instance gpu-up gpu-down
 # Variables go to these through the environment: INSTANCE_ID, CONTRACT_ID, MODELS, MAX_PRICE, RESTART, FOLLOW, DEFINITION.
 
@@ -125,6 +126,9 @@ check-logs-tritonserver: install ## the last lines of Triton's log; FOLLOW=1 goe
 
 check-model-stats-tritonserver: install ## requests, failures, times and tokens of each model
 	@exec $(VAST) check-model-stats-tritonserver
+
+check-contract-tritonserver: install ## ask a Triton for all that this service needs of it: URL=host:8001 MODEL=demo RELOAD=1
+	@exec $(BIN)/python -m nvidia_triton.contract
 
 stop-instance: install ## stop the instance; its disk goes on costing
 	@exec $(VAST) stop-instance

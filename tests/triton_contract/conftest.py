@@ -6,14 +6,13 @@ import pytest
 import pytest_asyncio
 import tritonclient.grpc.aio as triton
 
+from nvidia_triton.contract.wire import Client
 from tests.servers import RunningTriton, start_triton
-
-from .wire import Client
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
-    running = start_triton(tmp_path_factory.mktemp("triton"), ("tiny", "slow", "noop", "lora"))
+    running = start_triton(tmp_path_factory.mktemp("triton"), ("tiny", "slow", "noop", "lora", "chat"))
     yield running
     running.kill()
 

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 from tritonclient.utils import InferenceServerException
 
+from nvidia_triton.contract.wire import Client
 from tests.servers import RunningTriton
-
-from .wire import Client
 
 PROMPT = "Tell me about the harbour."
 STREAM = "Error generating stream: "

@@ -14,9 +14,8 @@ import pytest_asyncio
 import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
 
+from nvidia_triton.contract.wire import Client, read
 from tests.servers import RunningTriton, start_triton
-
-from .wire import Client, read
 
 # Channels of one process share connections, and with them the pause after a refused one.
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]

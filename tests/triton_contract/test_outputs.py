@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from jsonschema import validate
 
+from nvidia_triton.contract.wire import RETURNED, Client
 from tests.servers import RunningTriton
 from tests.service import eventually
-
-from .wire import RETURNED, Client
 
 PROMPT = "Tell me about the harbour."
 

@@ -81,7 +81,7 @@ class Client:
 
 def _tensor(name: str, value: Any, dtype: str) -> triton.InferInput:
     kinds = {"BYTES": np.object_, "BOOL": np.bool_, "INT32": np.int32}
-    array = np.array(value if isinstance(value, list) else [value], dtype=kinds[dtype])
+    array: np.ndarray[Any, Any] = np.array(value if isinstance(value, list) else [value], dtype=kinds[dtype])
     tensor = triton.InferInput(name, list(array.shape), dtype)
     tensor.set_data_from_numpy(array)
     return tensor

@@ -1,4 +1,4 @@
-"""The probes of `make check-contract-tritonserver`, on the simulation; their table in docs/models.md is what they gave."""
+"""The probes of `make check-contract-tritonserver` on the simulation, and their table in docs/models.md."""
 
 import os
 import subprocess
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-import tritonclient.grpc.aio as triton
 
 from nvidia_triton.contract.__main__ import PROBES, Unusable, choose_model, metrics_url, outcomes
 from nvidia_triton.contract.lifecycle import RELOAD
@@ -76,7 +75,7 @@ async def test_what_is_broken_and_not_needed_harms_nobody(subject: Subject) -> N
 
 async def test_which_model_is_asked(subject: Subject, server: RunningTriton) -> None:
     assert await choose_model(subject.grpc, server.grpc_url, "noop") == "noop"
-    with pytest.raises(Unusable, match="has several models: .*Say which: MODEL="):
+    with pytest.raises(Unusable, match=r"has several models: .*Say which: MODEL="):
         await choose_model(subject.grpc, server.grpc_url, "")
     with pytest.raises(Unusable, match="has no ready model 'nobody'; ready are: "):
         await choose_model(subject.grpc, server.grpc_url, "nobody")

@@ -125,6 +125,8 @@ class TritonServer:
             # The stub's interpreter is isolated: PATH is the one variable through which it finds a venv.
             "PATH": os.pathsep.join([str(self.engine.bin), os.environ.get("PATH", os.defpath)]),
             "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
+            # Its threads wait for each other spinning, on cores that the rest of the stack needs too.
+            "OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS", "1"),
         }
 
     def is_ready(self) -> bool:

@@ -20,8 +20,8 @@ DRAIN_SECONDS = "8"
 # What the local engine runs at once; more would wait inside it, where tickets of other models cannot overtake them.
 MODEL_CONCURRENCY = "16"
 UNASSIGNED_PORTS = (15000, 32000)
-# The others of models/ are for GPUs; here each would cost a process that simulates it.
-DEFAULT_MODELS = ("demo",)
+# One that writes and one that embeds. The others of models/ are for GPUs; here each would cost a process.
+DEFAULT_MODELS = ("demo", "minilm")
 
 
 @dataclass(frozen=True)

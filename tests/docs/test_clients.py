@@ -23,6 +23,7 @@ from tests.service import Service
 ROOT = Path(__file__).resolve().parents[2]
 CLIENTS = (ROOT / "docs" / "clients.md").read_text()
 README = (ROOT / "README.md").read_text()
+RANKED = r"0\.67 Somebody is having a meal\.\n0\.02 The stock market fell sharply on Monday\.\n"
 SIMULATED = r"\[simulated\] \S.+"
 
 # What each block prints, by its heading and its place below it.
@@ -33,15 +34,15 @@ PRINTS = {
     "Batches": [rf"completed 20\n(haiku-\d+ {SIMULATED}\n){{20}}"],
     "Structured outputs": [r"\S.* -?\d+\n"],
     "Tools": [rf"(weather {{'place': .+}}\n)+{SIMULATED}\n"],
-    "Embeddings": [r"2 8\n"],
+    "Embeddings": [rf"384 26\n{RANKED}"],
     "LoRA adapters": [
-        r"alice qwen3-0\.6b-lora\nbob qwen3-0\.6b-lora\ndemo None\nembed None\nqwen3-0\.6b-lora None\n"
+        r"alice qwen3-0\.6b-lora\nbob qwen3-0\.6b-lora\ndemo None\nminilm None\nqwen3-0\.6b-lora None\n"
         r"alice \[simulated: alice\] \S.+\n"
     ],
     "Async": [rf"({SIMULATED}\n){{10}}"],
     "Retries and lost answers": [r"[0-9a-f-]{36} completed 1\n"],
-    "LangChain": [rf"{SIMULATED}\n{SIMULATED}\n", r"8\n"],
-    "With the tools you have": [rf"{SIMULATED}\n", rf"{SIMULATED}\n", rf"({SIMULATED}\n){{20}}"],
+    "LangChain": [rf"{SIMULATED}\n{SIMULATED}\n", r"384\n"],
+    "With the tools you have": [rf"{SIMULATED}\n", rf"{SIMULATED}\n", rf"({SIMULATED}\n){{20}}", RANKED],
 }
 
 
@@ -81,7 +82,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def triton(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[RunningTriton]:
-    server = start_triton(tmp_path_factory.mktemp("triton"), ("demo", "embed", "qwen3-0.6b-lora"), repository)
+    server = start_triton(tmp_path_factory.mktemp("triton"), ("demo", "minilm", "qwen3-0.6b-lora"), repository)
     yield server
     server.stop()
 
@@ -227,8 +228,8 @@ IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url":
                 ({"logit_bias": {"50256": -100}}, "logit_bias"),
             )
         ),
-        ("embeddings", {"model": "embed", "input": "a", "dimensions": 4}, "dimensions"),
-        ("embeddings", {"model": "embed", "input": [1, 2]}, "input"),
+        ("embeddings", {"model": "minilm", "input": "a", "dimensions": 4}, "dimensions"),
+        ("embeddings", {"model": "minilm", "input": [1, 2]}, "input"),
         *(
             ("responses", RESPONSE | {name: value}, name)
             for name, value in (

@@ -1,29 +1,41 @@
 """The official client against the whole service, with models that chat and embed."""
 
+import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import openai
 import pytest
 import pytest_asyncio
 
 from app.config import Settings
+from nvidia_triton.local.settings import ROOT
 from tests.servers import TEST_MODELS, RunningTriton, start_triton
 from tests.service import Service
 
-MODELS = ("tiny", "slow", "chat", "embed", "embed-vllm")
+MODELS = ("tiny", "slow", "chat", "embed", "embed-vllm", "minilm")
 
 
 @pytest.fixture(scope="session")
-def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
-    server = start_triton(tmp_path_factory.mktemp("triton"), MODELS)
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tests' models, and of the project's own the one that embeds."""
+    folder = tmp_path_factory.mktemp("models")
+    for each in (*TEST_MODELS.iterdir(), ROOT / "models" / "minilm"):
+        shutil.copytree(each, folder / each.name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def triton(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[RunningTriton]:
+    server = start_triton(tmp_path_factory.mktemp("triton"), MODELS, repository)
     yield server
     server.stop()
 
 
 @pytest.fixture
-def make_settings(make_settings: Callable[..., Settings]) -> Callable[..., Settings]:
+def make_settings(make_settings: Callable[..., Settings], repository: Path) -> Callable[..., Settings]:
     def make(**changes: object) -> Settings:
-        return make_settings(**({"model_repository": str(TEST_MODELS)} | changes))
+        return make_settings(**({"model_repository": str(repository)} | changes))
 
     return make
 

@@ -21,8 +21,8 @@ from weights import ADVICE, WeightsMissing, find
 MAX_TOKENS = 256
 # Texts of similar length are computed together, padding included at most this many tokens: about 40 MB.
 MAX_TOKENS_AT_ONCE = 1024
-# Where NumPy's matrix products keep to one thread, as in the local stack, the groups of texts are spread over the cores:
-# threads inside of a product wait for each other, which costs most of their time on a machine with other work.
+# Where NumPy keeps to one thread in each matrix product, as in the local stack, the groups are spread over the cores
+# instead: threads that share a product spin while they wait for each other, at the cost of whatever else runs.
 WORKERS = len(os.sched_getaffinity(0)) if os.environ.get("OPENBLAS_NUM_THREADS") == "1" else 1
 
 

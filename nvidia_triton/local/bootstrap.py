@@ -247,7 +247,7 @@ def install() -> None:
             # pip comes from .venv, so it does not matter whether this Python can bring one along.
             make_venv(ENGINE, engine_python(), "--without-pip")
             write(os.path.join(ENGINE, "named"), os.environ.get("ENGINE_PYTHON", ""))
-        say("Installing the local engines, some 150 MB to download the first time ...")
+        say("Installing the local engines, some 280 MB to download the first time ...")
         install_lock(ENGINE_PYTHON, ENGINE_LOCK)
         write_stamp(ENGINE, ENGINE_LOCK)
 

@@ -18,7 +18,7 @@ help: ## show this table
 
 install: ## make .venv and .venv-engine with the pinned dependencies (every target does)
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 to 3.14 is needed and there is no $(PYTHON): install one."; exit 1; }
-	@$(PYTHON) nvidia_triton/local/bootstrap.py install
+	@$(PYTHON) -m nvidia_triton.local.bootstrap install
 
 run: install ## start Postgres, Triton, the dispatcher and the API on http://127.0.0.1:8887; Ctrl-C stops all
 	@exec $(LOCAL).run --with-parent
@@ -69,9 +69,11 @@ lock: install ## pin the dependencies of pyproject.toml anew
 	@$(COMPILE) pyproject.toml -o requirements.txt
 	@$(COMPILE) pyproject.toml --extra local --extra vast --extra dev -c requirements.txt -o requirements-dev.txt
 	@$(COMPILE) --group engine -o requirements-engine.txt
+	@$(LOCAL).download_size requirements-dev.txt 3.13
+	@$(LOCAL).download_size requirements-engine.txt 3.12
 
 clean: ## remove .venv and the caches; CLEAN_DATA=1 deletes the local database too
-	@$(PYTHON) nvidia_triton/local/bootstrap.py clean
+	@$(PYTHON) -m nvidia_triton.local.bootstrap clean
 
 bench: install ## measure against bare tritonclient and FastAPI: make bench ARGS="drain submits"
 	@$(BIN)/python -m bench $(ARGS)

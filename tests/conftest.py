@@ -38,9 +38,11 @@ def with_database(url: str, name: str) -> str:
     return url.rsplit("/", 1)[0] + "/" + name
 
 
-def alembic(url: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def alembic(
+    url: str, *arguments: str, python: str = sys.executable, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "alembic", *arguments],
+        [python, "-m", "alembic", *arguments],
         cwd=ROOT,
         env={**os.environ, "DATABASE_URL": url, **environment},
         capture_output=True,

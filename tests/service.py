@@ -131,7 +131,9 @@ async def running_dispatcher(settings: Settings) -> AsyncIterator[None]:
 class Process:
     """The API or a dispatcher as a process of its own, to be killed, frozen and asked to stop."""
 
-    def __init__(self, module: str, settings: Settings, log: Path, **environment: str) -> None:
+    def __init__(
+        self, module: str, settings: Settings, log: Path, *, python: str = sys.executable, **environment: str
+    ) -> None:
         self.log = log
         given = settings.model_dump(mode="json", exclude_none=True)
         values = {
@@ -140,7 +142,7 @@ class Process:
         values["LOG_LEVEL"] = "INFO"
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", module],
+                [python, "-m", module],
                 cwd=ROOT,
                 env={**os.environ, **values, **environment},
                 stdout=output,

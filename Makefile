@@ -53,6 +53,11 @@ key: install ## make an API key and print it once: make key NAME=alice RPM=60 (d
 		$${SCOPES:+--scopes "$$SCOPES"} $${EXPIRES_DAYS:+--expires-days "$$EXPIRES_DAYS"} \
 		$${RPM:+--requests-per-minute "$$RPM"} $${PENDING:+--pending "$$PENDING"} \
 		$${TOKENS_PER_DAY:+--tokens-per-day "$$TOKENS_PER_DAY"} $${WEIGHT:+--weight "$$WEIGHT"} \
+		$${TOKENS_PER_MONTH:+--tokens-per-month "$$TOKENS_PER_MONTH"} \
+		$${DOLLARS_PER_DAY:+--dollars-per-day "$$DOLLARS_PER_DAY"} \
+		$${DOLLARS_PER_MONTH:+--dollars-per-month "$$DOLLARS_PER_MONTH"} \
+		$${STORAGE_BYTES:+--storage-bytes "$$STORAGE_BYTES"} $${PERSON:+--person "$$PERSON"} \
+		$${ONLY_MODELS:+--models "$$ONLY_MODELS"} \
 		$${WEBHOOK:+--webhook "$$WEBHOOK"}
 
 keys: install ## list the API keys

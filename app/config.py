@@ -77,6 +77,9 @@ class Settings(BaseSettings):
     api_port: int = Field(8887, ge=1, le=65535, description="port the API listens on")
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="largest request body, in bytes")
     max_file_bytes: int = Field(200 * 1024 * 1024, ge=1024, description="largest file of batch requests, in bytes")
+    max_owner_file_bytes: int = Field(
+        10 * 1024**3, ge=0, description="what the files of one owner may come to, in bytes; 0 for no bound"
+    )
     max_content_chars: int = Field(1_000_000, ge=1, description="longest `content` of a context")
     model_repository: str = Field(
         "models",
@@ -100,6 +103,9 @@ class Settings(BaseSettings):
     )
     result_retention_days: float | None = Field(
         None, gt=0, description="final results and their contexts are removed after this; empty keeps all"
+    )
+    audit_retention_days: float | None = Field(
+        None, gt=0, description="entries of the audit log are removed after this; empty keeps all"
     )
     stream_retention_seconds: Seconds = Field(
         600.0, description="how long after a result's end a cut stream of it can be resumed"

@@ -193,14 +193,20 @@ class OwnerNotFound(NotFound):
     title = "No such owner"
 
 
+class ModelNotAllowed(AppError):
+    code = "model_not_allowed"
+    status = 403
+    title = "The API key is not for this model"
+
+
 class LimitReached(AppError):
-    """A limit of the key; nothing was stored. `seconds` until it is worth trying again."""
+    """A limit of the key; nothing was stored. `seconds` until it is worth trying again, `limit` is the key's field."""
 
     status = 429
     title = "A limit of the API key is reached"
 
-    def __init__(self, detail: str, seconds: float) -> None:
-        super().__init__(detail, headers={"Retry-After": str(max(1, ceil(seconds)))})
+    def __init__(self, detail: str, seconds: float, limit: str) -> None:
+        super().__init__(detail, headers={"Retry-After": str(max(1, ceil(seconds)))}, limit=limit)
 
 
 class RequestLimitReached(LimitReached):
@@ -213,6 +219,16 @@ class PendingLimitReached(LimitReached):
 
 class TokenLimitReached(LimitReached):
     code = "token_limit_reached"
+
+
+class SpendingLimitReached(LimitReached):
+    code = "spending_limit_reached"
+
+
+class StorageQuotaReached(AppError):
+    code = "storage_quota_reached"
+    status = 413
+    title = "The owner's files have reached their quota"
 
 
 class UnsupportedParameter(InvalidRequest):

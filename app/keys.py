@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import getpass
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,9 +14,21 @@ from uuid import UUID
 from app.config import Settings, SettingsError, load_settings
 from app.db.engine import open_database
 from app.errors import AppError
+from app.queue.audit import Actor
 from app.services.callers import Scope
 from app.services.health import Health
-from app.services.keys import LONGEST_DAYS, MOST_OF_A_LIMIT, MOST_TOKENS, MOST_WEIGHT, Keys, NewKey
+from app.services.keys import (
+    LONGEST_DAYS,
+    LONGEST_MODEL,
+    MOST_BYTES,
+    MOST_DOLLARS,
+    MOST_MODELS,
+    MOST_OF_A_LIMIT,
+    MOST_TOKENS,
+    MOST_WEIGHT,
+    Keys,
+    NewKey,
+)
 from app.services.webhooks import LONGEST_URL, Webhook, accepted
 
 LONGEST_NAME = 200
@@ -39,13 +53,13 @@ async def _run(arguments: argparse.Namespace) -> int:
         keys = Keys(database)
         match arguments.command:
             case "create":
-                row, key = await keys.create(_asked_for(arguments, settings))
+                row, key = await keys.create(_asked_for(arguments, settings), _actor())
                 print(f"{_described(row)}\nThis is the only time it is shown:", file=sys.stderr)
                 print(key)
             case "list":
                 _show(await keys.list())
             case "revoke":
-                await keys.revoke(arguments.id)
+                await keys.revoke(arguments.id, _actor())
                 print(f"Key {arguments.id} is revoked; API processes know it within three seconds.")
     return 0
 
@@ -60,9 +74,24 @@ def _asked_for(arguments: argparse.Namespace, settings: Settings) -> NewKey:
         requests_per_minute=arguments.requests_per_minute,
         pending_limit=arguments.pending,
         tokens_per_day=arguments.tokens_per_day,
+        tokens_per_month=arguments.tokens_per_month,
+        dollars_per_day=arguments.dollars_per_day,
+        dollars_per_month=arguments.dollars_per_month,
+        storage_bytes=arguments.storage_bytes,
+        person=arguments.person,
+        models=arguments.models,
         weight=arguments.weight,
         webhook=webhook,
     )
+
+
+def _actor() -> Actor:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        # In a container, a user may have a number only.
+        user = f"uid {os.getuid()}"
+    return Actor(None, f"command, {user}")
 
 
 def _described(row: Mapping[str, Any]) -> str:
@@ -74,8 +103,15 @@ def _limits(row: Mapping[str, Any]) -> str:
         "requests_per_minute": "{:,} requests a minute",
         "pending_limit": "{:,} tickets pending",
         "tokens_per_day": "{:,} tokens a day",
+        "tokens_per_month": "{:,} tokens a month",
+        "dollars_per_day": "${:,.2f} a day",
+        "dollars_per_month": "${:,.2f} a month",
+        "storage_bytes": "{:,} bytes of files",
     }
-    return ", ".join(text.format(row[name]) for name, text in words.items() if row[name] is not None) or "no limits"
+    limits = [text.format(row[name]) for name, text in words.items() if row[name] is not None]
+    if row["models"] is not None:
+        limits.append(f"for {', '.join(row['models'])} only")
+    return ", ".join(limits) or "no limits"
 
 
 def _life(row: Mapping[str, Any]) -> str:
@@ -85,6 +121,8 @@ def _life(row: Mapping[str, Any]) -> str:
 def _show(rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         whose = row["name"] if row["owner"] == row["name"] else f"{row['name']}, owner {row['owner']}"
+        if row["person"] is not None:
+            whose += f", used by {row['person']}"
         print(f"{row['id']}  {row['state']}  {row['hint']}  {whose}")
         print(f"    {' '.join(row['scopes'])}; {_limits(row)}; weight {row['weight']}; {_life(row)}")
     if not rows:
@@ -102,6 +140,12 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("--requests-per-minute", type=_number(int, MOST_OF_A_LIMIT))
     create.add_argument("--pending", type=_number(int, MOST_OF_A_LIMIT), help="most tickets pending")
     create.add_argument("--tokens-per-day", type=_number(int, MOST_TOKENS))
+    create.add_argument("--tokens-per-month", type=_number(int, MOST_TOKENS))
+    create.add_argument("--dollars-per-day", type=_number(float, MOST_DOLLARS))
+    create.add_argument("--dollars-per-month", type=_number(float, MOST_DOLLARS))
+    create.add_argument("--storage-bytes", type=_number(int, MOST_BYTES), help="what the owner's files may come to")
+    create.add_argument("--person", type=_name, help="who uses it")
+    create.add_argument("--models", type=_models, help="the only models it may use, by their ids in GET /v1/models")
     create.add_argument("--weight", type=_number(int, MOST_WEIGHT), help="the owner's share when owners take turns")
     create.add_argument("--webhook", type=_url, help="URL to tell of the end of results that name no webhook")
     commands.add_parser("list", help="show all keys")
@@ -129,7 +173,14 @@ def _scopes(text: str) -> list[Scope]:
     return [Scope(word) for word in words]
 
 
-def _number(kind: type[int] | type[float], most: int) -> Callable[[str], float]:
+def _models(text: str) -> list[str]:
+    ids = text.replace(",", " ").split()
+    if not 0 < len(ids) <= MOST_MODELS or any(len(id_) > LONGEST_MODEL or not id_.isprintable() for id_ in ids):
+        raise argparse.ArgumentTypeError(f"name 1 to {MOST_MODELS} models, by their ids in GET /v1/models")
+    return ids
+
+
+def _number(kind: type[int] | type[float], most: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:
             value = kind(text)

@@ -16,6 +16,7 @@ import uvloop
 from fastapi import FastAPI
 from starlette.routing import Route
 
+from app.api import audit as audit_routes
 from app.api import contexts as contexts_routes
 from app.api import health as health_routes
 from app.api import keys as keys_routes
@@ -42,6 +43,7 @@ from app.queue.notify import Listener, SettledBoard, both
 from app.queue.statements import SETTLED_CHANNEL
 from app.queue.store import QueueStore
 from app.services.adapters import Adapters
+from app.services.audit import Audit
 from app.services.batches import Batches
 from app.services.catalog import Catalog
 from app.services.contexts import Contexts
@@ -95,6 +97,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         contexts_routes,
         keys_routes,
         usage_routes,
+        audit_routes,
         webhooks_routes,
         health_routes,
     ):
@@ -137,6 +140,7 @@ def _lifespan(settings: Settings) -> Lifespan:
                 keys=Keys(database),
                 limits=limits,
                 usage=Usage(database),
+                audit=Audit(database),
                 webhooks=Webhooks(DeliveryStore(database), results),
                 files=stored_files,
                 batches=Batches(database, store, stored_files, settings),

@@ -18,9 +18,10 @@ from app.config import Settings, SettingsError, load_settings
 from app.db.engine import open_database
 from app.db.faults import DATABASE_FAULT, DatabaseFault
 from app.dispatch.batches import batches_forever
-from app.dispatch.janitor import drop_events_forever, sweep_forever, tidy_forever
+from app.dispatch.janitor import drop_events_forever, sweep_forever, tidy_forever, trim_audit_forever
 from app.dispatch.loop import Dispatcher
 from app.dispatch.webhooks import deliver_forever, drop_deliveries_forever
+from app.queue.audit import AuditStore
 from app.queue.events import STREAM_CHANNEL, EventStore
 from app.queue.notify import Listener
 from app.queue.statements import CANCEL_CHANNEL, QUEUED_CHANNEL
@@ -62,6 +63,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
             asyncio.create_task(drop_deliveries_forever(database), name="deliveries"),
             asyncio.create_task(batches_forever(database, settings, render_line, defective_line), name="batches"),
             asyncio.create_task(tidy_forever(store, settings.result_retention_days), name="tidy"),
+            asyncio.create_task(trim_audit_forever(AuditStore(database), settings.audit_retention_days), name="audit"),
             asyncio.create_task(drop_events_forever(events, settings.stream_retention_seconds), name="events"),
         ]
         log.info("dispatching", name=name, servers=",".join(server.url for server in fleet.servers) or "none")

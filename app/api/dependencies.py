@@ -12,6 +12,7 @@ from app.api.local import Connections
 from app.config import Settings
 from app.errors import InvalidRequest
 from app.services.adapters import Adapters
+from app.services.audit import Audit
 from app.services.batches import Batches
 from app.services.callers import Caller
 from app.services.catalog import Catalog
@@ -49,6 +50,7 @@ class Services:
     keys: Keys
     limits: Limits
     usage: Usage
+    audit: Audit
     webhooks: Webhooks
     files: Files
     batches: Batches

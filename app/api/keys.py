@@ -6,11 +6,22 @@ from uuid import UUID
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, BeforeValidator, Field
 
-from app.api.dependencies import problems, services_of
+from app.api.dependencies import caller_of, problems, services_of
 from app.api.schemas import RequestBody
 from app.api.security import ADMIN, GuardedRoute
-from app.services.callers import Scope
-from app.services.keys import LONGEST_DAYS, MOST_OF_A_LIMIT, MOST_TOKENS, MOST_WEIGHT, NewKey
+from app.services.audit import actor_of
+from app.services.callers import LIMITS, Scope
+from app.services.keys import (
+    LONGEST_DAYS,
+    LONGEST_MODEL,
+    MOST_BYTES,
+    MOST_DOLLARS,
+    MOST_MODELS,
+    MOST_OF_A_LIMIT,
+    MOST_TOKENS,
+    MOST_WEIGHT,
+    NewKey,
+)
 from app.services.webhooks import Webhook, accepted
 from app.storable import StorableText
 
@@ -21,14 +32,31 @@ Name = Annotated[StorableText, Field(min_length=1, max_length=200)]
 ScopeName = Annotated[Scope, BeforeValidator(lambda value: Scope(value) if value in list(Scope) else value)]
 
 
+ModelId = Annotated[StorableText, Field(min_length=1, max_length=LONGEST_MODEL)]
+Dollars = Annotated[float, Field(gt=0, le=MOST_DOLLARS, allow_inf_nan=False)]
+
+
 class KeyCreate(RequestBody):
     name: Name = Field(description="what you call it by", examples=["alice"])
+    person: Name | None = Field(None, description="who uses it", examples=["Alice Smith"])
     owner: Name | None = Field(None, description="whom it belongs to; by default somebody of the key's own name")
     scopes: list[ScopeName] = Field(default=[Scope.READ, Scope.SUBMIT], min_length=1, max_length=3)
     expires_in_days: float | None = Field(None, gt=0, le=LONGEST_DAYS, allow_inf_nan=False)
     requests_per_minute: int | None = Field(None, ge=1, le=MOST_OF_A_LIMIT)
     pending_limit: int | None = Field(None, ge=1, le=MOST_OF_A_LIMIT)
     tokens_per_day: int | None = Field(None, ge=1, le=MOST_TOKENS)
+    tokens_per_month: int | None = Field(None, ge=1, le=MOST_TOKENS)
+    dollars_per_day: Dollars | None = None
+    dollars_per_month: Dollars | None = None
+    storage_bytes: int | None = Field(
+        None, ge=1, le=MOST_BYTES, description="what the owner's files may come to when this key uploads one"
+    )
+    models: list[ModelId] | None = Field(
+        None,
+        min_length=1,
+        max_length=MOST_MODELS,
+        description="the only models it may use, by their ids in GET /v1/models; a model's name allows its adapters",
+    )
     weight: int | None = Field(None, ge=1, le=MOST_WEIGHT, description="the owner's share when owners take turns")
     webhook: Webhook | None = Field(None, description="whom to tell of the end of results that name no webhook")
 
@@ -36,6 +64,7 @@ class KeyCreate(RequestBody):
 class Key(BaseModel):
     id: UUID
     name: str
+    person: str | None
     owner: str
     hint: str = Field(description="how the key ends")
     scopes: list[Scope]
@@ -46,6 +75,11 @@ class Key(BaseModel):
     requests_per_minute: int | None
     pending_limit: int | None
     tokens_per_day: int | None
+    tokens_per_month: int | None
+    dollars_per_day: float | None
+    dollars_per_month: float | None
+    storage_bytes: int | None
+    models: list[str] | None
     weight: int
     webhook: dict[str, Any] | None
 
@@ -71,12 +105,13 @@ async def create_key(body: KeyCreate, request: Request) -> object:
             owner=body.owner,
             scopes=body.scopes,
             expires_days=body.expires_in_days,
-            requests_per_minute=body.requests_per_minute,
-            pending_limit=body.pending_limit,
-            tokens_per_day=body.tokens_per_day,
+            person=body.person,
+            models=body.models,
+            **{name: getattr(body, name) for name in LIMITS},
             weight=body.weight,
             webhook=accepted(body.webhook, services_of(request).settings),
-        )
+        ),
+        actor_of(caller_of(request)),
     )
     return CreatedKey.made(row, key)
 
@@ -90,4 +125,4 @@ async def list_keys(request: Request) -> object:
 @router.delete("/{key_id}", status_code=204, responses=problems(404, 422))
 async def revoke_key(key_id: UUID, request: Request) -> None:
     """Revokes an API key for good; what it made stays. For the scope admin."""
-    await services_of(request).keys.revoke(key_id)
+    await services_of(request).keys.revoke(key_id, actor_of(caller_of(request)))

@@ -31,6 +31,7 @@ async def send_context(
 ) -> object:
     """Sends a stored prompt to a model and answers with a ticket at once."""
     options = body or SendOptions()
+    caller_of(request).require_model(model_name, options.parameters.lora_name)
     await services_of(request).adapters.require(model_name, options.parameters.lora_name)
     row, replayed = await services_of(request).submissions.submit(
         caller_of(request),
@@ -49,12 +50,16 @@ async def send_context(
 @router.get("/", dependencies=[READ], response_model=list[Model], responses=problems())
 async def list_models(request: Request) -> object:
     """What the fleet serves, asked from Triton; models it no longer serves are `unavailable`."""
-    return [_rendered(entry) for entry in await services_of(request).catalog.models()]
+    caller = caller_of(request)
+    return [_rendered(entry) for entry in await services_of(request).catalog.models() if caller.sees(entry.name)]
 
 
 @router.get("/{model_name}", dependencies=[READ], response_model=ModelDetail, responses=problems(404, 422))
 async def get_model(model_name: ModelName, request: Request) -> object:
     """One model with its tensors and Triton's statistics."""
+    caller = caller_of(request)
+    if not caller.sees(model_name):
+        caller.require_model(model_name)
     entry, details = await services_of(request).catalog.describe(model_name)
     return _rendered(entry) | details
 

@@ -1,5 +1,5 @@
 from datetime import UTC, date, datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
@@ -30,6 +30,14 @@ class UsageGroup(Counts):
     key_id: UUID | None = Field(None, description="when grouped by key; null for requests without one")
     key_name: str | None = None
     key_hint: str | None = None
+    key_person: str | None = None
+
+
+class KeyCap(BaseModel):
+    limit: Literal["tokens_per_day", "tokens_per_month", "dollars_per_day", "dollars_per_month"]
+    most: float
+    used: float
+    ends_at: datetime = Field(description="when the day or the month is over")
 
 
 class UsageReport(BaseModel):
@@ -38,6 +46,7 @@ class UsageReport(BaseModel):
     last_day: date
     groups: list[UsageGroup]
     total: Counts
+    limits: list[KeyCap] = Field(description="what the key that asks may spend, and has; empty where it has no cap")
 
 
 @router.get("/usage", response_model=UsageReport, response_model_exclude_unset=True, responses=problems(404, 422))
@@ -64,4 +73,8 @@ async def get_usage(
         "last_day": last,
         "groups": [dict(row) for row in used.rows],
         "total": dict(used.total),
+        "limits": [
+            {"limit": cap.name, "most": cap.limit, "used": cap.used, "ends_at": cap.ends_at}
+            for cap in await services_of(request).limits.caps(caller_of(request))
+        ],
     }

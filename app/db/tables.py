@@ -68,6 +68,15 @@ api_keys = Table(
     Column("pending_limit", Integer),
     Column("tokens_per_day", BigInteger),
     Column("webhook", JSONB(none_as_null=True)),
+    # Who uses it, for people.
+    Column("person", String(200)),
+    # Ids as in GET /v1/models, a model's own name standing for its adapters too; null allows all.
+    Column("models", ARRAY(Text)),
+    Column("tokens_per_month", BigInteger),
+    Column("dollars_per_day", Double),
+    Column("dollars_per_month", Double),
+    # What the files of its owner may come to when it uploads one; null for the setting.
+    Column("storage_bytes", BigInteger),
 )
 
 contexts = Table(
@@ -301,6 +310,8 @@ files = Table(
     Column("bytes", BigInteger, nullable=False),
     Column("created_at", Moment, nullable=False, server_default=func.now()),
     Column("expires_at", Moment),
+    # Who uploaded it, or made the batch that wrote it.
+    Column("key_id", UUID),
     Index("files_by_owner", "owner_id", "id"),
     Index("files_expiry", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
 )
@@ -356,4 +367,23 @@ batches = Table(
     ),
     Index("batches_by_owner", "owner_id", "id"),
     Index("batches_open", "id", postgresql_where=text("lease_until IS NOT NULL")),
+)
+
+# Who did what to keys, and to what another made. Triggers refuse every change; see migration 0005.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", UUID, primary_key=True, server_default=text("uuidv7()")),
+    Column("created_at", Moment, nullable=False, server_default=func.now()),
+    Column("action", Text, nullable=False),
+    Column("actor_key_id", UUID),
+    # Who it was apart from a key: `api`, or the user of a command.
+    Column("actor", Text, nullable=False),
+    # Whose the subject is.
+    Column("owner_id", Integer),
+    Column("subject", Text, nullable=False),
+    # Which key had made it.
+    Column("subject_key_id", UUID),
+    Column("details", JSONB(none_as_null=True)),
+    Index("audit_age", "created_at"),
 )

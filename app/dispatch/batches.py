@@ -125,7 +125,13 @@ class Finalizer:
         async with self._database.transaction() as connection:
             files = {
                 completed: FileWriter(
-                    connection, uuid7(), batch["owner_id"], OUTPUT, f"{name}_{kind}.jsonl", batch["output_seconds"]
+                    connection,
+                    uuid7(),
+                    batch["owner_id"],
+                    OUTPUT,
+                    f"{name}_{kind}.jsonl",
+                    batch["output_seconds"],
+                    batch["key_id"],
                 )
                 for completed, kind in ((True, "output"), (False, "error"))
             }

@@ -2,9 +2,10 @@
 
 import asyncio
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from app.errors import DatabaseUnavailable
+from app.queue.audit import AuditStore
 from app.queue.events import EventStore
 from app.queue.store import QueueStore
 from app.services.retention import oldest_kept
@@ -43,6 +44,21 @@ async def remove_old(store: QueueStore, retention_days: float) -> None:
     while await store.remove(limit, retention_days * DAY_SECONDS, REMOVE_BATCH) == REMOVE_BATCH:
         pass
     while await store.remove_contexts(limit, REMOVE_BATCH) == REMOVE_BATCH:
+        pass
+
+
+async def trim_audit_forever(audit: AuditStore, retention_days: float | None) -> None:
+    """Removes entries of the audit log that are older than `retention_days`."""
+    while True:
+        if retention_days is not None:
+            with suppress(DatabaseUnavailable):
+                await trim_audit(audit, retention_days)
+        await asyncio.sleep(TIDY_SECONDS)
+
+
+async def trim_audit(audit: AuditStore, retention_days: float) -> None:
+    before = datetime.now(UTC) - timedelta(days=retention_days)
+    while await audit.remove(before, REMOVE_BATCH) == REMOVE_BATCH:
         pass
 
 

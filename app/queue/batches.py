@@ -18,6 +18,7 @@ from pydantic_core import to_json
 from app.db.engine import Database
 from app.errors import DatabaseUnavailable
 from app.queue import locks
+from app.queue.audit import Action, Actor, recorded
 from app.queue.statements import QUEUED_CHANNEL, TAKE_OVER_OLD_KEY, cancel_where
 from app.queue.ticket import Idempotency
 
@@ -50,6 +51,7 @@ WHERE owner_id = $1 AND ($2::uuid IS NULL OR id < $2) ORDER BY id DESC LIMIT $3
 
 # Before its lines are there, nothing but the row has to be ended.
 CANCEL = f"""
+WITH asked AS (
 UPDATE batches SET
     status = CASE status WHEN 'validating' THEN 'cancelled' ELSE 'cancelling' END,
     cancelling_at = now(),
@@ -57,6 +59,10 @@ UPDATE batches SET
     lease_until = CASE status WHEN 'validating' THEN NULL ELSE lease_until END
 WHERE id = $1 AND owner_id = $2 AND status IN ('validating', 'in_progress')
 RETURNING {COLUMNS}
+), audited AS (
+    {recorded(Action.BATCH_CANCELLED, "asked", "$3", "$4", subject="'batch_' || replace(id::text, '-', '')")}
+)
+SELECT * FROM asked
 """
 
 # The events of a key's webhook speak of results; of a batch it is told the same way.
@@ -201,9 +207,9 @@ class BatchStore:
     async def get(self, id_: UUID, owner_id: int) -> Row | None:
         return await self._row(GET, id_, owner_id)
 
-    async def cancel(self, id_: UUID, owner_id: int) -> Row | None:
+    async def cancel(self, id_: UUID, owner_id: int, actor: Actor) -> Row | None:
         """The batch, being cancelled from now on; None for one that is not validating or in progress."""
-        return await self._row(CANCEL, id_, owner_id)
+        return await self._row(CANCEL, id_, owner_id, actor.key_id, actor.name)
 
     async def page(self, owner_id: int, after: UUID | None, limit: int) -> list[Row]:
         async with self._database.hot() as connection:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from app.db.engine import Database
+from app.queue import locks
+from app.queue.audit import Action, Actor, recorded
 from app.queue.statements import TAKE_KEY
 from app.queue.ticket import Idempotency
 
@@ -14,15 +17,24 @@ CHUNK_BYTES = 512 * 1024
 
 COLUMNS = "id, owner_id, purpose, filename, bytes, created_at, expires_at"
 INSERT = """
-INSERT INTO files (id, owner_id, purpose, filename, bytes, expires_at)
-VALUES ($1, $2, $3, $4, 0, now() + make_interval(secs => $5))
+INSERT INTO files (id, owner_id, purpose, filename, bytes, expires_at, key_id)
+VALUES ($1, $2, $3, $4, 0, now() + make_interval(secs => $5), $6)
 """
 INSERT_CHUNK = "INSERT INTO file_chunks (file_id, number, data) VALUES ($1, $2, $3)"
 CLOSE = f"UPDATE files SET bytes = $2 WHERE id = $1 RETURNING {COLUMNS}"
 THERE = "(expires_at IS NULL OR expires_at > now())"
 GET = f"SELECT {COLUMNS} FROM files WHERE id = $1 AND owner_id = $2 AND {THERE}"
 CHUNK = "SELECT data FROM file_chunks WHERE file_id = $1 AND number = $2"
-DELETE = "DELETE FROM files WHERE id = $1 AND owner_id = $2 RETURNING id"
+DELETE = f"""
+WITH gone AS (
+    DELETE FROM files WHERE id = $1 AND owner_id = $2 RETURNING id, owner_id, key_id
+), audited AS (
+    {recorded(Action.FILE_DELETED, "gone", "$3", "$4", subject="'file-' || replace(id::text, '-', '')")}
+)
+SELECT id FROM gone
+"""
+LOCK_STORAGE = f"SELECT pg_advisory_xact_lock({locks.STORAGE}, $1)"
+USED = f"SELECT coalesce(sum(bytes), 0)::bigint, min(expires_at) FROM files WHERE owner_id = $1 AND {THERE}"
 PAGE = f"""
 SELECT {COLUMNS} FROM files
 WHERE owner_id = $1 AND {THERE} AND ($2::uuid IS NULL OR id %s $2) AND ($3::text IS NULL OR purpose = $3)
@@ -42,11 +54,18 @@ class FileWriter:
     """Writes one file within a transaction of `connection`; `seconds` is how long it is kept, None for no end."""
 
     def __init__(
-        self, connection: Any, id_: UUID, owner_id: int, purpose: str, filename: str, seconds: float | None
+        self,
+        connection: Any,
+        id_: UUID,
+        owner_id: int,
+        purpose: str,
+        filename: str,
+        seconds: float | None,
+        key_id: UUID | None = None,
     ) -> None:
         self._connection = connection
         self._id = id_
-        self._row = (id_, owner_id, purpose, filename, seconds)
+        self._row = (id_, owner_id, purpose, filename, seconds, key_id)
         self._waiting = bytearray()
         self._chunks = 0
         self._bytes = 0
@@ -81,6 +100,13 @@ class FileWriter:
         self._bytes += len(chunk)
 
 
+async def used_exclusively(connection: Any, owner_id: int) -> tuple[int, datetime | None]:
+    """As FileStore.used, within a transaction that adds a file: others that do wait for its end."""
+    await connection.execute(LOCK_STORAGE, owner_id)
+    used, next_end = await connection.fetchrow(USED, owner_id)
+    return used, next_end
+
+
 class FileStore:
     """Every method raises DatabaseUnavailable when Postgres is out of reach."""
 
@@ -106,9 +132,16 @@ class FileStore:
             found: bytes | None = await connection.fetchval(CHUNK, id_, number)
         return found
 
-    async def delete(self, id_: UUID, owner_id: int) -> bool:
+    async def delete(self, id_: UUID, owner_id: int, actor: Actor) -> bool:
+        """Removes a file; one of another key is noted in the audit log."""
         async with self._database.hot() as connection:
-            return await connection.fetchval(DELETE, id_, owner_id) is not None
+            return await connection.fetchval(DELETE, id_, owner_id, actor.key_id, actor.name) is not None
+
+    async def used(self, owner_id: int) -> tuple[int, datetime | None]:
+        """What the owner's files come to in bytes, and when the next of them expires."""
+        async with self._database.hot() as connection:
+            used, next_end = await connection.fetchrow(USED, owner_id)
+        return used, next_end
 
     async def remove(self, older_than: UUID, limit: int) -> int:
         """Removes files that expired, and those made before the id `older_than`; returns how many."""

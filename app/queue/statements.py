@@ -4,6 +4,7 @@ A claim is a row whose `attempt_token` is set and whose `available_at` is the en
 release name the token, so a dispatcher that lost its lease changes no row.
 """
 
+from app.queue.audit import Action, recorded
 from app.queue.ticket import CANCELLED, CANCELLED_MESSAGE, EXPIRED, EXPIRED_MESSAGE
 
 QUEUED_CHANNEL = "results_queued"
@@ -294,7 +295,7 @@ SELECT id, (SELECT count(*) FROM woken) FROM released
 
 
 # Not claimed, or claimed by a dispatcher that is gone: final at once. Else the claimer is told and settles.
-def cancel_where(which: str) -> str:
+def cancel_where(which: str, audited: str = "SELECT") -> str:
     return f"""
 WITH asked AS (
     UPDATE results r SET
@@ -317,13 +318,15 @@ WITH asked AS (
 ), announced AS (
     {WEBHOOKS}
     FROM asked WHERE status = 'failed' AND {WEBHOOK_WANTED}
+), audited AS (
+    {audited}
 )
 SELECT pg_notify(CASE WHEN status = 'failed' THEN '{SETTLED_CHANNEL}' ELSE '{CANCEL_CHANNEL}' END, id::text)
 FROM asked
 """
 
 
-CANCEL = cancel_where("id = $1 AND owner_id = $2")
+CANCEL = cancel_where("id = $1 AND owner_id = $2", recorded(Action.RESULT_CANCELLED, "asked", "$3", "$4"))
 
 POSITION_LIMIT = 1000
 

@@ -8,6 +8,7 @@ from uuid import UUID
 from pydantic_core import to_json
 
 from app.db.engine import Database
+from app.queue.audit import KEYLESS, Actor
 from app.queue.housekeeping import COMPACT_USAGE, FORGET_KEYS, FORGET_REQUESTS, REMOVE, REMOVE_CONTEXTS
 from app.queue.statements import (
     CANCEL,
@@ -131,10 +132,10 @@ class QueueStore:
         async with self._database.hot() as connection:
             return {row[0] for row in await connection.fetch(RELEASE, *columns)}
 
-    async def cancel(self, id_: UUID, owner_id: int = 0) -> None:
-        """Asks for a cancel; a final result stays as it is."""
+    async def cancel(self, id_: UUID, owner_id: int = 0, actor: Actor = KEYLESS) -> None:
+        """Asks for a cancel; a final result stays as it is. What another key made is noted in the audit log."""
         async with self._database.hot() as connection:
-            await connection.execute(CANCEL, id_, owner_id)
+            await connection.execute(CANCEL, id_, owner_id, actor.key_id, actor.name)
 
     async def position(self, model: str, rank: datetime, id_: UUID, owner_id: int = 0) -> int:
         """The place among the owner's own results for a model, 1 being next; POSITION_LIMIT + 1 stands for beyond."""

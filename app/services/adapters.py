@@ -14,6 +14,7 @@ from pathlib import Path
 
 from app.config import Settings
 from app.errors import AdapterNotFound, InvalidRequest, ModelNotFound
+from app.services.callers import Caller
 from app.services.catalog import Catalog, model_not_found, shown
 from app.services.repository import ABSENT, VERSION, folder_of, stamp_of
 from app.telemetry import logger
@@ -74,13 +75,25 @@ class Adapters:
             message = _missing(model, adapter, names)
             raise AdapterNotFound(message, errors=[{"field": "parameters.lora_name", "message": message}])
 
-    async def resolve(self, id_: str) -> Chosen:
+    async def resolve(self, caller: Caller, id_: str) -> Chosen:
         """What an id of GET /v1/models stands for: a model, an adapter, or `<model>:<adapter>`.
 
         Raises:
             ModelNotFound: none of them, as far as is known.
+            ModelNotAllowed: the caller may not use it.
             InvalidRequest: adapters of several models have this name.
         """
+        try:
+            chosen = await self._resolve(id_)
+        except ModelNotFound:
+            # The names of the others are not for this key.
+            if caller.models is not None:
+                raise model_not_found(id_, list(caller.models)) from None
+            raise
+        caller.require_model(chosen.model, chosen.adapter)
+        return chosen
+
+    async def _resolve(self, id_: str) -> Chosen:
         if self._catalog.knows(id_):
             return Chosen(id_)
         for fresh in (False, True):

@@ -14,6 +14,7 @@ from app.db.ids import uuid7
 from app.errors import BatchEnded, BatchNotFound, InvalidRequest
 from app.queue.batches import BatchStore
 from app.queue.store import QueueStore
+from app.services.audit import actor_of
 from app.services.callers import Caller
 from app.services.files import INPUT, Files
 from app.services.idempotency import idempotency_of, made_before
@@ -106,7 +107,7 @@ class Batches:
             BatchNotFound: no such batch.
             BatchEnded: it has ended, or its files are being written.
         """
-        row = await self._store.cancel(id_, caller.owner_id)
+        row = await self._store.cancel(id_, caller.owner_id, actor_of(caller))
         if row is not None:
             return row
         row = await self.get(caller, id_)

@@ -1,24 +1,28 @@
 """Stored prompts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, select
+from sqlalchemy import ColumnElement, delete, insert, select
 
 from app.config import Settings
 from app.db.engine import Database
 from app.db.ids import time_of, uuid7
 from app.db.queries import Queries
-from app.db.tables import batches, contexts, result_events, results
+from app.db.tables import audit, batches, contexts, result_events, results
 from app.errors import AppError, BatchNotEnded, ContextInUse, ContextNotFound, ResultNotFound, ResultPending
+from app.queue.audit import Action
 from app.queue.store import QueueStore
 from app.queue.ticket import Status
+from app.services.audit import actor_of
 from app.services.callers import Caller
 from app.services.idempotency import idempotency_of, made_before
 from app.services.pages import Listed, Page, Window, fetch_bounded_page
 from app.services.retention import removed_or
 
+# Two keys are enough to tell that another one is among them.
+MAKERS = 2
 LISTED = Listed(
     contexts,
     columns=(contexts.c.id, contexts.c.content, contexts.c.metadata, contexts.c.created_at),
@@ -38,6 +42,22 @@ async def _require_ended_batches(queries: Queries, which: ColumnElement[bool]) -
         raise BatchNotEnded(
             f"Result {row['id']} is a line of batch_{row['batch_id'].hex}, which has not ended and needs it for its "
             "files: cancel the batch or wait for its end, then delete."
+        )
+
+
+async def _note(queries: Queries, action: Action, caller: Caller, id_: UUID, makers: Sequence[UUID | None]) -> None:
+    """Who made a prompt is known by its results: without any, it counts as another's."""
+    others = [key_id for key_id in makers or ([] if caller.key_id is None else [None]) if key_id != caller.key_id]
+    if others:
+        await queries.execute(
+            insert(audit).values(
+                action=action.value,
+                actor_key_id=caller.key_id,
+                actor=actor_of(caller).name,
+                owner_id=caller.owner_id,
+                subject=str(id_),
+                subject_key_id=others[0],
+            )
         )
 
 
@@ -101,6 +121,9 @@ class Contexts:
                 raise ContextInUse(
                     f"Result {pending} of this context is pending: cancel it or wait for its end, then delete."
                 )
+            made_by = select(results.c.key_id).where(results.c.context_id == id_).distinct().limit(MAKERS)
+            makers = [row["key_id"] for row in await queries.rows(made_by)]
+            await _note(queries, Action.CONTEXT_DELETED, caller, id_, makers)
             await queries.execute(delete(results).where(results.c.context_id == id_))
             await queries.execute(delete(contexts).where(contexts.c.id == id_))
 
@@ -120,12 +143,13 @@ class Contexts:
                 .where(contexts.c.id == select(results.c.context_id).where(*wanted).scalar_subquery())
                 .with_for_update()
             )
-            status = await queries.value(select(results.c.status).where(*wanted))
-            if status is None:
+            row = await queries.row(select(results.c.status, results.c.key_id).where(*wanted))
+            if row is None:
                 raise ResultNotFound(f"No result has the id {id_}. GET /results/ lists those there are.")
-            if not Status(status).final:
+            if not Status(row["status"]).final:
                 raise ResultPending(f"Result {id_} is pending: cancel it or wait for its end, then delete it.")
             await _require_ended_batches(queries, results.c.id == id_)
+            await _note(queries, Action.RESULT_DELETED, caller, id_, [row["key_id"]])
             await queries.execute(delete(result_events).where(result_events.c.result_id == id_))
             await queries.execute(delete(results).where(results.c.id == id_))
             others = select(results.c.id).where(results.c.context_id == context_id).exists()

@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from hashlib import sha256
+from math import ceil
 from typing import Any
 from uuid import UUID
 
 from app.config import Settings
 from app.db.engine import Database
 from app.db.ids import uuid7
-from app.errors import FileNotFound, InvalidRequest, Removed
-from app.queue.files import FileStore, FileWriter
+from app.errors import FileNotFound, InvalidRequest, Removed, StorageQuotaReached
+from app.queue.files import FileStore, FileWriter, used_exclusively
 from app.queue.store import QueueStore
 from app.queue.ticket import Idempotency
+from app.services.audit import actor_of
 from app.services.callers import Caller
 from app.services.idempotency import idempotency_of, made_before
 from app.services.retention import removed_or
+from app.services.standing import duration
 
 INPUT, OUTPUT = "batch", "batch_output"
 LONGEST_NAME = 255
@@ -40,6 +44,7 @@ class Files:
         self._database = database
         self._queue = queue
         self._retention_days = settings.result_retention_days
+        self._owner_bytes = settings.max_owner_file_bytes
         self._uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
 
     async def create(
@@ -56,6 +61,7 @@ class Files:
 
         Raises:
             InvalidRequest: it is empty.
+            StorageQuotaReached: the owner's files would come to more than they may.
             IdempotencyMismatch: the key came with another request before.
         """
         idempotency = None
@@ -78,7 +84,7 @@ class Files:
     ) -> Row | None:
         """None when the key is in use."""
         async with self._uploads, self._database.transaction() as connection:
-            writer = FileWriter(connection, uuid7(), caller.owner_id, INPUT, filename, seconds)
+            writer = FileWriter(connection, uuid7(), caller.owner_id, INPUT, filename, seconds, caller.key_id)
             if idempotency is not None and not await writer.take_key(idempotency):
                 return None
             async for part in content():
@@ -87,7 +93,19 @@ class Files:
             if row is None:
                 # Within the transaction, so that the key is free again.
                 raise InvalidRequest("file: is empty", errors=[{"field": "file", "message": "is empty"}])
+            if quota := self._quota(caller):
+                # The file is among those by now.
+                _require_quota(quota, 0, *await used_exclusively(connection, caller.owner_id))
         return row
+
+    async def require_room(self, caller: Caller, size: int) -> None:
+        """Raises StorageQuotaReached when a file of `size` bytes would not fit."""
+        if quota := self._quota(caller):
+            _require_quota(quota, size, *await self._store.used(caller.owner_id))
+
+    def _quota(self, caller: Caller) -> int:
+        """In bytes; 0 for none."""
+        return caller.storage_bytes or self._owner_bytes
 
     async def get(self, caller: Caller, id_: UUID) -> Row:
         """Raises FileNotFound, or Removed when the retention took it."""
@@ -126,7 +144,24 @@ class Files:
     async def delete(self, caller: Caller, id_: UUID) -> None:
         """Raises FileNotFound."""
         await self.get(caller, id_)
-        await self._store.delete(id_, caller.owner_id)
+        await self._store.delete(id_, caller.owner_id, actor_of(caller))
+
+
+def _require_quota(quota: int, size: int, used: int, next_end: datetime | None) -> None:
+    if used + size <= quota:
+        return
+    headers = {}
+    ends = "None of them expires."
+    if next_end is not None:
+        seconds = max(1, ceil((next_end - datetime.now(UTC)).total_seconds()))
+        headers["Retry-After"] = str(seconds)
+        ends = f"The next of them expires in {duration(seconds)}."
+    raise StorageQuotaReached(
+        f"The files of this owner may come to {quota:,} bytes, and with this one they would come to more: delete some "
+        f"with DELETE /v1/files/{{id}}, and upload with `expires_after`. {ends}",
+        headers=headers,
+        limit="storage_bytes",
+    )
 
 
 async def _digest(content: AsyncIterator[bytes]) -> str:

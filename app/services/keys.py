@@ -18,7 +18,8 @@ from uuid import UUID
 from app.db.engine import Database
 from app.db.ids import uuid7
 from app.errors import ApiKeyExpired, ApiKeyRevoked, InvalidRequest, KeyNotFound, Unauthorized
-from app.services.callers import EVERYBODY, Caller, Scope
+from app.queue.audit import Action, Actor, record
+from app.services.callers import EVERYBODY, LIMITS, Caller, Scope
 
 PREFIX = "sk-"
 SECRET_BYTES = 32
@@ -32,6 +33,10 @@ HINT_CHARS = 4
 LONGEST_DAYS = 36_500
 MOST_OF_A_LIMIT = 10_000_000
 MOST_TOKENS = 10**15
+MOST_DOLLARS = 1e9
+MOST_BYTES = 10**15
+MOST_MODELS = 100
+LONGEST_MODEL = 255
 MOST_WEIGHT = 1000
 
 # A revocation takes effect within this, a new key is known within it where it was tried before it was made.
@@ -43,25 +48,30 @@ INSERT INTO owners AS o (name, weight) VALUES ($1, coalesce($2::smallint, 1))
 ON CONFLICT (name) DO UPDATE SET weight = coalesce($2::smallint, o.weight)
 RETURNING id
 """
-INSERT = """
-INSERT INTO api_keys (id, owner_id, name, secret_hash, hint, scopes, expires_at, requests_per_minute, pending_limit,
-                      tokens_per_day, webhook)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-"""
-FIND = """
-SELECT id, owner_id, scopes, expires_at, revoked_at, requests_per_minute, pending_limit, tokens_per_day, webhook
-FROM api_keys WHERE secret_hash = $1
-"""
-LIST = """
-SELECT k.id, k.name, o.name AS owner, o.weight, k.hint, k.scopes, k.created_at, k.expires_at, k.revoked_at,
-       k.requests_per_minute, k.pending_limit, k.tokens_per_day, k.webhook,
+# What a key is made with, by the same names in the table and in NewKey.
+GIVEN = ("name", "person", *LIMITS, "models", "webhook")
+INSERT = f"""
+INSERT INTO api_keys (id, owner_id, secret_hash, hint, scopes, expires_at, {", ".join(GIVEN)})
+VALUES ($1, $2, $3, $4, $5, $6, {", ".join(f"${number}" for number, _ in enumerate(GIVEN, 7))})
+"""  # noqa: S608
+FIND = f"""
+SELECT id, owner_id, scopes, expires_at, revoked_at, {", ".join(LIMITS)}, models, webhook FROM api_keys WHERE
+"""  # noqa: S608
+FIND_BY_HASH, FIND_BY_ID = FIND + "secret_hash = $1", FIND + "id = $1"
+LIST = f"""
+SELECT k.id, o.name AS owner, o.weight, k.hint, k.scopes, k.created_at, k.expires_at, k.revoked_at,
+       {", ".join(f"k.{name}" for name in GIVEN)},
        CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked' WHEN k.expires_at <= now() THEN 'expired' ELSE 'active' END
            AS state
 FROM api_keys k JOIN owners o ON o.id = k.owner_id
 WHERE $1::uuid IS NULL OR k.id = $1
 ORDER BY k.id
+"""  # noqa: S608
+# A key that was revoked before stays as it is.
+REVOKE = """
+UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = $1
+RETURNING secret_hash, owner_id, name, old.revoked_at IS NULL AS is_new
 """
-REVOKE = "UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = $1 RETURNING secret_hash"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +84,15 @@ class NewKey:
     owner: str | None = None
     scopes: Sequence[Scope] = (Scope.READ, Scope.SUBMIT)
     expires_days: float | None = None
+    person: str | None = None
     requests_per_minute: int | None = None
     pending_limit: int | None = None
     tokens_per_day: int | None = None
+    tokens_per_month: int | None = None
+    dollars_per_day: float | None = None
+    dollars_per_month: float | None = None
+    storage_bytes: int | None = None
+    models: Sequence[str] | None = None
     weight: int | None = None
     webhook: dict[str, Any] | None = None
 
@@ -143,7 +159,7 @@ class Keys:
 
     async def _ask(self, digest: bytes) -> Mapping[str, Any] | None:
         async with self._database.hot() as connection:
-            row = await connection.fetchrow(FIND, digest)
+            row = await connection.fetchrow(FIND_BY_HASH, digest)
         if row is None:
             self._unknown.put(digest, None)
             return None
@@ -151,7 +167,19 @@ class Keys:
         self._known.put(digest, found)
         return found
 
-    async def create(self, new: NewKey) -> tuple[Mapping[str, Any], str]:
+    async def bounds(self, id_: UUID) -> Caller:
+        """The caller that the key stands for, whether or not it is still valid: what it began is bounded by it.
+
+        Raises:
+            KeyNotFound: there is none with this id.
+        """
+        async with self._database.hot() as connection:
+            row = await connection.fetchrow(FIND_BY_ID, id_)
+        if row is None:
+            raise KeyNotFound(f"No API key has the id {id_}.")
+        return _caller(row)
+
+    async def create(self, new: NewKey, actor: Actor) -> tuple[Mapping[str, Any], str]:
         """Makes a key; returns its row as `list` does, and the key itself, which is stored nowhere.
 
         Raises:
@@ -170,17 +198,15 @@ class Keys:
                 INSERT,
                 id_,
                 owner_id,
-                new.name,
                 digest,
                 f"{PREFIX}…{key[-HINT_CHARS:]}",
                 sorted(set(new.scopes)),
                 expires_at,
-                new.requests_per_minute,
-                new.pending_limit,
-                new.tokens_per_day,
-                new.webhook,
+                *(getattr(new, name) for name in GIVEN),
             )
             row = await connection.fetchrow(LIST, id_)
+            details = {"name": new.name, "person": new.person, "scopes": row["scopes"]}
+            await record(connection, Action.KEY_CREATED, actor, owner_id, str(id_), details=details)
         return row, key
 
     async def list(self) -> Sequence[Mapping[str, Any]]:
@@ -189,17 +215,20 @@ class Keys:
             found: Sequence[Mapping[str, Any]] = await connection.fetch(LIST, None)
         return found
 
-    async def revoke(self, id_: UUID) -> None:
+    async def revoke(self, id_: UUID, actor: Actor) -> None:
         """Ends a key for good: here at once, in other processes within FRESH_SECONDS.
 
         Raises:
             KeyNotFound: there is none with this id.
         """
-        async with self._database.hot() as connection:
-            digest = await connection.fetchval(REVOKE, id_)
-        if digest is None:
+        async with self._database.transaction() as connection:
+            row = await connection.fetchrow(REVOKE, id_)
+            if row is not None and row["is_new"]:
+                name = {"name": row["name"]}
+                await record(connection, Action.KEY_REVOKED, actor, row["owner_id"], str(id_), details=name)
+        if row is None:
             raise KeyNotFound(f"No API key has the id {id_}. `make keys` and GET /keys/ list those there are.")
-        self._known.forget(digest)
+        self._known.forget(row["secret_hash"])
 
 
 def base62(secret: bytes) -> str:
@@ -217,8 +246,7 @@ def _caller(row: Mapping[str, Any]) -> Caller:
         owner_id=row["owner_id"],
         key_id=row["id"],
         scopes=frozenset(map(Scope, row["scopes"])),
-        requests_per_minute=row["requests_per_minute"],
-        pending_limit=row["pending_limit"],
-        tokens_per_day=row["tokens_per_day"],
+        models=None if row["models"] is None else tuple(row["models"]),
         webhook=row["webhook"],
+        **{name: row[name] for name in LIMITS},
     )

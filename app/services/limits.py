@@ -1,4 +1,4 @@
-"""The limits of a key: requests a minute, tokens a day, tickets pending.
+"""The limits of a key: requests a minute, tickets pending, tokens and dollars a day and a month.
 
 Each process counts for itself at once, and every REFRESH_SECONDS adds its counts to those in Postgres and reads what
 the others did: so one process is exact, and several are off by what they let through in that time.
@@ -10,15 +10,21 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from uuid import UUID
 
 import asyncpg
 
 from app.db.engine import Database
-from app.errors import DatabaseUnavailable, PendingLimitReached, RequestLimitReached, TokenLimitReached
+from app.errors import (
+    DatabaseUnavailable,
+    PendingLimitReached,
+    RequestLimitReached,
+    SpendingLimitReached,
+    TokenLimitReached,
+)
 from app.services.callers import Caller
-from app.services.standing import WINDOW_SECONDS, Standing, duration
+from app.services.standing import WINDOW_SECONDS, Cap, Standing, duration
 from app.telemetry import logger
 
 log = logger("limits")
@@ -42,15 +48,23 @@ READ = """
 SELECT k.key_id,
     (SELECT array_agg(ARRAY[c.second, c.requests]) FROM request_counts c
      WHERE c.key_id = k.key_id AND c.second >= $5) AS requests,
-    CASE WHEN k.counts_tokens THEN (
-        SELECT coalesce(sum(u.prompt_tokens + u.completion_tokens), 0)::bigint FROM usage u
-        WHERE u.owner_id = k.owner_id AND u.day = (now() AT TIME ZONE 'UTC')::date AND u.key_id = k.key_id
-    ) ELSE 0 END AS tokens,
     (SELECT count(*) FROM (
         SELECT FROM results r WHERE r.key_id = k.key_id AND r.status = 'pending' AND r.id <> ALL ($6::uuid[])
         LIMIT k.pending_limit
-    ) p) AS pending
-FROM unnest($1::uuid[], $2::int[], $3::int[], $4::bool[]) AS k(key_id, owner_id, pending_limit, counts_tokens)
+    ) p) AS pending,
+    spent.*
+FROM unnest($1::uuid[], $2::int[], $3::int[], $4::date[]) AS k(key_id, owner_id, pending_limit, since)
+CROSS JOIN LATERAL (
+    SELECT coalesce(sum(d.tokens) FILTER (WHERE d.today), 0)::bigint AS tokens_per_day,
+           coalesce(sum(d.tokens), 0)::bigint AS tokens_per_month,
+           coalesce(sum(d.cost) FILTER (WHERE d.today), 0) AS dollars_per_day,
+           coalesce(sum(d.cost), 0) AS dollars_per_month
+    FROM (
+        SELECT u.prompt_tokens + u.completion_tokens AS tokens, u.cost,
+               u.day = (now() AT TIME ZONE 'UTC')::date AS today
+        FROM usage u WHERE u.owner_id = k.owner_id AND u.day >= k.since AND u.key_id = k.key_id
+    ) d
+) spent
 """
 
 
@@ -64,7 +78,7 @@ class Limits:
         """Lets a request pass: one that `counts` is a request of the minute, for one that makes `work` all limits hold.
 
         Raises:
-            RequestLimitReached, TokenLimitReached, PendingLimitReached: nothing was counted.
+            RequestLimitReached, TokenLimitReached, SpendingLimitReached, PendingLimitReached: nothing was counted.
             DatabaseUnavailable: what the key has used is not known yet.
         """
         if caller.key_id is None or not caller.limited:
@@ -72,13 +86,8 @@ class Limits:
         standing = await self._standing(caller, caller.key_id)
         if work:
             await self._require_room(caller, caller.key_id, standing, 1)
-        if work and caller.tokens_per_day is not None and standing.tokens >= caller.tokens_per_day:
-            seconds = _until_tomorrow()
-            raise TokenLimitReached(
-                f"This key may use {caller.tokens_per_day:,} tokens a day and has used {standing.tokens:,}; the next "
-                f"day begins in {duration(seconds)}, at midnight UTC.",
-                seconds,
-            )
+        if work and caller.capped:
+            _require_under_caps(standing.caps(datetime.now(UTC)))
         # From the look to the count nothing else runs: not one more gets through.
         limit, now = caller.requests_per_minute if counts else None, time.time()
         if limit is not None and standing.window.used(now) >= limit:
@@ -87,6 +96,7 @@ class Limits:
                 f"This key may make {limit:,} requests in {WINDOW_SECONDS} seconds; there is room again in "
                 f"{duration(seconds)}.",
                 seconds,
+                "requests_per_minute",
             )
         if limit is not None:
             standing.window.count(now)
@@ -120,6 +130,7 @@ class Limits:
                 f"This key may have {limit:,} tickets pending, and {standing.pending.used:,} are: wait for some to "
                 f"end, or cancel them. {tickets:,} more {'was' if tickets == 1 else 'were'} asked for.",
                 PENDING_AGAIN_SECONDS,
+                "pending_limit",
             )
 
     def headers(self, caller: Caller) -> dict[str, str]:
@@ -133,11 +144,21 @@ class Limits:
             found["x-ratelimit-limit-requests"] = str(limit)
             found["x-ratelimit-remaining-requests"] = str(max(0, limit - standing.window.used(now)))
             found["x-ratelimit-reset-requests"] = duration(standing.window.until_empty(now))
-        if (limit := caller.tokens_per_day) is not None:
-            found["x-ratelimit-limit-tokens"] = str(limit)
-            found["x-ratelimit-remaining-tokens"] = str(max(0, limit - standing.tokens))
-            found["x-ratelimit-reset-tokens"] = duration(_until_tomorrow())
+        if caller.capped:
+            now_utc = datetime.now(UTC)
+            tokens = [cap for cap in standing.caps(now_utc) if not cap.in_dollars]
+            if tokens:
+                cap = min(tokens, key=lambda each: each.limit - each.used)
+                found["x-ratelimit-limit-tokens"] = str(cap.limit)
+                found["x-ratelimit-remaining-tokens"] = str(max(0, cap.limit - cap.used))
+                found["x-ratelimit-reset-tokens"] = duration((cap.ends_at - now_utc).total_seconds())
         return found
+
+    async def caps(self, caller: Caller) -> list[Cap]:
+        """What the key may spend, and has."""
+        if caller.key_id is None or not caller.capped:
+            return []
+        return (await self._standing(caller, caller.key_id)).caps(datetime.now(UTC))
 
     async def share(self) -> None:
         """Keeps what this process and the others know of each other fresh, for ever."""
@@ -157,7 +178,7 @@ class Limits:
     async def _standing(self, caller: Caller, key_id: UUID) -> Standing:
         standing = self._standings.get(key_id)
         if standing is None:
-            standing = Standing(caller.owner_id, caller.pending_limit, caller.tokens_per_day)
+            standing = Standing(caller)
             self._standings[key_id] = standing
         standing.touched_at = time.monotonic()
         if standing.touched_at - standing.read_at > STALE_SECONDS:
@@ -178,12 +199,13 @@ class Limits:
                     for each in due.values():
                         each.window.sent()
                 counted = {id_: set(each.pending.stored) for id_, each in due.items()}
+                today = datetime.now(UTC).date()
                 rows = await connection.fetch(
                     READ,
                     list(due),
-                    [each.owner_id for each in due.values()],
-                    [each.pending_limit or 0 for each in due.values()],
-                    [each.tokens_per_day is not None for each in due.values()],
+                    [each.caller.owner_id for each in due.values()],
+                    [each.caller.pending_limit or 0 for each in due.values()],
+                    [each.counted_since(today) for each in due.values()],
                     int(time.time()) - WINDOW_SECONDS,
                     [id_ for each in due.values() for id_ in each.pending.storing],
                 )
@@ -195,7 +217,20 @@ def _columns(rows: Iterable[tuple[UUID, int, int]]) -> list[list[object]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def _until_tomorrow() -> float:
-    now = datetime.now(UTC)
-    tomorrow = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
-    return (tomorrow - now).total_seconds()
+def _require_under_caps(caps: list[Cap]) -> None:
+    """Raises TokenLimitReached or SpendingLimitReached for the one that ends last."""
+    for cap in caps:
+        if not cap.is_reached:
+            continue
+        seconds = (cap.ends_at - datetime.now(UTC)).total_seconds()
+        period = "day" if cap.name.endswith("_per_day") else "month"
+        ends = f"The next {period} begins in {duration(seconds)}, at midnight UTC."
+        if cap.in_dollars:
+            raise SpendingLimitReached(
+                f"This key may spend ${cap.limit:,.2f} a {period} and has spent ${cap.used:,.2f}. {ends}",
+                seconds,
+                cap.name,
+            )
+        raise TokenLimitReached(
+            f"This key may use {cap.limit:,} tokens a {period} and has used {cap.used:,}. {ends}", seconds, cap.name
+        )

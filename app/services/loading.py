@@ -25,6 +25,7 @@ from app.queue.ticket import Status
 from app.services.batches import WINDOW_SECONDS
 from app.services.callers import Caller
 from app.services.files import Files
+from app.services.keys import Keys
 from app.services.lines import DEFECTIVE, LineError, Prepare, PreparedLine, Unprepared
 from app.telemetry import SUBMITTED, logger
 
@@ -51,6 +52,7 @@ class Loader:
         self, database: Database, files: Files, prepare: Prepare, arrived: asyncio.Event, settings: Settings
     ) -> None:
         self._store = BatchStore(database)
+        self._keys = Keys(database)
         self._files = files
         self._prepare = prepare
         self._arrived = arrived
@@ -85,7 +87,8 @@ class Loader:
     async def _load(self, batch: Row) -> None:
         started = time.monotonic()
         with tempfile.TemporaryFile() as contexts, tempfile.TemporaryFile() as results:
-            check = Check(batch, self._prepare, self._settings, contexts, results)
+            caller = await self._caller(batch)
+            check = Check(batch, caller, self._prepare, self._settings, contexts, results)
             try:
                 file = await self._files.get(Caller(batch["owner_id"]), batch["input_file_id"])
                 await check.read(lines(self._files.content(file), self._settings.max_body_bytes))
@@ -116,6 +119,12 @@ class Loader:
             store_seconds=round(time.monotonic() - checked, 2),
         )
 
+    async def _caller(self, batch: Row) -> Caller:
+        """On whose behalf its lines are sent: bounded to models as the key is that made it."""
+        if batch["key_id"] is None:
+            return Caller(batch["owner_id"])
+        return await self._keys.bounds(batch["key_id"])
+
     async def _require_room(self, batch: Row, check: Check) -> None:
         room = None if batch["key_id"] is None else await self._store.pending_room(batch["key_id"])
         if room is not None and check.count + room[1] > room[0]:
@@ -131,10 +140,16 @@ class Check:
     """One pass over the lines of a batch, which writes what is to be stored into two files."""
 
     def __init__(
-        self, batch: Row, prepare: Prepare, settings: Settings, contexts: IO[bytes], results: IO[bytes]
+        self,
+        batch: Row,
+        caller: Caller,
+        prepare: Prepare,
+        settings: Settings,
+        contexts: IO[bytes],
+        results: IO[bytes],
     ) -> None:
         self._batch = batch
-        self._caller = Caller(batch["owner_id"], batch["key_id"])
+        self._caller = caller
         self._prepare = prepare
         self._largest = settings.max_body_bytes
         self._contexts, self._results = contexts, results
@@ -277,7 +292,9 @@ class Check:
         try:
             if known is not None:
                 raise known
-            return await self._prepare(self._caller, self._batch["endpoint"], body)
+            prepared = await self._prepare(self._caller, self._batch["endpoint"], body)
+            self._caller.require_model(prepared.model, prepared.engine_parameters.get("lora_name"))
+            return prepared
         except DatabaseUnavailable:
             raise
         except AppError as error:

@@ -18,6 +18,7 @@ from app.errors import AppError, ResultNotFound
 from app.queue.notify import SettledBoard
 from app.queue.store import QueueStore
 from app.queue.ticket import Phase, Status, phase_of
+from app.services.audit import actor_of
 from app.services.callers import Caller
 from app.services.catalog import Catalog
 from app.services.pages import Listed, Page, Window, fetch_bounded_page
@@ -185,7 +186,7 @@ class Results:
         Raises:
             ResultNotFound: no such result.
         """
-        await self._store.cancel(id_, caller.owner_id)
+        await self._store.cancel(id_, caller.owner_id, actor_of(caller))
         return await self.get(caller, id_)
 
     async def attempts(self, caller: Caller, id_: UUID) -> list[dict[str, Any]]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import date, datetime, timedelta
+from typing import Any, NamedTuple
 from uuid import UUID
 
+from app.services.callers import Caller
+
 WINDOW_SECONDS = 60
+CAPS = ("dollars_per_month", "tokens_per_month", "dollars_per_day", "tokens_per_day")
 
 
 @dataclass
@@ -78,24 +82,62 @@ class Pending:
         self.stored -= counted
 
 
+class Cap(NamedTuple):
+    """What may be spent in a period, in UTC; `name` is that of the key's field."""
+
+    name: str
+    limit: float
+    used: float
+    ends_at: datetime
+
+    @property
+    def is_reached(self) -> bool:
+        return self.used >= self.limit
+
+    @property
+    def in_dollars(self) -> bool:
+        return self.name.startswith("dollars")
+
+
 @dataclass
 class Standing:
-    """One key. `read_at` and `touched_at` on the monotonic clock."""
+    """One key. `read_at` and `touched_at` on the monotonic clock; `spent` by the names of its caps."""
 
-    owner_id: int
-    pending_limit: int | None
-    tokens_per_day: int | None
+    caller: Caller
     window: Window = field(default_factory=Window)
     pending: Pending = field(default_factory=Pending)
-    tokens: int = 0
+    spent: dict[str, float] = field(default_factory=dict)
     read_at: float = float("-inf")
     touched_at: float = 0.0
 
     def told(self, row: Any, counted: set[UUID], now: float) -> None:
         self.window.told(dict(row["requests"] or ()))
         self.pending.told(row["pending"], counted)
-        self.tokens = row["tokens"]
+        self.spent = {name: row[name] for name in CAPS}
         self.read_at = now
+
+    def counted_since(self, today: date) -> date | None:
+        """The first day whose usage its caps look at; None for no cap."""
+        if self.caller.capped_by_month:
+            return today.replace(day=1)
+        return today if self.caller.capped else None
+
+    def caps(self, now: datetime) -> list[Cap]:
+        """Those the key has, the ones that end last first."""
+        found = []
+        for name in CAPS:
+            limit = getattr(self.caller, name)
+            if limit is not None:
+                found.append(Cap(name, limit, self.spent.get(name, 0), period_end(name, now)))
+        return found
+
+
+def period_end(name: str, now: datetime) -> datetime:
+    """When the day or the month of a cap is over."""
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    if name.endswith("_per_day"):
+        return midnight + timedelta(days=1)
+    return (midnight.replace(day=1) + timedelta(days=32)).replace(day=1)
 
 
 def duration(seconds: float) -> str:

@@ -208,6 +208,8 @@ class Submissions:
         retry_of: UUID | None = None,
         idempotency: Idempotency | None = None,
     ) -> Submission:
+        # Every ticket of a caller is made here.
+        caller.require_model(model, parameters.get("lora_name"))
         id_ = uuid7()
         created_at = time_of(id_)
         return Submission(

@@ -66,8 +66,10 @@ class Usage:
 
 def _grouped(query: Select[Any], group_by: GroupBy) -> Select[Any]:
     if group_by is GroupBy.KEY:
-        names = (usage.c.key_id, api_keys.c.name.label("key_name"), api_keys.c.hint.label("key_hint"))
-        query = query.add_columns(*names).outerjoin_from(usage, api_keys, api_keys.c.id == usage.c.key_id)
-        return query.group_by(usage.c.key_id, api_keys.c.name, api_keys.c.hint).order_by(usage.c.key_id)
+        named = [api_keys.c[name].label(f"key_{name}") for name in ("name", "hint", "person")]
+        query = query.add_columns(usage.c.key_id, *named).outerjoin_from(
+            usage, api_keys, api_keys.c.id == usage.c.key_id
+        )
+        return query.group_by(usage.c.key_id, api_keys.c.id).order_by(usage.c.key_id)
     column = usage.c[group_by.value]
     return query.add_columns(column).group_by(column).order_by(column)

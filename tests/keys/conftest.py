@@ -8,6 +8,7 @@ import pytest_asyncio
 
 from app.config import Settings
 from app.db.engine import Database
+from app.queue.audit import Actor
 from app.services.callers import Scope
 from app.services.keys import Keys, NewKey
 from tests.service import Service, running_api
@@ -20,7 +21,7 @@ def make_key(database: Database) -> MakeKey:
     """Makes an API key and returns it; all scopes but admin."""
 
     async def make(name: str = "alice", **fields: Any) -> str:
-        _, key = await Keys(database).create(NewKey(name, **fields))
+        _, key = await Keys(database).create(NewKey(name, **fields), Actor(None, "tests"))
         return key
 
     return make

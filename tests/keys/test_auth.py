@@ -11,6 +11,7 @@ import pytest
 
 from app.config import Settings
 from app.db.engine import Database
+from app.queue.audit import KEYLESS
 from app.services.callers import Scope
 from app.services.keys import ALPHABET, FRESH_SECONDS, KEY, Keys, base62
 from tests.api.test_bad_input import check_problem
@@ -183,7 +184,7 @@ async def test_a_revocation_reaches_other_processes_within_seconds(
     key = await make_key()
     assert (await guarded.client.get("/contexts/", headers=bearer(key))).status_code == 200
     elsewhere = Keys(database)
-    await elsewhere.revoke((await elsewhere.list())[0]["id"])
+    await elsewhere.revoke((await elsewhere.list())[0]["id"], KEYLESS)
 
     async def turned_away() -> bool:
         return (await guarded.client.get("/contexts/", headers=bearer(key))).status_code == 401

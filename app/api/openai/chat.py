@@ -68,7 +68,7 @@ async def prepare_chat(services: Services, caller: Caller, body: ChatRequest | M
         AppError: whatever is wrong with it, naming the parameter.
     """
     chat = body if isinstance(body, ChatRequest) else checked(ChatRequest, body)
-    chosen = await services.adapters.resolve(chat.model)
+    chosen = await services.adapters.resolve(caller, chat.model)
     if any(modality != "text" for modality in chat.modalities or ()):
         raise unsupported("modalities", "text is all there is")
     given = chat.stored("messages")

@@ -43,7 +43,7 @@ async def prepare_completion(
         AppError: whatever is wrong with it, naming the parameter.
     """
     wanted = body if isinstance(body, CompletionRequest) else checked(CompletionRequest, body)
-    chosen = await services.adapters.resolve(wanted.model)
+    chosen = await services.adapters.resolve(caller, wanted.model)
     prompt = _one_text(wanted.prompt)
     if not prompt:
         raise invalid("prompt", "must not be empty")

@@ -40,7 +40,7 @@ async def prepare_embedding(services: Services, caller: Caller, body: EmbeddingR
         AppError: whatever is wrong with it, naming the parameter.
     """
     wanted = body if isinstance(body, EmbeddingRequest) else checked(EmbeddingRequest, body)
-    chosen = await services.adapters.resolve(wanted.model)
+    chosen = await services.adapters.resolve(caller, wanted.model)
     if chosen.adapter is not None:
         raise unsupported("model", f"adapters generate text only; embeddings are made by {chosen.model}")
     if wanted.dimensions is not None:

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.datastructures import FormData, UploadFile
 
+from app.api.body import FORM_BYTES
 from app.api.dependencies import IdempotencyKey, caller_of, mark_replayed, services_of
 from app.api.openai.documents import openai_errors
 from app.api.openai.ids import object_id, uuid_of
@@ -55,6 +56,9 @@ router = APIRouter(prefix=PATH, tags=["openai"], route_class=GuardedRoute)
 async def create_file(request: Request, response: Response, key: IdempotencyKey = None) -> dict[str, Any]:
     """Stores the requests of a batch. Kept until deleted, or as long as `expires_after` says."""
     services = services_of(request)
+    declared = request.headers.get("content-length", "")
+    size = int(declared) - FORM_BYTES if declared.isdigit() else 0
+    await services.files.require_room(caller_of(request), max(1, size))
     async with request.form(max_files=1, max_fields=MOST_FIELDS) as form:
         file = form.get("file")
         if not isinstance(file, UploadFile):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
 
-from app.api.dependencies import services_of
+from app.api.dependencies import caller_of, services_of
 from app.api.openai.documents import openai_errors
 from app.api.security import READ, GuardedRoute
 from app.errors import ModelNotFound
@@ -26,7 +26,12 @@ async def list_openai_models(request: Request) -> dict[str, Any]:
     entries = {entry.name: entry for entry in await services.catalog.models()}
     since = await services.catalog.first_seen()
     ids = services.adapters.ids(entries)
-    data = [_rendered(id_, chosen, entries[chosen.model], since) for id_, chosen in sorted(ids.items())]
+    caller = caller_of(request)
+    data = [
+        _rendered(id_, chosen, entries[chosen.model], since)
+        for id_, chosen in sorted(ids.items())
+        if caller.may_use(chosen.model, chosen.adapter)
+    ]
     return {"object": "list", "data": data}
 
 
@@ -36,7 +41,7 @@ async def get_openai_model(
 ) -> dict[str, Any]:
     """One model, or one adapter."""
     services = services_of(request)
-    chosen = await services.adapters.resolve(model)
+    chosen = await services.adapters.resolve(caller_of(request), model)
     since = await services.catalog.first_seen()
     for entry in await services.catalog.models():
         if entry.name == chosen.model:

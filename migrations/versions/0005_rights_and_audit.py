@@ -14,7 +14,8 @@ branch_labels = None
 depends_on = None
 
 # Rows are only ever added. The retention alone removes some, through the function, which says up to when.
-APPEND_ONLY = """
+APPEND_ONLY = (
+    """
 CREATE FUNCTION audit_is_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF TG_OP = 'DELETE' AND OLD.created_at < nullif(current_setting('audit.remove_before', true), '')::timestamptz THEN
@@ -24,11 +25,17 @@ BEGIN
         USING ERRCODE = 'insufficient_privilege',
               HINT = 'audit_remove_before(timestamptz) removes what is older than the retention.';
 END
-$$;
+$$
+""",
+    """
 CREATE TRIGGER audit_keeps_rows BEFORE UPDATE OR DELETE ON audit
-    FOR EACH ROW EXECUTE FUNCTION audit_is_append_only();
+    FOR EACH ROW EXECUTE FUNCTION audit_is_append_only()
+""",
+    """
 CREATE TRIGGER audit_keeps_all BEFORE TRUNCATE ON audit
-    FOR EACH STATEMENT EXECUTE FUNCTION audit_is_append_only();
+    FOR EACH STATEMENT EXECUTE FUNCTION audit_is_append_only()
+""",
+    """
 CREATE FUNCTION audit_remove_before(moment timestamptz, most int) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
     removed bigint;
@@ -39,8 +46,9 @@ BEGIN
     PERFORM set_config('audit.remove_before', '', true);
     RETURN removed;
 END
-$$;
-"""
+$$
+""",
+)
 
 
 def upgrade() -> None:
@@ -65,7 +73,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("audit_pkey")),
     )
     op.create_index("audit_age", "audit", ["created_at"], unique=False)
-    op.execute(APPEND_ONLY)
+    for statement in APPEND_ONLY:
+        op.execute(statement)
 
 
 def downgrade() -> None:

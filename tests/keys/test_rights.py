@@ -41,6 +41,7 @@ ROUTES: dict[tuple[str, str], Scope | None] = {
     ("GET", "/usage"): READS,
     ("GET", "/webhooks/secret"): SUBMITS,
     ("POST", "/webhooks/secret/rotate"): SUBMITS,
+    ("GET", "/audit/"): ADMINS,
     ("GET", "/keys/"): ADMINS,
     ("POST", "/keys/"): ADMINS,
     ("DELETE", "/keys/{key_id}"): ADMINS,

@@ -18,6 +18,7 @@ from openai.types import Batch
 from app.config import Settings
 from app.db.engine import Database
 from app.db.ids import lowest_at
+from app.queue.audit import KEYLESS
 from app.queue.batches import BatchStore
 from app.queue.store import QueueStore
 from app.services.keys import Keys, NewKey
@@ -381,7 +382,7 @@ async def test_an_api_that_was_there_before_the_tables_loads_batches_all_the_sam
 async def test_limits_of_the_key_and_its_webhook_count(
     make_settings: Callable[..., Settings], database: Database
 ) -> None:
-    made, key = await Keys(database).create(NewKey("alice", pending_limit=10))
+    made, key = await Keys(database).create(NewKey("alice", pending_limit=10), KEYLESS)
     async with database.hot() as connection:
         hook = {"url": "http://127.0.0.1:9/hook", "events": ["result.completed", "result.failed"]}
         await connection.execute("UPDATE api_keys SET webhook = $1", hook)

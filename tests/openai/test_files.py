@@ -13,6 +13,7 @@ from app.config import Settings
 from app.db.engine import Database
 from app.db.ids import lowest_at
 from app.dispatch.janitor import oldest_kept
+from app.queue.audit import KEYLESS
 from app.queue.files import CHUNK_BYTES, FileStore
 from app.services.callers import Scope
 from app.services.keys import Keys, NewKey
@@ -205,8 +206,8 @@ async def test_a_cut_upload_leaves_nothing(api: Service, database: Database) -> 
 
 async def test_a_strangers_file_is_not_there(make_settings: Callable[..., Settings], database: Database) -> None:
     keys = Keys(database)
-    _, alice = await keys.create(NewKey("alice"))
-    _, bob = await keys.create(NewKey("bob", scopes=(Scope.READ, Scope.SUBMIT)))
+    _, alice = await keys.create(NewKey("alice"), KEYLESS)
+    _, bob = await keys.create(NewKey("bob", scopes=(Scope.READ, Scope.SUBMIT)), KEYLESS)
     async with (
         running_api(make_settings(auth_required=True)) as service,
         client_of(service, api_key=alice) as hers,

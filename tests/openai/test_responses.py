@@ -15,6 +15,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from app.config import Settings
 from app.db.engine import open_database
+from app.queue.audit import KEYLESS
 from app.services.keys import Keys, NewKey
 from tests.engine import busy
 from tests.openai.conftest import client_of
@@ -553,7 +554,7 @@ async def test_ids_of_other_things_are_not_found(client: openai.AsyncOpenAI, ser
 async def test_nobody_goes_on_from_another_owners_response(make_settings: Callable[..., Settings]) -> None:
     settings = make_settings(auth_required=True)
     async with running_api(settings) as api, open_database(settings) as database, running_dispatcher(settings):
-        keys = [(await Keys(database).create(NewKey(name)))[1] for name in ("alice", "bob")]
+        keys = [(await Keys(database).create(NewKey(name), KEYLESS))[1] for name in ("alice", "bob")]
         async with client_of(api, api_key=keys[0]) as alice, client_of(api, api_key=keys[1]) as bob:
             hers = await alice.responses.create(model="chat", input=emit("A secret."))
             with pytest.raises(openai.NotFoundError) as refused:

@@ -15,6 +15,7 @@ import pytest_asyncio
 
 from app.config import Settings
 from app.db.engine import Database
+from app.queue.audit import KEYLESS
 from app.services.keys import Keys, NewKey
 from tests.conftest import ROOT
 from tests.docs.test_docs import blocks
@@ -130,7 +131,7 @@ async def test_each_line_of_a_batch_may_have_one(
     make_settings: Callable[..., Settings], database: Database, receiver: Receiver
 ) -> None:
     """That of the key hears of the batch; a line's own of its result."""
-    made, key = await Keys(database).create(NewKey("alice"))
+    made, key = await Keys(database).create(NewKey("alice"), KEYLESS)
     async with database.hot() as connection:
         hook = {"url": f"{receiver.url}/status/200", "events": ["result.completed"]}
         await connection.execute("UPDATE api_keys SET webhook = $1 WHERE id = $2", hook, made["id"])

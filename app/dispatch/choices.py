@@ -6,6 +6,7 @@ Triton's vLLM backend mixes the texts of a request with n > 1 and loses some, an
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import aclosing
@@ -19,6 +20,8 @@ from app.triton.fleet import Fleet, Lane
 from app.triton.shares import Share
 
 SEEDS = 2**63
+# A stop waits this long for the next message.
+STOP_SECONDS = 0.3
 
 
 class Choices:
@@ -48,6 +51,7 @@ class Choices:
         self._tasks: set[asyncio.Task[None]] = set()
         self._error: BaseException | None = None
         self._over = asyncio.Event()
+        self._stopping = False
 
     @property
     def slots(self) -> int:
@@ -63,6 +67,7 @@ class Choices:
 
         Raises:
             TritonError: of the first choice that failed; the others are stopped.
+            CancelledError: it was stopped, or cancelled.
         """
         if self._answer.choices == 1:
             try:
@@ -82,6 +87,17 @@ class Choices:
                 await asyncio.wait(self._tasks)
         if self._error is not None:
             raise self._error
+        if self._stopping and not self._answer.finished:
+            raise asyncio.CancelledError
+
+    def stop(self) -> None:
+        """Ends each generation right after its next message, or lets it finish where it nearly has.
+
+        A stream that is cancelled just when its last message is sent keeps Triton from unloading the model (see
+        client.py), and a cancel is least likely to meet the last message when another one has just come.
+        """
+        self._stopping = True
+        self._start_no_more()
 
     def _start(self, *, keep: bool = False) -> bool:
         """Starts the next choice in a slot taken for it, which is given back afterwards; returns whether more wait.
@@ -121,6 +137,7 @@ class Choices:
     async def _generate(self, choice: int) -> None:
         claim = self._claim
         request_id = str(claim.id) if self._answer.choices == 1 else f"{claim.id}-{choice}"
+        pace = _Pace(claim.parameters.get("max_tokens"))
         share = self.lane.server.shares.join()
         self._shares.append(share)
         try:
@@ -138,12 +155,35 @@ class Choices:
                     self.lane.moved()
                     self._answer.add(delta, choice)
                     self._spoke()
+                    pace.add(sum(delta.completion_tokens))
+                    if self._stopping and not delta.final and pace.seconds_left() > STOP_SECONDS / 2:
+                        raise asyncio.CancelledError
         except TritonError as error:
             if error.disposition is Disposition.WAIT:
                 self._shares.remove(share)
             raise
         finally:
             share.end()
+
+
+class _Pace:
+    """How long a generation will go on if it takes all the tokens it may."""
+
+    def __init__(self, most: int | None) -> None:
+        self._most = most
+        self._tokens = 0
+        self._started = time.monotonic()
+
+    def add(self, tokens: int) -> None:
+        if not self._tokens:
+            self._started = time.monotonic()
+            tokens = min(tokens, 1)
+        self._tokens += tokens
+
+    def seconds_left(self) -> float:
+        if self._most is None or self._tokens < 2:
+            return float("inf")
+        return (self._most - self._tokens) * (time.monotonic() - self._started) / (self._tokens - 1)
 
 
 def parameters_of(parameters: dict[str, Any], choice: int) -> dict[str, Any]:

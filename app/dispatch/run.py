@@ -9,7 +9,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from app.config import Settings
-from app.dispatch.choices import Choices
+from app.dispatch.choices import STOP_SECONDS, Choices
 from app.queue.ticket import (
     CANCELLED,
     CANCELLED_MESSAGE,
@@ -54,7 +54,6 @@ class Run:
 
     claim: Claim
     task: asyncio.Task[None] | None = None
-    started: bool = False
     choices: Choices | None = None
     stopped: Stop | None = None
     settling: bool = False
@@ -78,8 +77,9 @@ class Run:
         """Ends the generation; the engine stops within half a second. The first reason counts."""
         if self.stopped is None and not self.settling and self.task is not None:
             self.stopped = reason
-            if self.started:
-                self.task.cancel()
+            if self.choices is not None:
+                self.choices.stop()
+                asyncio.get_running_loop().call_later(STOP_SECONDS, self.task.cancel)
 
 
 async def attempt(
@@ -90,7 +90,6 @@ async def attempt(
     `spoke` is called with each message of a run that somebody follows.
     """
     claim = run.claim
-    run.started = True
     if run.stopped is not None:
         return _after_stop(run, settings)
     if claim.cancel_requested:

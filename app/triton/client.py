@@ -14,7 +14,7 @@ from tritonclient.grpc import InferResult
 from tritonclient.grpc import aio as triton
 from tritonclient.utils import InferenceServerException
 
-from app.triton.codec import Delta, decode, encode
+from app.triton.codec import Delta, decode, encode, is_final
 from app.triton.embedding import embedding_contract
 from app.triton.faults import (
     FINAL,
@@ -57,6 +57,8 @@ class ModelState:
     reason: str
 
 
+# A server that has sent its last message ends the stream within milliseconds, under load within a tenth of a second.
+LAST_READ_SECONDS = 2.0
 NOT_AN_EMBEDDER = (
     "The model does not embed: one text input and one FP32 or FP16 vector output are needed, or vLLM with an embedding "
     "model."
@@ -70,6 +72,7 @@ class TritonClient:
     def __init__(self, url: str) -> None:
         self.url = url
         self._client = self._connect()
+        self._ending: set[asyncio.Task[None]] = set()
 
     def _connect(self) -> triton.InferenceServerClient:
         return triton.InferenceServerClient(self.url, channel_args=CHANNEL_OPTIONS)
@@ -81,6 +84,8 @@ class TritonClient:
         await self.close()
 
     async def close(self) -> None:
+        if self._ending:
+            await asyncio.wait(self._ending)
         await self._client.close()
 
     async def reconnect(self) -> None:
@@ -210,7 +215,7 @@ class TritonClient:
     async def _messages(
         self, request: dict[str, Any], idle_timeout: float, run_timeout: float
     ) -> AsyncGenerator[InferResult]:
-        """The messages of one request on a stream of its own, which is cancelled when the iterator is closed.
+        """The messages of one request on a stream of its own, which is cancelled when the iterator is closed early.
 
         Raises:
             TritonError: an error instead of a message, or the end of the stream.
@@ -220,6 +225,7 @@ class TritonClient:
             yield request
 
         stream = self._client.stream_infer(requests(), stream_timeout=run_timeout)
+        said_all = False
         try:
             while True:
                 try:
@@ -244,8 +250,33 @@ class TritonClient:
                         raise
                     # An error inside the request iterator shows up as a cancel nobody asked for.
                     raise TritonError("request_not_sent", "The request could not be put on the wire.", RETRY) from None
+                said_all = error is not None or is_final(result)
                 if error is not None:
                     raise classify_text(error.message() or "")
                 yield result
         finally:
-            stream.cancel()
+            if said_all:
+                self._end(stream)
+            else:
+                stream.cancel()
+
+    def _end(self, stream: Any) -> None:
+        """Reads a stream whose last message has come to its end, while its caller goes on.
+
+        A cancel at this moment makes Triton keep the request for ever: its model does not unload, and the server does
+        not stop, until their time-outs.
+        """
+        task = asyncio.create_task(_read_to_end(stream))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+
+async def _read_to_end(stream: Any) -> None:
+    try:
+        async with asyncio.timeout(LAST_READ_SECONDS):
+            async for _ in stream:
+                pass
+    except (TimeoutError, grpc.aio.AioRpcError):
+        pass
+    finally:
+        stream.cancel()

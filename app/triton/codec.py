@@ -70,15 +70,19 @@ class Delta:
     final: bool = False
 
 
+def is_final(result: InferResult) -> bool:
+    """Whether it is the last message of its request."""
+    return bool(result.get_response().parameters["triton_final_response"].bool_param)
+
+
 def decode(result: InferResult) -> Delta:
     """Reads one message of a stream.
 
     Raises:
         ValueError: the message has no text_output or its tensors do not fit the contract.
     """
-    response = result.get_response()
     texts = result.as_numpy("text_output")
-    final = response.parameters["triton_final_response"].bool_param
+    final = is_final(result)
     if texts is None:
         if final:
             return Delta([], [], final=True)

@@ -25,11 +25,14 @@ from app.queue.ticket import (
 )
 from app.telemetry import logger
 from app.triton.codec import Accumulator
-from app.triton.faults import Disposition, TritonError
+from app.triton.faults import UNKNOWN, Disposition, TritonError, refusal
 from app.triton.fleet import Fleet, Lane
+from app.triton.quarantine import TRIAL_SHORTEST_SECONDS, trial
 
 log = logger("run")
 
+# What an engine says is logged up to here.
+RAW_CHARS = 500
 NO_SLOT_SECONDS = 0.1
 WAIT_SECONDS = 1.0
 ABORTED = "abort"
@@ -113,9 +116,8 @@ async def attempt(
     if claim.expires_in is not None:
         expiry = asyncio.get_running_loop().call_later(claim.expires_in, run.stop, Stop.EXPIRY)
     try:
-        await run.choices.run()
+        await _generate(run.choices, claim, fleet)
     except TritonError as error:
-        fleet.report(lane, error)
         return _after_error(run, error, settings)
     except asyncio.CancelledError:
         if run.stopped is None:
@@ -125,6 +127,19 @@ async def attempt(
         if expiry is not None:
             expiry.cancel()
     return _after_answer(run, settings)
+
+
+async def _generate(choices: Choices, claim: Claim, fleet: Fleet) -> None:
+    """Raises TritonError for what the engine or the server did not answer."""
+    try:
+        await choices.run()
+    except TritonError as error:
+        fleet.report(choices.lane, error)
+        again = error.code == UNKNOWN and claim.last_error == (error.code, error.message)
+        if again and await trial(choices.lane, TRIAL_SHORTEST_SECONDS) is None:
+            log.warning("the engine fails on one request only", result=claim.id, raw=error.raw[:RAW_CHARS])
+            raise refusal(error) from None
+        raise
 
 
 def _after_answer(run: Run, settings: Settings) -> Settlement | Release:
@@ -152,14 +167,14 @@ def _after_error(run: Run, error: TritonError, settings: Settings) -> Settlement
         server=server_of(run),
         code=error.code,
         then=error.disposition.value,
-        raw=error.raw[:500],
+        raw=error.raw[:RAW_CHARS],
     )
     if error.disposition is Disposition.WAIT:
         return _released(run, WAIT_SECONDS, error)
     if error.disposition is Disposition.RETRY and run.claim.attempt < settings.max_attempts:
         return _released(run, backoff_seconds(run.claim.attempt), error)
     message = error.message
-    if error.disposition is Disposition.RETRY:
+    if error.disposition is Disposition.RETRY and run.claim.attempt > 1:
         message = f"{message} This was the last of {run.claim.attempt} attempts."
     return _failed(run, Outcome.FAILED, error.code, message)
 

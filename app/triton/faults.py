@@ -54,6 +54,9 @@ def _rule(pattern: str, code: str, disposition: Disposition, message: str, *, fa
 
 RETRY, WAIT, FINAL = Disposition.RETRY, Disposition.WAIT, Disposition.FINAL
 
+# The code of an in-stream error that no rule knows.
+UNKNOWN = "engine_error"
+
 # In-stream errors carry no code, so their text decides. First match wins.
 IN_STREAM_RULES: tuple[Rule, ...] = (
     _rule(
@@ -109,6 +112,37 @@ IN_STREAM_RULES: tuple[Rule, ...] = (
         "invalid_parameters",
         FINAL,
         "The engine refused the sampling parameters; its reason is only in Triton's own log.",
+    ),
+    _rule(
+        r"(?P<detail>(?:Grammar error|Invalid (?:JSON )?grammar specification|Failed to (?:transform|convert)\b).*)",
+        "invalid_parameters",
+        FINAL,
+        "The engine cannot use the grammar, regex or schema of structured_outputs: {detail}.",
+    ),
+    _rule(
+        r"JSON schema contains features not supported by (?P<detail>\w+)",
+        "invalid_parameters",
+        FINAL,
+        "The JSON schema uses features that the engine's {detail} does not support.",
+    ),
+    _rule(
+        r"(?P<detail>\w+) contains? out-of-vocab token id",
+        "invalid_parameters",
+        FINAL,
+        "{detail} has token ids that are not in the model's vocabulary.",
+    ),
+    _rule(
+        r"(?P<detail>The local engine, llama\.cpp, does not support [^\n]*)",
+        "invalid_parameters",
+        FINAL,
+        "{detail}.",
+    ),
+    _rule(
+        # What vLLM appends to its own checks of a request.
+        r"(?P<detail>[^\n]+?) \(parameter=\w+, value=",
+        "invalid_parameters",
+        FINAL,
+        "The engine refused the parameters: {detail}.",
     ),
     _rule(
         r"'<' not supported between instances of 'str' and 'int'",
@@ -199,7 +233,7 @@ def classify_text(text: str) -> TritonError:
     """The error of an in-stream message."""
     for rule in IN_STREAM_RULES:
         if match := rule.pattern.search(text):
-            detail = match.groupdict().get("detail") or ""
+            detail = presentable(match.groupdict().get("detail") or "").rstrip(".")
             return TritonError(
                 rule.code,
                 rule.message.replace("{detail}", detail),
@@ -207,7 +241,21 @@ def classify_text(text: str) -> TritonError:
                 server_fault=rule.server_fault,
                 raw=text,
             )
-    return TritonError("engine_error", f"The engine failed: {presentable(text)}", RETRY, raw=text)
+    return TritonError(UNKNOWN, _sentence(f"The engine failed: {presentable(text)}"), RETRY, raw=text)
+
+
+def refusal(error: TritonError) -> TritonError:
+    """What an unknown error is when the same request meets it again while the engine answers others."""
+    return TritonError(
+        "request_refused",
+        _sentence(f"The engine fails on this request, and answers others: {presentable(error.raw)}"),
+        FINAL,
+        raw=error.raw,
+    )
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?", "…")) else f"{text}."
 
 
 def classify_rpc(status: grpc.StatusCode, details: str) -> TritonError:

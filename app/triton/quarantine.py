@@ -12,7 +12,6 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import aclosing
-from enum import Enum, auto
 
 from app.triton.faults import Disposition, TritonError
 from app.triton.fleet import Fleet, Lane
@@ -22,12 +21,7 @@ TRIAL_SHORTEST_SECONDS = 5.0
 TRIAL_FIRST_SECONDS = 2.0
 TRIAL_LONGEST_SECONDS = 30.0
 TRIAL_PROMPT = "ping"
-
-
-class Verdict(Enum):
-    ANSWERS = auto()
-    FAILS = auto()
-    SILENT = auto()
+SILENT_CODES = frozenset({"idle_timeout", "run_timeout"})
 
 
 class Quarantine:
@@ -66,11 +60,11 @@ class Quarantine:
     async def _try(self, lane: Lane) -> None:
         pause = TRIAL_FIRST_SECONDS
         moved_at = lane.moved_at
-        while (verdict := await self._verdict(lane)) is not Verdict.ANSWERS:
+        while (failure := await trial(lane, self._patience)) is not None:
             if lane.moved_at != moved_at or not lane.server.up:
                 # It moves after all; or the probes will tell when the server is back, and the next look goes on.
                 break
-            if verdict is Verdict.SILENT and not (lane.suspect or lane.quarantine):
+            if failure.code in SILENT_CODES and not (lane.suspect or lane.quarantine):
                 # Other dispatchers may keep every slot of the engine busy: silence alone convicts nobody.
                 break
             if not lane.quarantine:
@@ -84,23 +78,23 @@ class Quarantine:
         lane.suspect = False
         lane.moved()
 
-    async def _verdict(self, lane: Lane) -> Verdict:
-        try:
-            async with aclosing(
-                lane.server.client.generate(
-                    lane.model,
-                    TRIAL_PROMPT,
-                    {"max_tokens": 1},
-                    request_id="trial",
-                    idle_timeout=self._patience,
-                    run_timeout=self._patience,
-                )
-            ) as messages:
-                async for _ in messages:
-                    pass
-        except TritonError as error:
-            if error.code in ("idle_timeout", "run_timeout"):
-                return Verdict.SILENT
-            # An engine that refuses the trial for what it asks is alive.
-            return Verdict.ANSWERS if error.disposition is Disposition.FINAL else Verdict.FAILS
-        return Verdict.ANSWERS
+
+async def trial(lane: Lane, patience: float) -> TritonError | None:
+    """Why a request of one token was not answered within `patience` seconds; None if the model is alive."""
+    try:
+        async with aclosing(
+            lane.server.client.generate(
+                lane.model,
+                TRIAL_PROMPT,
+                {"max_tokens": 1},
+                request_id="trial",
+                idle_timeout=patience,
+                run_timeout=patience,
+            )
+        ) as messages:
+            async for _ in messages:
+                pass
+    except TritonError as error:
+        # An engine that refuses the trial for what it asks is alive.
+        return None if error.disposition is Disposition.FINAL else error
+    return None

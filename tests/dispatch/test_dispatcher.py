@@ -61,15 +61,15 @@ async def test_a_retryable_fault_is_tried_again_after_a_pause(service: Service) 
 async def test_a_fault_that_stays_ends_at_the_cap_with_every_attempt_on_record(
     make_settings: Callable[..., Settings],
 ) -> None:
-    settings = make_settings(max_attempts=2)
+    settings = make_settings(max_attempts=2, idle_timeout_seconds=0.5)
     async with running_api(settings) as service, running_dispatcher(settings):
-        result = await service.run("[[sim:error=a lasting fault]]")
+        result = await service.run("[[sim:hang]]")
         assert (result["status"], result["attempt_count"]) == ("failed", 2)
-        assert result["error"]["code"] == "engine_error"
-        assert "last of 2 attempts" in result["error"]["message"]
+        assert result["error"]["code"] == "idle_timeout"
+        assert result["error"]["message"].endswith("for 0.5 seconds. This was the last of 2 attempts.")
         attempts = await service.attempts(result["id"])
         assert [each["outcome"] for each in attempts] == ["retried", "failed"]
-        assert all("a lasting fault" in each["error"]["message"] for each in attempts)
+        assert all("sent nothing" in each["error"]["message"] for each in attempts)
 
 
 async def test_no_more_run_at_once_than_the_model_may(make_settings: Callable[..., Settings], triton: Any) -> None:

@@ -172,6 +172,13 @@ async def test_an_engine_in_trouble_is_a_bad_gateway_and_not_retried(make_settin
                 pass
 
 
+async def test_what_the_engine_cannot_compile_is_a_bad_request(client: openai.AsyncOpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        await client.completions.create(model="tiny", prompt="x", extra_body={"guided_regex": "("})
+    assert refused.value.code == "invalid_parameters"
+    assert "Grammar error: invalid regex" in refused.value.message
+
+
 async def test_a_cancelled_answer_is_a_conflict(service: Service) -> None:
     body = {"model": "slow", "prompt": "x", "max_tokens": 3000, "ignore_eos": True}
     asking = asyncio.create_task(service.client.post("/v1/completions", json=body))

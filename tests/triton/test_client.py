@@ -10,7 +10,7 @@ import pytest
 
 from app.triton.client import TritonClient
 from app.triton.codec import Accumulator
-from app.triton.faults import RPC_RULES, Disposition, TritonError, classify_rpc, classify_text, presentable
+from app.triton.faults import RPC_RULES, Disposition, TritonError, classify_rpc, classify_text, presentable, refusal
 from nvidia_triton.local.settings import free_ports
 from tests.engine import busy
 from tests.servers import RunningTriton, start_triton
@@ -130,6 +130,24 @@ TEXTS = [
         "invalid_parameters",
         FINAL,
     ),
+    *(
+        (f"Error generating stream: {text}", "invalid_parameters", FINAL)
+        for text in (
+            "Grammar error: at 1(7): unexpected token\n  context: ...",
+            "Grammar error: Pointer '/$defs/nowhere' does not exist",
+            "Invalid grammar specification: EBNF parser error at line 1",
+            "Invalid grammar specification.",
+            "Invalid JSON grammar specification.",
+            "Failed to transform regex into a grammar: unmatched parenthesis",
+            "Failed to transform json schema into a grammar: Cannot find field nowhere",
+            "The provided JSON schema contains features not supported by xgrammar.",
+            "token_id(s) [999999] in stop_token_ids contain out-of-vocab token ids. Vocabulary size: 151936",
+            "allowed_token_ids contains out-of-vocab token id!",
+            "token_id(s) [999999] in logit_bias contain out-of-vocab token ids. Vocabulary size: 151936",
+            "The local engine, llama.cpp, does not support bad_words.",
+            "something of this version is too large. (parameter=something, value=9)",
+        )
+    ),
     ("LoRA feature is not enabled.", "lora_not_enabled", FINAL),
     ("LoRA X is not supported, we currently support ['a']", "lora_not_found", FINAL),
     ("Error generating stream: Model M does not support 'embed' request", "not_supported_by_model", FINAL),
@@ -158,8 +176,20 @@ def test_every_error_text_of_the_contract_is_classified(text: str, code: str, di
     error = classify_text(text)
     assert (error.code, error.disposition) == (code, disposition)
     assert error.message.endswith((".", "…"))
+    assert ".." not in error.message
     assert "M_0_0" not in error.message
     assert "NoneType" not in error.message
+
+
+@pytest.mark.parametrize(
+    "text", ["Error generating stream: out of luck", "Error generating stream: Why?", "", "x" * 999]
+)
+def test_an_unknown_error_is_a_sentence_too(text: str) -> None:
+    for error in (classify_text(text), refusal(classify_text(text))):
+        assert error.message.endswith((".", "?", "…"))
+        assert error.raw == text
+    assert classify_text(text).disposition is RETRY
+    assert refusal(classify_text(text)).disposition is FINAL
 
 
 def test_every_grpc_status_is_classified() -> None:

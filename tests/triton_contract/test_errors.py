@@ -105,6 +105,29 @@ async def test_logit_bias_always_fails(client: Client) -> None:
     assert await client.ask("tiny", PROMPT, sampling={"logit_bias": {}})
 
 
+@pytest.mark.parametrize(
+    ("sampling", "error"),
+    [
+        ({"stop_token_ids": [999_999]}, "in stop_token_ids contain out-of-vocab token ids. Vocabulary size: 151936"),
+        ({"allowed_token_ids": [999_999]}, "allowed_token_ids contains out-of-vocab token id!"),
+        ({"structured_outputs": {"regex": "("}}, "Grammar error: "),
+        ({"structured_outputs": {"grammar": "no rules"}}, "Invalid grammar specification"),
+        ({"structured_outputs": {"json": {"$ref": "#/$defs/nowhere"}}}, "Grammar error: "),
+        (
+            {"structured_outputs": {"json": {"type": "array", "uniqueItems": True}}},
+            "The provided JSON schema contains features not supported by xgrammar.",
+        ),
+    ],
+)
+async def test_what_the_engine_cannot_compile_or_has_no_token_for(
+    client: Client, sampling: dict[str, Any], error: str
+) -> None:
+    asked = {key: json.dumps(value) if key == "structured_outputs" else value for key, value in sampling.items()}
+    text = await client.error("tiny", PROMPT, sampling=asked)
+    assert text.startswith(STREAM)
+    assert error in text
+
+
 async def test_streaming_with_the_prompt_in_the_output(client: Client) -> None:
     error = await client.error("tiny", PROMPT, stream=True, exclude=False)
     assert error == STREAM + "When streaming, `exclude_input_in_output` = False is not allowed."

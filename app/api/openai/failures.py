@@ -18,6 +18,7 @@ OF_THE_REQUEST = frozenset(
         "not_supported_by_model",
         "model_contract",
         "invalid_request",
+        "request_refused",
         "message_too_large",
         "answer_not_storable",
     }

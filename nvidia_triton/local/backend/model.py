@@ -158,6 +158,8 @@ class TritonPythonModel:
             job.completions, job.input_tokens, job.alternatives = request.completions, input_tokens, params.logprobs
             return request
         params.verify_logit_bias()
+        params.verify_tokens(sim_text.VOCABULARY_SIZE)
+        params.verify_structured()
 
         plan = Plan(self._settings, prompt, params.seed)
         room = self._context - input_tokens

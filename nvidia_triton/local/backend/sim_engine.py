@@ -70,6 +70,7 @@ class Engine:
         self._metrics = metrics
         self.used = 0
         self.dead = False
+        self.sickness = None
         self._waiting: deque[Sequences] = deque()
         self._running: set[Sequences] = set()
         self._arrived: deque[Sequences] = deque()
@@ -127,14 +128,17 @@ class Engine:
                 sim_faults.kill_server()
             case "engine-dead":
                 self.dead = True
+            case "engine-sick":
+                self.sickness = request.plan.error
         if self.dead:
             for each in [*self._running, *self._waiting]:
                 self._end(each)
                 each.job.fail(DEAD)
             return
-        if request.plan.error is not None:
+        error = self.sickness or request.plan.error
+        if error is not None:
             self._end(request)
-            request.job.fail(request.plan.error)
+            request.job.fail(error)
             return
         self._schedule(request)
 

@@ -15,6 +15,7 @@ Markers work only where `sim_faults` is `true`; elsewhere they are plain text.
     [[sim:error-of-seed=N]]  fail where the request's seed is N
     [[sim:hang]]         take a slot and never answer, until cancelled
     [[sim:engine-dead]]  the engine dies: this request, all others and all later ones fail
+    [[sim:engine-sick=TEXT]]  this request and all later ones fail with "Error generating stream: TEXT"
     [[sim:die-stub]]     the backend process exits
     [[sim:kill-server]]  tritonserver is killed
 """
@@ -86,6 +87,8 @@ class Plan:
             case "error-of-seed":
                 if self._seed == int(value):
                     self.error = f"seed {value} fails"
+            case "engine-sick":
+                self.action, self.error = name, value
             case "hang" | "engine-dead" | "die-stub" | "kill-server":
                 self.action = name
             case _:

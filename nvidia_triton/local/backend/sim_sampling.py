@@ -2,7 +2,10 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass, field, fields
+
+import sim_text
 
 _STRUCTURED_KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 _STRUCTURED_OPTIONS = ("disable_any_whitespace", "disable_additional_properties", "whitespace_pattern")
@@ -86,7 +89,50 @@ class SamplingParams:
             if token < 0:
                 raise ValueError(f"token_id(s) [{token}] in logit_bias contain out-of-vocab token ids.")
 
+    def verify_tokens(self, vocabulary: int) -> None:
+        unknown = [token for token in self.stop_token_ids if token >= vocabulary]
+        if unknown:
+            raise ValueError(
+                f"token_id(s) {unknown} in stop_token_ids contain out-of-vocab token ids. Vocabulary size: {vocabulary}"
+            )
+        if any(token >= vocabulary for token in self.allowed_token_ids or ()):
+            raise ValueError("allowed_token_ids contains out-of-vocab token id!")
 
+    def verify_structured(self) -> None:
+        """Raise what the engine says of a constraint that it cannot compile."""
+        spec = self.structured_outputs or {}
+        if spec.get("regex"):
+            try:
+                re.compile(spec["regex"])
+            except re.error as error:
+                raise ValueError(f"Grammar error: invalid regex: {error}") from None
+        if spec.get("grammar") and not _GRAMMAR.search(spec["grammar"]):
+            raise ValueError("Invalid grammar specification: no rule named root or start")
+        if isinstance(spec.get("json"), dict):
+            _verify_schema(spec["json"], spec["json"])
+
+
+def _verify_schema(schema, root: dict) -> None:
+    if isinstance(schema, list):
+        for each in schema:
+            _verify_schema(each, root)
+    if not isinstance(schema, dict):
+        return
+    if schema.get("type") == "array" and any(key in schema for key in _UNSUPPORTED):
+        raise ValueError("The provided JSON schema contains features not supported by xgrammar.")
+    reference = schema.get("$ref")
+    if isinstance(reference, str):
+        try:
+            sim_text.resolve(root, reference)
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise ValueError(f"Grammar error: cannot resolve the reference {reference}") from None
+    for key, value in schema.items():
+        if key not in ("const", "default", "enum", "examples"):
+            _verify_schema(value, root)
+
+
+_GRAMMAR = re.compile(r"^\s*(?:root\s*::=|start\s*:)", re.MULTILINE)
+_UNSUPPORTED = ("uniqueItems", "contains", "minContains", "maxContains")
 _LIMITS = (
     ("n", lambda value: value >= 1, "must be at least 1"),
     ("presence_penalty", lambda value: -2 <= value <= 2, "must be in [-2, 2]"),

@@ -140,7 +140,7 @@ def _instance(rng, words, schema, root, depth, left):
     if schema.get("enum"):
         return rng.choice(schema["enum"])
     if "$ref" in schema:
-        return _instance(rng, words, _resolve(root, schema["$ref"]), root, depth + 1, left)
+        return _instance(rng, words, resolve(root, schema["$ref"]), root, depth + 1, left)
     for keyword in ("anyOf", "oneOf"):
         if schema.get(keyword):
             return _instance(rng, words, schema[keyword][0], root, depth + 1, left)
@@ -185,7 +185,7 @@ def _number(rng, schema, kind):
     return value
 
 
-def _resolve(root, reference: str):
+def resolve(root, reference: str):
     node = root
     for part in reference.removeprefix("#").strip("/").split("/"):
         node = node[part.replace("~1", "/").replace("~0", "~")] if part else node

@@ -220,7 +220,7 @@ class Model(BaseModel):
     name: str
     version: str
     state: str = Field(description="ready, loading or unavailable")
-    reason: str | None = Field(description="why it is not ready")
+    reason: str | None = Field(description="why it is not ready, or that a simulation answers for it")
     servers: list[str] = Field(description="gRPC addresses of the servers where it is ready")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -63,6 +63,9 @@ NOT_AN_EMBEDDER = (
     "The model does not embed: one text input and one FP32 or FP16 vector output are needed, or vLLM with an embedding "
     "model."
 )
+SIMULATED = "No model answers here but a simulation, and its texts mean nothing; the server's log says why."
+# An output of this name, which is never sent, is how the local backend says so.
+SIMULATION_OUTPUT = "simulation"
 _STATES = {"READY": "ready", "LOADING": "loading"}
 
 
@@ -73,6 +76,8 @@ class TritonClient:
         self.url = url
         self._client = self._connect()
         self._ending: set[asyncio.Task[None]] = set()
+        # Whether a simulation answers, of the models that are ready; asked once.
+        self._simulated: dict[tuple[str, str], bool] = {}
 
     def _connect(self) -> triton.InferenceServerClient:
         return triton.InferenceServerClient(self.url, channel_args=CHANNEL_OPTIONS)
@@ -107,16 +112,29 @@ class TritonClient:
         except InferenceServerException as error:
             raise classify_unary(error) from None
         # A model of the repository that was never asked for has no state.
+        models = [m for m in index.models if m.state]
+        simulated = await self._ask_simulated({(m.name, m.version) for m in models if m.state == "READY"}, timeout)
         return [
             ModelState(
                 m.name,
                 m.version,
                 _STATES.get(m.state, "unavailable"),
-                presentable(m.reason) if m.reason else "",
+                SIMULATED if (m.name, m.version) in simulated else presentable(m.reason) if m.reason else "",
             )
-            for m in index.models
-            if m.state
+            for m in models
         ]
+
+    async def _ask_simulated(self, ready: set[tuple[str, str]], timeout: float) -> set[tuple[str, str]]:
+        """Those of the ready models behind which there is a simulation; one that does not tell is asked again later."""
+
+        async def ask(model: tuple[str, str]) -> None:
+            with suppress(InferenceServerException):
+                metadata = await self._client.get_model_metadata(*model, client_timeout=timeout)
+                self._simulated[model] = any(output.name == SIMULATION_OUTPUT for output in metadata.outputs)
+
+        self._simulated = {model: told for model, told in self._simulated.items() if model in ready}
+        await asyncio.gather(*(ask(model) for model in ready - self._simulated.keys()))
+        return {model for model, told in self._simulated.items() if told}
 
     async def describe(self, model: str, timeout: float) -> dict[str, Any]:
         """Inputs, outputs and statistics of a loaded model.

@@ -20,7 +20,8 @@ def curl_lines(url: str) -> list[str]:
     ]
 
 
-def banner(settings: LocalSettings, seconds: float, *, colour: bool) -> str:
+def banner(settings: LocalSettings, seconds: float, models: dict[str, str], *, colour: bool) -> str:
+    """`models`: what answers for each model of the local server."""
     bold, plain = ("\x1b[1m", "\x1b[0m") if colour else ("", "")
     url = settings.api_url
     if settings.no_fixed_server:
@@ -38,6 +39,7 @@ def banner(settings: LocalSettings, seconds: float, *, colour: bool) -> str:
         "",
         f"  API       {bold}{url}{plain}",
         f"  API docs  {bold}{url}/docs{plain}",
+        *(f"  Model     {bold}{name}{plain}: {words}" for name, words in models.items()),
         *rest,
         "",
     ])  # fmt: skip

@@ -11,8 +11,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
+
 from nvidia_triton.local import child
 from nvidia_triton.local.banner import banner
+from nvidia_triton.local.loaded import loaded
 from nvidia_triton.local.process import Console, LocalError, caught_signals
 from nvidia_triton.local.settings import LocalSettings, local_settings
 from nvidia_triton.local.stack import Stack
@@ -62,7 +65,11 @@ async def run(settings: LocalSettings, console: Console, parent: int | None) -> 
     }
     await asyncio.wait({*ending, starting, stack.failure}, return_when=asyncio.FIRST_COMPLETED)
     if starting.done() and not starting.exception():
-        console.say(banner(settings, time.monotonic() - started, colour=console.colour))
+        models: dict[str, str] = {}
+        if settings.triton is not None:
+            with contextlib.suppress(httpx.HTTPError):
+                models = await loaded(settings.triton)
+        console.say(banner(settings, time.monotonic() - started, models, colour=console.colour))
         await asyncio.wait({*ending, stack.failure}, return_when=asyncio.FIRST_COMPLETED)
 
     failed = stack.failure if stack.failure.done() else starting if starting.done() else None

@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from app.triton.client import TritonClient
+from app.triton.client import SIMULATED, TritonClient
 from app.triton.codec import Accumulator
 from app.triton.faults import RPC_RULES, Disposition, TritonError, classify_rpc, classify_text, presentable, refusal
 from nvidia_triton.local.settings import free_ports
@@ -312,7 +312,7 @@ async def test_the_index_tells_states_and_reasons(client: TritonClient, triton: 
         with pytest.raises(InferenceServerException):
             await raw.load_model("broken")
     models = {model.name: model for model in await client.models(5)}
-    assert models["tiny"].state == "ready"
+    assert (models["tiny"].state, models["tiny"].reason) == ("ready", SIMULATED)
     assert models["broken"].state == "unavailable"
     assert "no_such_argument" in models["broken"].reason
     # Never asked for, so it has no state.

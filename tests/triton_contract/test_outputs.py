@@ -35,6 +35,8 @@ async def test_the_backend_declares_inputs_and_outputs_itself(client: Client) ->
         "logprobs": ("TYPE_STRING", ["-1"]),
         "num_input_tokens": ("TYPE_UINT32", ["1"]),
         "num_output_tokens": ("TYPE_UINT32", ["-1"]),
+        # Of the simulation alone, and never sent.
+        "simulation": ("TYPE_STRING", ["1"]),
     }
 
 

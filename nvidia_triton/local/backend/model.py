@@ -57,6 +57,9 @@ class TritonPythonModel:
         for name, dtype, size in _OUTPUTS:
             if name not in names:
                 config.add_output({"name": name, "data_type": dtype, "dims": [size]})
+        if _is_simulated(pb_utils.get_model_dir()):
+            # Never sent: the one place where a ready model can tell its clients that nothing real answers.
+            config.add_output({"name": "simulation", "data_type": "TYPE_STRING", "dims": [1]})
         config.set_model_transaction_policy({"decoupled": True})
         config.set_max_batch_size(0)
         return config
@@ -312,6 +315,13 @@ def _boolean(inputs: dict, name: str) -> bool | None:
 
 def _flag(parameters: dict, name: str) -> bool:
     return parameters.get(name, {}).get("string_value", "").lower() == "true"
+
+
+def _is_simulated(folder: str) -> bool:
+    try:
+        return installed.weights(_read_json(os.path.join(folder, "model.json")))[0] is None
+    except (OSError, ValueError):
+        return False  # which keeps the model from loading, and there it is worded
 
 
 def _json(value) -> bytes:

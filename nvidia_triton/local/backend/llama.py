@@ -44,7 +44,7 @@ class Llama:
             )
         cells = -(-(self.context + slots * CELLS_PER_SLOT) // CELLS_PER_SLOT) * CELLS_PER_SLOT
         threads = max(1, min(MAX_THREADS, len(os.sched_getaffinity(0))))
-        self.model.open(sequences=slots, cells=cells, batch=max(STEP_TOKENS, slots), threads=threads)
+        self.model.open(sequences=slots, cells=cells, batch=STEP_TOKENS, threads=threads)
         self._grammars = Grammars(self.model)
         self.engine = Engine(self.model, slots, self.context, cells, metrics, log)
 

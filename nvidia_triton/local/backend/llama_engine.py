@@ -11,8 +11,8 @@ from llama_text import Generation
 
 DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
 POLL_SECONDS = 0.15  # how often an idle engine looks for its server, and for cancels of what waits
-# Tokens in one step: what a long prompt may take of it bounds how long the others wait for their next token.
-STEP_TOKENS = 256
+# Tokens in one step: a long prompt takes several, and who generates waits a fifth of a second for the next token.
+STEP_TOKENS = 64
 
 
 class Request:
@@ -142,18 +142,31 @@ class Engine:
     def _step(self) -> None:
         rows: list[tuple[int, int, int, bool]] = []
         due: list[tuple[Request, int]] = []
-        # Those that generate come first: their next token costs one row, a prompt takes what is left.
-        for request in sorted(self._running, key=lambda each: each.place < len(each.prompt)):
-            begin, last = request.place, len(request.prompt) + request.done - 1
-            end = min(last + 1, begin + STEP_TOKENS - len(rows))
-            for place in range(begin, end):
+        for request, count in self._shares():
+            last = len(request.prompt) + request.done - 1
+            for place in range(request.place, request.place + count):
                 rows.append((self._token(request, place), place, request.slot, place == last))
-            request.place = end
-            if end > last:
+            request.place += count
+            if request.place > last:
                 due.append((request, len(rows) - 1))
         self._model.decode(rows)
         for request, row in due:
             self._advance(request, row)
+
+    def _shares(self) -> list[tuple[Request, int]]:
+        """Tokens of each request in the next step: one of those that generate, and of the prompts equal parts.
+
+        A short prompt does not wait for the end of a long one.
+        """
+        shares = [(each, 1) for each in self._running if each.done]
+        prompts = sorted((each for each in self._running if not each.done), key=_unread)
+        room = STEP_TOKENS - len(shares)
+        for number, request in enumerate(prompts):
+            count = min(_unread(request), room // (len(prompts) - number))
+            room -= count
+            if count:
+                shares.append((request, count))
+        return shares
 
     def _token(self, request: Request, place: int) -> int:
         size = len(request.prompt)
@@ -187,3 +200,7 @@ class Engine:
         for request in [*self._running, *self._waiting]:
             self._end(request)
             request.job.fail(DEAD)
+
+
+def _unread(request: Request) -> int:
+    return len(request.prompt) - request.place

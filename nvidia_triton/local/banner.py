@@ -1,8 +1,13 @@
 """What a started stack tells its user."""
 
+import json
+
 from nvidia_triton.local.settings import LocalSettings
 
-PROMPT = "Write a haiku about queues."
+QUESTION = "What is the capital of France?"
+# As the model of `models/demo` knows a chat: a stored prompt goes to the engine as it stands.
+PROMPT = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+PARAMETERS = {"temperature": 0}
 
 
 def pick(field: str) -> str:
@@ -12,10 +17,11 @@ def pick(field: str) -> str:
 
 def curl_lines(url: str) -> list[str]:
     """Three lines for a shell that store a prompt, send it to the model `demo` and wait for the answer."""
-    body = f"""-H 'Content-Type: application/json' -d '{{"content": "{PROMPT}"}}'"""
+    header = "-H 'Content-Type: application/json'"
+    context, options = json.dumps({"content": PROMPT}), json.dumps({"parameters": PARAMETERS})
     return [
-        f"CONTEXT=$(curl -sS {url}/contexts/ {body} | {pick('id')})",
-        f"RESULT=$(curl -sS -X POST {url}/models/send/demo/$CONTEXT | {pick('result_id')})",
+        f"CONTEXT=$(curl -sS {url}/contexts/ {header} -d '{context}' | {pick('id')})",
+        f"RESULT=$(curl -sS {url}/models/send/demo/$CONTEXT {header} -d '{options}' | {pick('result_id')})",
         f"curl -sS -H 'Prefer: wait=30' {url}/results/$RESULT",
     ]
 

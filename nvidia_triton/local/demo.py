@@ -19,7 +19,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from nvidia_triton.local.banner import PROMPT
+from nvidia_triton.local.banner import PARAMETERS, PROMPT, QUESTION
 from nvidia_triton.local.process import Console, LocalError
 from nvidia_triton.local.run import only_one
 from nvidia_triton.local.settings import free_ports, local_settings
@@ -87,7 +87,7 @@ async def generate(client: httpx.AsyncClient, terminal: Terminal) -> tuple[dict[
     context = await answer(client.post("/contexts/", json={"content": PROMPT}))
     with terminal.status("") as status:
         begin = time.monotonic()
-        ticket = await answer(client.post(f"/models/send/{MODEL}/{context['id']}"))
+        ticket = await answer(client.post(f"/models/send/{MODEL}/{context['id']}", json={"parameters": PARAMETERS}))
         status.update(f"Ticket {ticket['result_id']} is {ticket['status']}")
         while time.monotonic() - begin < GIVE_UP_SECONDS:
             headers = {"Prefer": f"wait={WAIT_SECONDS}"}
@@ -115,7 +115,7 @@ def render(result: dict[str, Any], seconds: float) -> Panel:
     facts.add_column(style="bold")
     usage = result["usage"]
     error = result["error"] or {}
-    facts.add_row("prompt", Text(PROMPT))
+    facts.add_row("prompt", Text(QUESTION))
     facts.add_row("answer", Text(result["output"] or error.get("message", "")))
     facts.add_row("tokens", f"{usage['prompt_tokens']} in, {usage['completion_tokens']} out")
     created, began, ended = (moment(result[name]) for name in ("created_at", "started_at", "completed_at"))

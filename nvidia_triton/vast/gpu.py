@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from nvidia_triton.local.banner import PROMPT
 from nvidia_triton.vast import (
     costs,
     deploy,
@@ -70,7 +69,7 @@ def up(context: Context, contract_id: str | None, names: Sequence[str], max_pric
                     f"note: instance {each.id} costs money too: {costs.summary(each)}. `make "
                     f"destroy-instance CONTRACT_ID={each.id}` ends it.",
                 )
-    say(console, f"\n  prompt  {PROMPT}\n  answer  {answer.text.strip()}\n")
+    say(console, f"\n  prompt  {ticket.PROMPT}\n  answer  {answer.text.strip()}\n")
     say(
         console,
         f"{dollars(instance.spent)} spent so far, {dollars(instance.dph_total)} an hour. Send tickets to "

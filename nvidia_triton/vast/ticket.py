@@ -8,11 +8,11 @@ from typing import Any
 
 import httpx
 
-from nvidia_triton.local.banner import PROMPT
 from nvidia_triton.vast.context import Context, Instance
 from nvidia_triton.vast.errors import TargetError
 from nvidia_triton.vast.progress import waiting
 
+PROMPT = "Write a haiku about queues."
 SEEN_SECONDS = 60.0
 ANSWER_SECONDS = 300.0
 WAIT_SECONDS = 30

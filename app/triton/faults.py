@@ -151,12 +151,6 @@ IN_STREAM_RULES: tuple[Rule, ...] = (
         "The engine cannot take logit_bias: send the request without it.",
     ),
     _rule(
-        r"(?P<detail>The local engine, [^,]+, does not support .+?)\.?$",
-        "invalid_parameters",
-        FINAL,
-        "{detail}: send the request without, or to a server with vLLM.",
-    ),
-    _rule(
         r"Request for unknown model: '[^']*' (?:has no available versions)",
         "model_unavailable",
         WAIT,

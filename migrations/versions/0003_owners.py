@@ -8,13 +8,25 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
+from migrations.online import add_index, alone, replace_index
+
 revision = "0003"
 down_revision = "0002"
 branch_labels = None
 depends_on = None
 
 
+REPLACED = {
+    "results_by_client_reference": (["owner_id", "client_reference", "id"], "client_reference IS NOT NULL"),
+    "results_by_model": (["owner_id", "model", "id"], None),
+    "results_by_status": (["owner_id", "status", "id"], None),
+    "results_claim": (["model", "owner_id", "rank", "id"], "status = 'pending'"),
+}
+
+
 def upgrade() -> None:
+    _add_columns()
+    _add_indexes()
     op.create_table(
         "owners",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -117,66 +129,45 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("api_keys_pkey")),
         sa.UniqueConstraint("secret_hash", name=op.f("api_keys_secret_hash_key")),
     )
-    op.add_column("attempts", sa.Column("gpu_seconds", sa.Double(), nullable=True))
-    op.add_column("contexts", sa.Column("owner_id", sa.Integer(), server_default="0", nullable=False))
-    op.add_column(
-        "contexts", sa.Column("messages", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True)
-    )
-    op.create_index("contexts_by_owner", "contexts", ["owner_id", "id"], unique=False)
     op.add_column(
         "idempotency_keys", sa.Column("owner_id", sa.Integer(), server_default="0", autoincrement=False, nullable=False)
     )
     op.drop_constraint("idempotency_keys_pkey", "idempotency_keys")
     op.create_primary_key("idempotency_keys_pkey", "idempotency_keys", ["owner_id", "key"])
-    op.add_column("results", sa.Column("owner_id", sa.Integer(), server_default="0", nullable=False))
-    op.add_column("results", sa.Column("key_id", sa.UUID(), nullable=True))
-    op.add_column("results", sa.Column("kind", sa.Text(), nullable=True))
-    op.add_column(
-        "results", sa.Column("request", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True)
-    )
-    op.add_column("results", sa.Column("batch_id", sa.UUID(), nullable=True))
-    op.add_column("results", sa.Column("batch_line", sa.Integer(), nullable=True))
-    op.add_column("results", sa.Column("streamed", sa.Boolean(), server_default="false", nullable=False))
-    op.add_column(
-        "results", sa.Column("webhook", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True)
-    )
-    op.drop_index(
-        op.f("results_by_client_reference"), table_name="results", postgresql_where="(client_reference IS NOT NULL)"
-    )
-    op.create_index(
-        "results_by_client_reference",
-        "results",
-        ["owner_id", "client_reference", "id"],
-        unique=False,
-        postgresql_where=sa.text("client_reference IS NOT NULL"),
-    )
-    op.drop_index(op.f("results_by_model"), table_name="results")
-    op.create_index("results_by_model", "results", ["owner_id", "model", "id"], unique=False)
-    op.drop_index(op.f("results_by_status"), table_name="results")
-    op.create_index("results_by_status", "results", ["owner_id", "status", "id"], unique=False)
-    op.drop_index(op.f("results_claim"), table_name="results", postgresql_where="(status = 'pending'::text)")
-    op.create_index(
-        "results_claim",
-        "results",
-        ["model", "owner_id", "rank", "id"],
-        unique=False,
-        postgresql_where=sa.text("status = 'pending'"),
-    )
-    op.create_index(
-        "results_by_batch",
-        "results",
-        ["batch_id", "batch_line"],
-        unique=False,
-        postgresql_where=sa.text("batch_id IS NOT NULL"),
-    )
-    op.create_index("results_by_owner", "results", ["owner_id", "id"], unique=False)
-    op.create_index(
-        "results_pending_by_key",
-        "results",
-        ["key_id"],
-        unique=False,
-        postgresql_where=sa.text("status = 'pending' AND key_id IS NOT NULL"),
-    )
+
+
+def _add_columns() -> None:
+    columns = {
+        "attempts": (sa.Column("gpu_seconds", sa.Double(), nullable=True),),
+        "contexts": (
+            sa.Column("owner_id", sa.Integer(), server_default="0", nullable=False),
+            sa.Column("messages", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
+        ),
+        "results": (
+            sa.Column("owner_id", sa.Integer(), server_default="0", nullable=False),
+            sa.Column("key_id", sa.UUID(), nullable=True),
+            sa.Column("kind", sa.Text(), nullable=True),
+            sa.Column("request", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
+            sa.Column("batch_id", sa.UUID(), nullable=True),
+            sa.Column("batch_line", sa.Integer(), nullable=True),
+            sa.Column("streamed", sa.Boolean(), server_default="false", nullable=False),
+            sa.Column("webhook", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
+        ),
+    }
+    for table, added in columns.items():
+        for column in added:
+            with alone():
+                op.add_column(table, column, if_not_exists=True)
+
+
+def _add_indexes() -> None:
+    add_index("contexts_by_owner", "contexts", ["owner_id", "id"])
+    add_index("results_by_owner", "results", ["owner_id", "id"])
+    add_index("results_by_batch", "results", ["batch_id", "batch_line"], where="batch_id IS NOT NULL")
+    add_index("results_pending_by_key", "results", ["key_id"], where="status = 'pending' AND key_id IS NOT NULL")
+    for name, (columns, where) in REPLACED.items():
+        add_index(f"{name}_new", "results", columns, where=where)
+        replace_index(name, f"{name}_new")
 
 
 def downgrade() -> None:

@@ -8,6 +8,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
+from migrations.online import add_index
+
 revision = "0004"
 down_revision = "0003"
 branch_labels = None
@@ -15,6 +17,12 @@ depends_on = None
 
 
 def upgrade() -> None:
+    add_index(
+        "results_batch_progress",
+        "results",
+        ["batch_id", "status"],
+        where="batch_id IS NOT NULL AND status <> 'completed'",
+    )
     op.create_table(
         "files",
         sa.Column("id", sa.UUID(), nullable=False),
@@ -83,13 +91,6 @@ def upgrade() -> None:
     op.create_index("batches_by_owner", "batches", ["owner_id", "id"], unique=False)
     op.create_index(
         "batches_open", "batches", ["id"], unique=False, postgresql_where=sa.text("lease_until IS NOT NULL")
-    )
-    op.create_index(
-        "results_batch_progress",
-        "results",
-        ["batch_id", "status"],
-        unique=False,
-        postgresql_where=sa.text("batch_id IS NOT NULL AND status <> 'completed'"),
     )
 
 

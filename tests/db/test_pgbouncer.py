@@ -54,7 +54,9 @@ async def test_two_hundred_tickets(pooled: tuple[str, dict[str, Any]], make_sett
         assert [result["status"] for result in done] == ["completed"] * TICKETS
         pages = await asyncio.gather(*(service.client.get("/results/?limit=50") for _ in range(20)))
         assert {page.status_code for page in pages} == {200}
-        deleted = await asyncio.gather(*(service.client.delete(f"/results/{ticket}") for ticket in tickets[:40]))
+        deleted = await asyncio.gather(
+            *(service.client.delete(f"/contexts/{each['context_id']}") for each in done[:40])
+        )
         assert {answer.status_code for answer in deleted} == {204}
         assert len(await service.attempts(tickets[-1])) == 1
         assert (await service.client.get("/health/ready")).status_code == 200

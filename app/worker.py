@@ -27,7 +27,7 @@ from app.queue.notify import Listener
 from app.queue.statements import CANCEL_CHANNEL, QUEUED_CHANNEL
 from app.queue.store import QueueStore
 from app.services.catalog import Catalog
-from app.services.health import Health
+from app.services.health import Health, require_database
 from app.telemetry import configure_logging, logger
 from app.triton.fleet import open_fleet
 
@@ -113,6 +113,7 @@ async def _main(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    await require_database(settings)
     await run(settings, stop)
 
 

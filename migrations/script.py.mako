@@ -1,5 +1,7 @@
 """${message}
 
+The rules are in docs/migrations.md: delete this line once it follows them.
+
 Revision ID: ${up_revision}
 Revises: ${down_revision | comma,n}
 """

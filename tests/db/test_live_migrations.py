@@ -216,3 +216,26 @@ async def test_the_version_before_goes_on_once_the_schema_has_moved(
     # One that starts only now takes the newer schema too.
     async with running_dispatcher(settings):
         pass
+
+
+async def test_the_migration_in_the_docs_works(postgres: RunningPostgres, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "migrations.md").read_text()
+    example = page.split("```python\n")[1].split("```")[0]
+    versions = tmp_path / "versions"
+    versions.mkdir()
+    (versions / "9999_example.py").write_text(
+        f'import sqlalchemy as sa\nfrom alembic import op\n\nrevision = "9999"\ndown_revision = "{HEAD}"\n{example}'
+    )
+    ini = (ROOT / "alembic.ini").read_text().replace("%(here)s", str(ROOT))
+    locations = f"version_locations = {ROOT / 'migrations' / 'versions'}:{versions}"
+    (tmp_path / "alembic.ini").write_text(ini.replace("path_separator = os", f"path_separator = os\n{locations}"))
+    admin = await asyncpg.connect(postgres.url)
+    await admin.execute("CREATE DATABASE by_the_docs")
+    url = with_database(postgres.url, "by_the_docs")
+    done = await asyncio.to_thread(alembic, url, "-c", str(tmp_path / "alembic.ini"), "upgrade", "head")
+    assert done.returncode == 0, done.stderr
+    connection = await asyncpg.connect(url)
+    assert await connection.fetchval("SELECT indisvalid FROM pg_index WHERE indexrelid = 'results_by_region'::regclass")
+    await connection.close()
+    await admin.execute("DROP DATABASE by_the_docs WITH (FORCE)")
+    await admin.close()

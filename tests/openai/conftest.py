@@ -17,7 +17,7 @@ MODELS = ("tiny", "slow", "chat", "embed", "embed-vllm", "minilm")
 
 
 @pytest.fixture(scope="session")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def served_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tests' models, and of the project's own the one that embeds."""
     folder = tmp_path_factory.mktemp("models")
     for each in (*TEST_MODELS.iterdir(), ROOT / "models" / "minilm"):
@@ -26,16 +26,16 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def triton(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[RunningTriton]:
-    server = start_triton(tmp_path_factory.mktemp("triton"), MODELS, repository)
+def triton(tmp_path_factory: pytest.TempPathFactory, served_models: Path) -> Iterator[RunningTriton]:
+    server = start_triton(tmp_path_factory.mktemp("triton"), MODELS, served_models)
     yield server
     server.stop()
 
 
 @pytest.fixture
-def make_settings(make_settings: Callable[..., Settings], repository: Path) -> Callable[..., Settings]:
+def make_settings(make_settings: Callable[..., Settings], served_models: Path) -> Callable[..., Settings]:
     def make(**changes: object) -> Settings:
-        return make_settings(**({"model_repository": str(repository)} | changes))
+        return make_settings(**({"model_repository": str(served_models)} | changes))
 
     return make
 

@@ -104,14 +104,17 @@ def test_weights_beside_the_model_are_used(tmp_path: Path) -> None:
     assert find_weights(tmp_path) == str(tmp_path)
 
 
-async def test_a_damaged_file_fails_the_load_with_what_to_do(triton: RunningTriton, repository: Path) -> None:
-    damaged = repository / "damaged"
+async def test_a_damaged_file_fails_the_load_with_what_to_do(triton: RunningTriton, served_models: Path) -> None:
+    damaged = served_models / "damaged"
     shutil.copytree(MODEL, damaged)
     for name in ("model.safetensors", "tokenizer.json"):
         (damaged / "1" / name).write_text("{}")
     async with triton_client.InferenceServerClient(triton.grpc_url) as client:
         with pytest.raises(InferenceServerException) as failed:
             await client.load_model("damaged")
+        shutil.rmtree(damaged)
+        left = await client.get_model_repository_index()
+        assert "damaged" not in [each.name for each in left.models if each.state]
     said = str(failed.value.message())
     assert "cannot be used" in said
     assert "Put model.safetensors and tokenizer.json of sentence-transformers/all-MiniLM-L6-v2 beside model.py" in said

@@ -101,6 +101,11 @@ class Settings(BaseSettings):
     stall_seconds: Seconds = Field(
         30.0, description="a server whose runs make no progress for this long is tested, and set aside if it is stuck"
     )
+    model_reloads_per_hour: int = Field(
+        6,
+        ge=0,
+        description="how often in an hour a dead model is unloaded and loaded again, on each server; 0 never does",
+    )
     result_retention_days: float | None = Field(
         None, gt=0, description="final results and their contexts are removed after this; empty keeps all"
     )

@@ -28,6 +28,9 @@ ATTEMPT_SECONDS = Histogram(
 IN_FLIGHT = Gauge("tickets_in_flight", "Requests running on a Triton server", ("server",))
 SERVER_UP = Gauge("tickets_triton_server_up", "1 while the server answers its probe", ("server",))
 QUARANTINED = Gauge("tickets_model_quarantined", "1 while a model is set aside for not answering", ("server", "model"))
+RELOADS = Counter(
+    "tickets_model_reloads_total", "Dead models that this process loaded again", ("server", "model", "outcome")
+)
 WEBHOOKS = Counter("tickets_webhook_tries_total", "Tries to deliver a webhook by this process", ("outcome",))
 STREAM_FOLLOWERS = Gauge("tickets_stream_followers", "Streams open in this process")
 STREAM_EVENTS = Counter("tickets_stream_events_total", "Events of followed results stored by this process")

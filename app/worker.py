@@ -20,10 +20,12 @@ from app.db.faults import DATABASE_FAULT, DatabaseFault
 from app.dispatch.batches import batches_forever
 from app.dispatch.janitor import drop_events_forever, sweep_forever, tidy_forever, trim_audit_forever
 from app.dispatch.loop import Dispatcher
+from app.dispatch.recovery import Recovery
 from app.dispatch.webhooks import deliver_forever, drop_deliveries_forever
 from app.queue.audit import AuditStore
 from app.queue.events import STREAM_CHANNEL, EventStore
 from app.queue.notify import Listener
+from app.queue.set_aside import SetAsideStore
 from app.queue.statements import CANCEL_CHANNEL, QUEUED_CHANNEL
 from app.queue.store import QueueStore
 from app.services.catalog import Catalog
@@ -46,6 +48,8 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
             return
         store = QueueStore(database)
         events = EventStore(database)
+        recovery = Recovery(SetAsideStore(database), fleet, name, settings.model_reloads_per_hour)
+        await recovery.learn()
         dispatcher = Dispatcher(store, events, fleet, settings, name)
         listener = Listener(
             settings.listen_arguments,
@@ -58,6 +62,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         helpers = [
             asyncio.create_task(listener.run(), name="listener"),
             asyncio.create_task(Catalog(database, fleet).watch(settings.probe_seconds), name="fleet"),
+            asyncio.create_task(recovery.watch(settings.probe_seconds), name="recovery"),
             asyncio.create_task(sweep_forever(store, settings.poll_seconds), name="sweep"),
             asyncio.create_task(deliver_forever(database, settings, Result.of), name="webhooks"),
             asyncio.create_task(drop_deliveries_forever(database), name="deliveries"),

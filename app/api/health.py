@@ -1,10 +1,14 @@
+from dataclasses import asdict
+
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 
 from app.api.dependencies import services_of
-from app.api.schemas import Live, Ready, ServerHealth
+from app.api.schemas import Live, Ready, ServerHealth, SetAsideModel
 from app.api.security import OPEN, GuardedRoute
+from app.queue.set_aside import SetAside
+from app.triton.lanes import Server
 
 router = APIRouter(tags=["health"], route_class=GuardedRoute, dependencies=[OPEN])
 
@@ -22,21 +26,24 @@ async def ready(request: Request, response: Response) -> object:
     is_ready = database.reachable and database.migrated
     if not is_ready:
         response.status_code = 503
+    services = services_of(request)
     return Ready(
         status="ready" if is_ready else "unready",
         database=database.detail or "ok",
-        triton=[
-            ServerHealth(
-                url=server.url,
-                name=server.name,
-                up=server.up,
-                reason=server.reason or None,
-                ready_models=sorted(name for name, model in server.models.items() if model.state == "ready")
-                if server.up
-                else [],
-            )
-            for server in services_of(request).fleet.servers
-        ],
+        triton=[_health_of(server, services.catalog.set_aside_on(server)) for server in services.fleet.servers],
+    )
+
+
+def _health_of(server: Server, set_aside: list[SetAside]) -> ServerHealth:
+    down = {row.model for row in set_aside}
+    ready = (name for name, model in server.models.items() if model.state == "ready" and name not in down)
+    return ServerHealth(
+        url=server.url,
+        name=server.name,
+        up=server.up,
+        reason=server.reason or None,
+        ready_models=sorted(ready) if server.up else [],
+        set_aside=[SetAsideModel(**asdict(row)) for row in set_aside],
     )
 
 

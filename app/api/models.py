@@ -1,3 +1,4 @@
+from dataclasses import asdict
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -68,7 +69,8 @@ def _rendered(entry: CatalogEntry) -> dict[str, Any]:
     return {
         "name": entry.name,
         "version": entry.version,
-        "state": entry.state,
+        "state": entry.public_state,
         "reason": entry.reason or None,
         "servers": entry.servers,
+        "set_aside": [asdict(row) for row in entry.set_aside],
     }

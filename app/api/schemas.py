@@ -1,6 +1,7 @@
 """Bodies of requests and answers."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
@@ -75,7 +76,8 @@ class Cancellation(BaseModel):
 
 
 class WaitingState(BaseModel):
-    reason: str = Field(description="queued, no_server, model_loading or backoff")
+    reason: str = Field(description="queued, no_server, model_loading, model_down or backoff")
+    detail: str | None = Field(description="with model_down: since when, why, and what is done about it")
     position: int = Field(
         description="among the owner's results for the model; 1 is next, 1001 is everything beyond 1,000"
     )
@@ -130,7 +132,7 @@ class Result(BaseModel):
             usage=Usage(prompt_tokens=row["prompt_tokens"], completion_tokens=row["completion_tokens"]),
             error=error if row["status"] == Status.FAILED else None,
             last_error=error if row["status"] == Status.PENDING else None,
-            waiting=None if waiting is None else WaitingState(reason=waiting.reason, position=waiting.position),
+            waiting=None if waiting is None else WaitingState(**asdict(waiting)),
             cancellation=cancellation,
         )
 
@@ -216,12 +218,23 @@ class RotatedSecret(WebhookSecret):
     old_secret_signs_until: datetime
 
 
+class SetAsideModel(BaseModel):
+    """A model that a server calls ready, but that does not answer."""
+
+    server: str
+    model: str
+    since: datetime
+    reason: str
+    note: str = Field(description="what is done about it")
+
+
 class Model(BaseModel):
     name: str
     version: str
     state: str = Field(description="ready, loading or unavailable")
     reason: str | None = Field(description="why it is not ready, or that a simulation answers for it")
     servers: list[str] = Field(description="gRPC addresses of the servers where it is ready")
+    set_aside: list[SetAsideModel] = Field(description="where it gets no requests because it does not answer")
 
 
 class Tensor(BaseModel):
@@ -257,6 +270,9 @@ class ServerHealth(BaseModel):
     up: bool
     reason: str | None
     ready_models: list[str]
+    set_aside: list[SetAsideModel] = Field(
+        description="models that do not answer, although the server calls them ready"
+    )
 
 
 class Ready(BaseModel):

@@ -387,3 +387,27 @@ audit = Table(
     Column("details", JSONB(none_as_null=True)),
     Index("audit_age", "created_at"),
 )
+
+# Models of servers that are ready by their word but do not answer. A row outlasts its episode, for its `reloads`.
+set_aside_models = Table(
+    "set_aside_models",
+    metadata,
+    Column("server", Text, primary_key=True),
+    Column("model", Text, primary_key=True),
+    # Null: it answers again.
+    Column("since", Moment),
+    Column("reason", Text, nullable=False),
+    # Known to be dead, not only silent.
+    Column("dead", Boolean, nullable=False),
+    # When a dispatcher last said so: what none says any longer is not so.
+    Column("seen_at", Moment, nullable=False),
+    # What is done about it, a sentence.
+    Column("note", Text, nullable=False, server_default=""),
+    # How far a reload is; whose it is, and until when it holds without a renewal.
+    Column("step", Text),
+    Column("reloader", Text),
+    Column("reload_until", Moment),
+    # When the reloads of the last hour began.
+    Column("reloads", ARRAY(Moment), nullable=False, server_default="{}"),
+    CheckConstraint("step IN ('unload', 'load')", name="step_known"),
+)

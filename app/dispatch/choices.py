@@ -16,7 +16,8 @@ from app.config import Settings
 from app.queue.ticket import Claim
 from app.triton.codec import Accumulator
 from app.triton.faults import Disposition, TritonError
-from app.triton.fleet import Fleet, Lane
+from app.triton.fleet import Fleet
+from app.triton.lanes import Lane
 from app.triton.shares import Share
 
 SEEDS = 2**63

@@ -17,7 +17,8 @@ from app.queue.events import EventStore
 from app.queue.store import QueueStore
 from app.queue.ticket import Claim, Outcome, Release, Settlement, backoff_seconds
 from app.telemetry import ATTEMPT_SECONDS, ATTEMPTS_RETURNED, LEASES_LOST, SETTLED, logger
-from app.triton.fleet import Fleet, Lane
+from app.triton.fleet import Fleet
+from app.triton.lanes import Lane
 from app.triton.quarantine import Quarantine
 
 log = logger("dispatch")

@@ -26,7 +26,8 @@ from app.queue.ticket import (
 from app.telemetry import logger
 from app.triton.codec import Accumulator
 from app.triton.faults import UNKNOWN, Disposition, TritonError, refusal
-from app.triton.fleet import Fleet, Lane
+from app.triton.fleet import Fleet
+from app.triton.lanes import Lane
 from app.triton.quarantine import TRIAL_SHORTEST_SECONDS, trial
 
 log = logger("run")

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC
 from typing import Any
 
 from app.db.engine import Database
 from app.errors import DatabaseUnavailable, ModelNotFound
+from app.queue.set_aside import Key, SetAside, SetAsideStore
+from app.triton.client import ModelState
 from app.triton.faults import TritonError
 from app.triton.fleet import Fleet
+from app.triton.lanes import Server
 
 FRESH_SECONDS = 1.0
 PATIENCE_SECONDS = 0.5
@@ -23,24 +27,33 @@ REMEMBER = """
 INSERT INTO models (name, version) SELECT * FROM unnest($1::text[], $2::text[])
 ON CONFLICT (name) DO UPDATE SET version = excluded.version, last_seen_at = now()
 """
-_ORDER = {"ready": 0, "loading": 1, "unavailable": 2}
+SET_ASIDE = "set_aside"
+_ORDER = {"ready": 0, "loading": 1, SET_ASIDE: 2, "unavailable": 3}
 
 
 @dataclass(slots=True)
 class CatalogEntry:
-    """One model over all servers; `servers` are those where it is ready."""
+    """One model over all servers; `servers` are those where it is ready, `set_aside` tells of those where it is not."""
 
     name: str
     version: str
     state: str
     reason: str
     servers: list[str] = field(default_factory=list)
+    set_aside: list[SetAside] = field(default_factory=list)
+
+    @property
+    def public_state(self) -> str:
+        """ready, loading or unavailable."""
+        return "unavailable" if self.state == SET_ASIDE else self.state
 
 
 class Catalog:
     def __init__(self, database: Database, fleet: Fleet) -> None:
         self._database = database
         self._fleet = fleet
+        self._set_aside_store = SetAsideStore(database)
+        self._set_aside: dict[Key, SetAside] = {}
         self._known: set[str] = set()
         # Names read from Postgres, what other processes wrote among them; None until they are asked for.
         self._ever: frozenset[str] | None = None
@@ -101,7 +114,7 @@ class Catalog:
 
     async def remember(self) -> None:
         """Writes down what the fleet serves, so that it is known while the fleet is away."""
-        served = {entry.name: entry.version for entry in self._served().values() if entry.state != "unavailable"}
+        served = {entry.name: entry.version for entry in self._served().values() if entry.state in ("ready", "loading")}
         fresh = {name: version for name, version in served.items() if name not in self._known}
         if not fresh:
             return
@@ -110,10 +123,15 @@ class Catalog:
             await connection.execute(REMEMBER, names, versions)
         self._known.update(fresh)
 
-    def state_of(self, name: str) -> str:
-        """ready, loading or unavailable, as last seen; asks nobody."""
-        states = (server.models[name].state for server in self._fleet.servers if server.up and name in server.models)
-        return min(states, key=_ORDER.__getitem__, default="unavailable")
+    def state_of(self, name: str) -> tuple[str, str]:
+        """The best state of a model on any server as last seen, and why it is set aside if it is; asks nobody."""
+        found = [(state, reason) for _, model, state, reason in self._states() if model.name == name]
+        state, reason = min(found, key=lambda each: _ORDER[each[0]], default=("unavailable", ""))
+        return state, reason if state == SET_ASIDE else ""
+
+    def set_aside_on(self, server: Server) -> list[SetAside]:
+        """Models that the server calls ready, or has just been told to load again, and that do not answer."""
+        return [row for (url, _), row in self._set_aside.items() if url == server.url and server.up]
 
     async def watch(self, every_seconds: float) -> None:
         """Keeps the fleet and its state as they are, for ever."""
@@ -144,21 +162,32 @@ class Catalog:
         await self._fleet.refresh()
         with suppress(DatabaseUnavailable):
             await self.remember()
+            self._set_aside = await self._set_aside_store.read()
         self._refreshed = time.monotonic()
 
     def _served(self) -> dict[str, CatalogEntry]:
         entries: dict[str, CatalogEntry] = {}
+        for server, model, state, reason in self._states():
+            entry = entries.setdefault(model.name, CatalogEntry(model.name, model.version, state, reason))
+            if _ORDER[state] < _ORDER[entry.state]:
+                entry.version, entry.state, entry.reason = model.version, state, reason
+            if state == "ready":
+                entry.servers.append(server.url)
+            if state == SET_ASIDE:
+                entry.set_aside.append(self._set_aside[server.url, model.name])
+        return entries
+
+    def _states(self) -> Iterator[tuple[Server, ModelState, str, str]]:
+        """Each model on each server that has it, its state there and why it is not ready."""
         for server in self._fleet.servers:
             for model in server.models.values():
-                state, reason = model.state, model.reason
+                row = self._set_aside.get((server.url, model.name))
                 if not server.up:
-                    state, reason = "unavailable", server.reason
-                entry = entries.setdefault(model.name, CatalogEntry(model.name, model.version, state, reason))
-                if _ORDER[state] < _ORDER[entry.state]:
-                    entry.version, entry.state, entry.reason = model.version, state, reason
-                if state == "ready":
-                    entry.servers.append(server.url)
-        return entries
+                    yield server, model, "unavailable", server.reason
+                elif row is not None:
+                    yield server, model, SET_ASIDE, said_of(row)
+                else:
+                    yield server, model, model.state, model.reason
 
     async def first_seen(self) -> dict[str, int]:
         """Since when each model is known, in Unix seconds."""
@@ -170,6 +199,13 @@ class Catalog:
         async with self._database.hot() as connection:
             rows = await connection.fetch("SELECT name, version FROM models ORDER BY name")
         return [(row["name"], row["version"]) for row in rows]
+
+
+def said_of(row: SetAside) -> str:
+    """Where, since when and why, and what is done about it."""
+    since = f"{row.since.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    note = row.note if row.note or row.dead else "It is tested until it answers."
+    return f"Set aside on {row.server} since {since}: {row.reason} {note}".rstrip()
 
 
 def shown(names: Sequence[str]) -> str:

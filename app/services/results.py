@@ -20,7 +20,7 @@ from app.queue.store import QueueStore
 from app.queue.ticket import Phase, Status, phase_of
 from app.services.audit import actor_of
 from app.services.callers import Caller
-from app.services.catalog import Catalog
+from app.services.catalog import SET_ASIDE, Catalog
 from app.services.pages import Listed, Page, Window, fetch_bounded_page
 from app.services.retention import removed_or
 
@@ -77,10 +77,11 @@ class Filters:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """`position` 1 is next; beyond the store's limit it stays at the limit plus one."""
+    """`position` 1 is next; beyond the store's limit it stays at the limit plus one. `detail` explains `model_down`."""
 
-    reason: Literal["queued", "no_server", "model_loading", "backoff"]
+    reason: Literal["queued", "no_server", "model_loading", "model_down", "backoff"]
     position: int
+    detail: str | None = None
 
 
 class Results:
@@ -148,17 +149,20 @@ class Results:
         """Why a queued result does not run yet; None for every other one."""
         if phase(row) != Phase.QUEUED:
             return None
-        state = self._catalog.state_of(row["model"])
-        reason: Literal["queued", "no_server", "model_loading", "backoff"]
+        state, detail = self._catalog.state_of(row["model"])
+        reason: Literal["queued", "no_server", "model_loading", "model_down", "backoff"]
         if state == "loading":
             reason = "model_loading"
+        elif state == SET_ASIDE:
+            reason = "model_down"
         elif state != "ready":
             reason = "no_server"
         elif row["available_at"] > datetime.now(UTC):
             reason = "backoff"
         else:
             reason = "queued"
-        return Waiting(reason, await self._store.position(row["model"], row["rank"], row["id"], row["owner_id"]))
+        position = await self._store.position(row["model"], row["rank"], row["id"], row["owner_id"])
+        return Waiting(reason, position, detail or None)
 
     async def _read_together(self, id_: UUID, owner_id: int) -> Mapping[str, Any]:
         """Thousands may wait for one result: those who look at the same moment share one query."""

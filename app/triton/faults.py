@@ -37,6 +37,14 @@ class TritonError(Exception):
         self.raw = raw
 
 
+class NotLoaded(TritonError):
+    """A model that could not be loaded or unloaded; `refused` says that the server takes no such orders."""
+
+    def __init__(self, message: str, *, raw: str, refused: bool = False) -> None:
+        super().__init__("not_loaded", message, Disposition.FINAL, raw=raw)
+        self.refused = refused
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One row of the table; `{detail}` in the message is what the pattern's group `detail` matched."""
@@ -166,14 +174,14 @@ IN_STREAM_RULES: tuple[Rule, ...] = (
         r"Stub process '[^']*' is not healthy",
         "model_process_died",
         WAIT,
-        "The model's process on the server has died; the server must be restarted.",
+        "The model's process on the server has died.",
         fault=True,
     ),
     _rule(
         r"EngineCore encountered an issue|EngineDeadError|unhealthy vLLM engine",
         "engine_died",
         RETRY,
-        "The engine behind the model has died; the server must be restarted.",
+        "The engine behind the model has died.",
         fault=True,
     ),
     _rule(
@@ -190,6 +198,10 @@ IN_STREAM_RULES: tuple[Rule, ...] = (
         "The server's queue is full.",
     ),
 )
+
+# What says that a model's process or engine is dead while the server still calls itself ready.
+DEAD_CODES = frozenset({"model_process_died", "engine_died"})
+GONE_CODES = frozenset({"server_unreachable", "server_died", "server_draining"})
 
 # Failures of the call itself. UNAVAILABLE is told apart by its text, see classify_rpc.
 RPC_RULES: dict[grpc.StatusCode, tuple[str, Disposition, str, bool]] = {
@@ -225,6 +237,7 @@ _NEVER_CONNECTED = re.compile(r"failed to connect|connection refused|errors reso
 # What gRPC makes of a connection that breaks while the request is on its way.
 _CUT_WHILE_SENDING = re.compile(r"Internal error from Core")
 _EXITING = re.compile(r"Server exiting", re.I)
+_NOT_EXPLICIT = re.compile(r"explicit model load / unload is not allowed")
 _PATH = re.compile(r"(?:[A-Za-z]:)?/(?:[\w.@+-]+/)+[\w.@+-]*")
 _SHOWN_CHARS = 300
 
@@ -302,3 +315,12 @@ def classify_unary(error: InferenceServerException) -> TritonError:
     if status is grpc.StatusCode.UNAVAILABLE and not _EXITING.search(details):
         return TritonError("server_unreachable", "The server cannot be reached.", WAIT, server_fault=True, raw=details)
     return classify_rpc(status, details)
+
+
+def classify_control(error: InferenceServerException) -> TritonError:
+    """The error of an order to load or unload a model."""
+    text = error.message() or ""
+    if _NOT_EXPLICIT.search(text):
+        return NotLoaded("The server loads and unloads no models by request.", raw=text, refused=True)
+    known = classify_unary(error)
+    return known if known.code in GONE_CODES else NotLoaded(presentable(text), raw=text)

@@ -4,113 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager
 
 from app.config import Settings
 from app.telemetry import IN_FLIGHT, QUARANTINED, SERVER_UP, logger
-from app.triton.client import ModelState, TritonClient
-from app.triton.faults import Disposition, TritonError
+from app.triton.client import TritonClient
+from app.triton.faults import DEAD_CODES, GONE_CODES, TritonError
+from app.triton.lanes import Lane, Server
 from app.triton.servers import ServerEntry, ServerList
-from app.triton.shares import Shares
 
 log = logger("fleet")
 
 PROBE_TIMEOUT_SECONDS = 3.0
 COOL_OFF_SECONDS = 2.0
-
-# What says that a model's process or engine is dead while the server still calls itself ready.
-DEAD_CODES = frozenset({"model_process_died", "engine_died"})
-GONE_CODES = frozenset({"server_unreachable", "server_died", "server_draining"})
-
-
-@dataclass(eq=False)
-class Lane:
-    """One model on one server: what is in flight there and whether it moves."""
-
-    server: Server
-    model: str
-    in_flight: int = 0
-    moved_at: float = field(default_factory=time.monotonic)
-    cool_until: float = 0.0
-    suspect: bool = False
-    quarantine: str = ""
-    # Tickets that have a slot here and would use more: each starts another choice and says whether it has yet more.
-    waiting: deque[Callable[[], bool]] = field(default_factory=deque)
-
-    @property
-    def open(self) -> bool:
-        """Whether requests may go here."""
-        state = self.server.models.get(self.model)
-        return (
-            self.server.up
-            and self.server.listed
-            and not self.quarantine
-            and self.cool_until <= time.monotonic()
-            and state is not None
-            and state.state == "ready"
-        )
-
-    def moved(self) -> None:
-        """The engine gave a sign of life."""
-        self.moved_at = time.monotonic()
-
-
-@dataclass(eq=False)
-class Server:
-    """One Triton endpoint as this process sees it; no longer `listed`, it only ends what it has in flight.
-
-    `hourly_price` is in dollars.
-    """
-
-    url: str
-    connection: TritonClient | None
-    name: str | None = None
-    hourly_price: float | None = None
-    listed: bool = True
-    up: bool = False
-    reason: str = "not asked yet"
-    models: dict[str, ModelState] = field(default_factory=dict)
-    lanes: dict[str, Lane] = field(default_factory=dict)
-    shares: Shares = field(default_factory=Shares)
-    _held: int = 0
-
-    @property
-    def client(self) -> TritonClient:
-        """Raises TritonError when the server has left the fleet."""
-        if self.connection is None:
-            raise TritonError("server_unreachable", "The server has left the fleet.", Disposition.WAIT)
-        return self.connection
-
-    @contextmanager
-    def held(self) -> Iterator[TritonClient]:
-        """The client, kept open for a question: closing it would cancel who waits for the answer."""
-        client = self.client
-        self._held += 1
-        try:
-            yield client
-        finally:
-            self._held -= 1
-
-    async def close(self) -> None:
-        client, self.connection = self.client, None
-        self.up = False
-        await client.close()
-
-    @property
-    def idle(self) -> bool:
-        return not self.in_flight and not self._held
-
-    @property
-    def in_flight(self) -> int:
-        return sum(lane.in_flight for lane in self.lanes.values())
-
-    def lane(self, model: str) -> Lane:
-        if model not in self.lanes:
-            self.lanes[model] = Lane(self, model)
-        return self.lanes[model]
 
 
 class Fleet:
@@ -218,22 +125,22 @@ class Fleet:
         elif error.code == "model_unavailable":
             lane.server.models.pop(lane.model, None)
         elif error.code in DEAD_CODES:
-            self.set_aside(lane, error.message)
+            self.set_aside(lane, error.message, dead=True)
         elif error.server_fault:
             lane.suspect = True
             lane.cool_until = time.monotonic() + COOL_OFF_SECONDS
 
-    def set_aside(self, lane: Lane, reason: str) -> None:
+    def set_aside(self, lane: Lane, reason: str, *, dead: bool = False) -> None:
         """Quarantine: ready by its own word, but it does not answer."""
         if not lane.quarantine:
             log.error("model set aside", server=lane.server.url, model=lane.model, reason=reason)
-        lane.quarantine = reason
+        lane.quarantine, lane.dead = reason, dead
         QUARANTINED.labels(lane.server.url, lane.model).set(1)
 
     def take_back(self, lane: Lane) -> None:
         """It answers again."""
         log.info("model answers again", server=lane.server.url, model=lane.model)
-        lane.quarantine = ""
+        lane.quarantine, lane.dead = "", False
         QUARANTINED.labels(lane.server.url, lane.model).set(0)
         self.changed()
 

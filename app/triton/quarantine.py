@@ -3,7 +3,7 @@
 When a backend process dies, its requests in flight hang and readiness stays 200. So a lane that does not move is tested
 with a request of one token. When that is refused, the lane is set aside and its runs are given up; silence counts only
 where a run has timed out already, for a busy engine is silent too. A lane set aside is tested until it answers. The
-runs of a server that is down for good are given up as well.
+runs of a server that is down for good are given up as well. Loading a dead model again is dispatch/recovery.py's work.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
-from app.triton.faults import Disposition, TritonError
-from app.triton.fleet import Fleet, Lane
+from app.triton.faults import DEAD_CODES, Disposition, TritonError
+from app.triton.fleet import Fleet
+from app.triton.lanes import Lane
 
 # Triton takes a second to find out that a backend process is dead.
 TRIAL_SHORTEST_SECONDS = 5.0
@@ -67,10 +68,16 @@ class Quarantine:
             if failure.code in SILENT_CODES and not (lane.suspect or lane.quarantine):
                 # Other dispatchers may keep every slot of the engine busy: silence alone convicts nobody.
                 break
-            if not lane.quarantine:
-                self._fleet.set_aside(lane, f"no answer within {self._stall:g} s although the server says ready")
+            if failure.code in DEAD_CODES:
+                self._fleet.set_aside(lane, failure.message, dead=True)
+            elif not lane.quarantine:
+                self._fleet.set_aside(lane, f"No answer within {self._stall:g} s although the server says ready.")
             self._give_up(lane)
-            await asyncio.sleep(pause)
+            lane.try_again.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(lane.try_again.wait(), pause)
+                # Somebody knows that it may answer now.
+                pause = TRIAL_FIRST_SECONDS
             pause = min(pause * 2, TRIAL_LONGEST_SECONDS)
         else:
             if lane.quarantine:

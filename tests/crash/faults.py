@@ -13,6 +13,8 @@ from tests.crash.schedule import Act, Blow, Target
 from tests.crash.stack import Service, Stack
 
 WATCH_SECONDS = 0.5
+# Dispatchers and Postgres may be down, one after the other, while the service finds out and loads a model again.
+RELOAD_SECONDS = 90.0
 
 
 @dataclass
@@ -62,6 +64,8 @@ class Faults:
                 case _:
                     await self._hit_postgres(struck)
             self._said(f"{blow.kind} made good after {time.time() - struck.hit:.2f} s")
+            # A reload takes as long as it takes: what follows in the lane keeps its distance.
+            started += max(0.0, time.monotonic() - (started + blow.at + blow.hold))
 
     def _tell(self, struck: Struck) -> None:
         struck.hit = time.time()
@@ -104,20 +108,33 @@ class Faults:
         stub = stubs[int(struck.blow.at * 1000) % len(stubs)]
         struck.victim = f"pid {stub.pid}"
         if struck.blow.act is Act.KILL:
+            before = {each.pid for each in stubs}
             stub.kill()
+            struck.note = "until the service loads the model again"
             self._tell(struck)
-            await asyncio.sleep(struck.blow.hold)
-            # The server makes no new stub and goes on saying that it is ready, until an operator restarts it. A
-            # SIGTERM would make it wait for the requests that hang.
-            await asyncio.to_thread(self._stack.triton.kill)
+            # The server makes no new stub and goes on saying that it is ready; the service has to load the model again.
+            if not await self._new_stub(before):
+                self.deaths.append(f"the model of {struck.victim} was not loaded again within {RELOAD_SECONDS:g} s")
+                await asyncio.to_thread(self._stack.triton.kill)
+                await self._stack.start_triton()
             struck.healed = time.time()
-            await self._stack.start_triton()
         else:
             stub.suspend()
             self._tell(struck)
             await asyncio.sleep(struck.blow.hold)
             struck.healed = time.time()
             stub.resume()
+
+    async def _new_stub(self, before: set[int]) -> bool:
+        """Whether one comes in time; a server that dies meanwhile is started by `look_after`, with stubs of its own."""
+        end = time.monotonic() + RELOAD_SECONDS
+        while time.monotonic() < end:
+            await asyncio.sleep(WATCH_SECONDS)
+            if not self._stack.triton.running:
+                await self._revive_triton()
+            if any(each.pid not in before for each in self._stack.stubs):
+                return True
+        return False
 
     async def _hit_postgres(self, struck: Struck) -> None:
         postgres = self._stack.postgres

@@ -17,7 +17,7 @@ MEANING = {
     Target.API: "the next 202 after the API was started or thawed",
     Target.DISPATCHER: "its lost claims are claimed again; each ticket is a sample, those below priority 0 left out",
     Target.TRITON: "the next answer of an attempt begun after the server was started or thawed",
-    Target.STUB: "the next answer of an attempt begun after the server was restarted, the stub thawed",
+    Target.STUB: "the next answer of an attempt begun after the service loaded the model again, or the stub was thawed",
     Target.POSTGRES: "the next settle after Postgres was started or thawed",
 }
 

@@ -17,7 +17,7 @@ class Target(StrEnum):
 
 
 class Act(StrEnum):
-    KILL = "kill"  # SIGKILL, started again after `hold`
+    KILL = "kill"  # SIGKILL, started again after `hold`; a stub when the service does it
     FREEZE = "freeze"  # SIGSTOP, SIGCONT after `hold`
     RESTART = "restart"  # the polite stop, started again after `hold`
     CUT = "cut"  # its connections to Postgres are ended by the server

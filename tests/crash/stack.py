@@ -37,9 +37,10 @@ SETTINGS = {
     "PROBE_SECONDS": "0.5",
     # All dispatchers together no more than the model's engine takes at once, so that silence means a fault.
     "MODEL_CONCURRENCY": "20",
-    # Shorter than the longest freeze and than the wait for a stub's restart.
+    # Shorter than the longest freeze and than a reload.
     "IDLE_TIMEOUT_SECONDS": "4",
     "RUN_TIMEOUT_SECONDS": "60",
+    "MODEL_RELOADS_PER_HOUR": "1000",
     # Attempts that our own kills cost must not make a ticket fail.
     "MAX_ATTEMPTS": "1000",
     "LOG_LEVEL": "INFO",

@@ -14,7 +14,8 @@ from app.queue.ticket import Claim
 from app.telemetry import IN_FLIGHT
 from app.triton.codec import Accumulator
 from app.triton.faults import TritonError
-from app.triton.fleet import Fleet, Lane, open_fleet
+from app.triton.fleet import Fleet, open_fleet
+from app.triton.lanes import Lane
 from tests.engine import busy
 from tests.servers import RunningTriton
 from tests.service import Service, eventually, running_api, running_dispatcher

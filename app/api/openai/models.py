@@ -56,5 +56,5 @@ def _rendered(id_: str, chosen: Chosen, entry: CatalogEntry, since: Mapping[str,
         "created": since.get(entry.name, 0),
         "owned_by": OWNER,
         "parent": None if chosen.adapter is None else chosen.model,
-        "state": entry.state,
+        "state": entry.public_state,
     }

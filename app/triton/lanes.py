@@ -1,0 +1,107 @@
+"""One Triton server as this process sees it, and its lanes: a model on it each."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from app.triton.client import ModelState, TritonClient
+from app.triton.faults import Disposition, TritonError
+from app.triton.shares import Shares
+
+
+@dataclass(eq=False)
+class Lane:
+    """One model on one server: what is in flight there and whether it moves.
+
+    `quarantine` is why it is set aside; `dead` says that more is known than its silence. `try_again` ends a pause
+    between two trials.
+    """
+
+    server: Server
+    model: str
+    in_flight: int = 0
+    moved_at: float = field(default_factory=time.monotonic)
+    cool_until: float = 0.0
+    suspect: bool = False
+    quarantine: str = ""
+    # Tickets that have a slot here and would use more: each starts another choice and says whether it has yet more.
+    waiting: deque[Callable[[], bool]] = field(default_factory=deque)
+    dead: bool = False
+    try_again: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def open(self) -> bool:
+        """Whether requests may go here."""
+        state = self.server.models.get(self.model)
+        return (
+            self.server.up
+            and self.server.listed
+            and not self.quarantine
+            and self.cool_until <= time.monotonic()
+            and state is not None
+            and state.state == "ready"
+        )
+
+    def moved(self) -> None:
+        """The engine gave a sign of life."""
+        self.moved_at = time.monotonic()
+
+
+@dataclass(eq=False)
+class Server:
+    """One Triton endpoint as this process sees it; no longer `listed`, it only ends what it has in flight.
+
+    `hourly_price` is in dollars.
+    """
+
+    url: str
+    connection: TritonClient | None
+    name: str | None = None
+    hourly_price: float | None = None
+    listed: bool = True
+    up: bool = False
+    reason: str = "not asked yet"
+    models: dict[str, ModelState] = field(default_factory=dict)
+    lanes: dict[str, Lane] = field(default_factory=dict)
+    shares: Shares = field(default_factory=Shares)
+    _held: int = 0
+
+    @property
+    def client(self) -> TritonClient:
+        """Raises TritonError when the server has left the fleet."""
+        if self.connection is None:
+            raise TritonError("server_unreachable", "The server has left the fleet.", Disposition.WAIT)
+        return self.connection
+
+    @contextmanager
+    def held(self) -> Iterator[TritonClient]:
+        """The client, kept open for a question: closing it would cancel who waits for the answer."""
+        client = self.client
+        self._held += 1
+        try:
+            yield client
+        finally:
+            self._held -= 1
+
+    async def close(self) -> None:
+        client, self.connection = self.client, None
+        self.up = False
+        await client.close()
+
+    @property
+    def idle(self) -> bool:
+        return not self.in_flight and not self._held
+
+    @property
+    def in_flight(self) -> int:
+        return sum(lane.in_flight for lane in self.lanes.values())
+
+    def lane(self, model: str) -> Lane:
+        if model not in self.lanes:
+            self.lanes[model] = Lane(self, model)
+        return self.lanes[model]

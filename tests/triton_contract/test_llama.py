@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,21 +20,13 @@ ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = 8192
 QUESTION = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
 ANSWER = "The capital of France is Paris."
-CONFIG = """
-backend: "vllm"
-instance_group [ { count: 1 kind: KIND_MODEL } ]
-parameters [ { key: "REPORT_CUSTOM_METRICS" value: { string_value: "true" } } ]
-"""
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
-    folder = tmp_path_factory.mktemp("llama")
-    shutil.copytree(ROOT / "models" / "demo", folder / "models" / "demo")
-    (folder / "models" / "demo" / "config.pbtxt").write_text(CONFIG)
     with pytest.MonkeyPatch.context() as environment:
         environment.delenv("ENGINE")
-        running = start_triton(folder / "triton", ("demo",), folder / "models")
+        running = start_triton(tmp_path_factory.mktemp("triton"), ("demo",), ROOT / "models")
     yield running
     running.kill()
 

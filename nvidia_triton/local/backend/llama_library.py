@@ -113,7 +113,8 @@ class Model:
         self.special = frozenset(
             t for t in range(self.size) if library.llama_vocab_get_attr(self.vocabulary, t) & _CONTROL
         )
-        self.pieces = [self._piece(token) for token in range(self.size)]
+        buffer = ctypes.create_string_buffer(_LONGEST_PIECE)
+        self.pieces = [self._piece(token, buffer) for token in range(self.size)]
 
     def open(self, *, sequences: int, cells: int, batch: int, threads: int) -> None:
         """Make the context. `cells` tokens are shared by all `sequences`; `batch` is the most that one `decode` takes.
@@ -185,7 +186,6 @@ class Model:
         self._library.llama_free(self._context)
         self._library.llama_model_free(self._model)
 
-    def _piece(self, token: int) -> bytes:
-        buffer = ctypes.create_string_buffer(_LONGEST_PIECE)
+    def _piece(self, token: int, buffer) -> bytes:
         size = self._library.llama_token_to_piece(self.vocabulary, token, buffer, _LONGEST_PIECE, 0, True)
-        return buffer.raw[: max(size, 0)]
+        return ctypes.string_at(buffer, max(size, 0))

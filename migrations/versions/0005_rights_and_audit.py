@@ -8,6 +8,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
+from migrations.online import alone
+
 revision = "0005"
 down_revision = "0004"
 branch_labels = None
@@ -52,13 +54,18 @@ $$
 
 
 def upgrade() -> None:
-    op.add_column("api_keys", sa.Column("person", sa.String(length=200), nullable=True))
-    op.add_column("api_keys", sa.Column("models", sa.ARRAY(sa.Text()), nullable=True))
-    op.add_column("api_keys", sa.Column("tokens_per_month", sa.BigInteger(), nullable=True))
-    op.add_column("api_keys", sa.Column("dollars_per_day", sa.Double(), nullable=True))
-    op.add_column("api_keys", sa.Column("dollars_per_month", sa.Double(), nullable=True))
-    op.add_column("api_keys", sa.Column("storage_bytes", sa.BigInteger(), nullable=True))
-    op.add_column("files", sa.Column("key_id", sa.UUID(), nullable=True))
+    with alone():
+        for column in (
+            sa.Column("person", sa.String(length=200)),
+            sa.Column("models", sa.ARRAY(sa.Text())),
+            sa.Column("tokens_per_month", sa.BigInteger()),
+            sa.Column("dollars_per_day", sa.Double()),
+            sa.Column("dollars_per_month", sa.Double()),
+            sa.Column("storage_bytes", sa.BigInteger()),
+        ):
+            op.add_column("api_keys", column, if_not_exists=True)
+    with alone():
+        op.add_column("files", sa.Column("key_id", sa.UUID()), if_not_exists=True)
     op.create_table(
         "audit",
         sa.Column("id", sa.UUID(), server_default=sa.text("uuidv7()"), nullable=False),

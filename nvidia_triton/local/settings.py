@@ -19,6 +19,8 @@ WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}  # noqa: S1
 DRAIN_SECONDS = "8"
 # What the local engine runs at once; more would wait inside it, where tickets of other models cannot overtake them.
 MODEL_CONCURRENCY = "16"
+# What ENGINE may ask for: no model runs, for all of models/.
+SIMULATION = "simulation"
 UNASSIGNED_PORTS = (15000, 32000)
 # One that writes and one that embeds. The others of models/ are for GPUs; here each would cost a process.
 DEFAULT_MODELS = ("demo", "minilm")
@@ -57,11 +59,16 @@ def local_settings(environ: Mapping[str, str], root: Path = ROOT) -> LocalSettin
     """Reads the settings of a checkout.
 
     Raises:
-        LocalError: a port is no number.
+        LocalError: a port is no number, or ENGINE names none.
     """
     api_file, database_file = _read(root / ".env.api.dev"), _read(root / ".env.db.dev")
     merged = {**api_file, **database_file, **environ}
     local_dir = Path(merged.get("LOCAL_DIR") or root / ".local").absolute()
+
+    if merged.get("ENGINE", "") not in ("", SIMULATION):
+        raise LocalError(
+            f"ENGINE={merged['ENGINE']!r} is no engine: give {SIMULATION}, or leave it out for the real ones."
+        )
 
     def port(name: str, default: int) -> int:
         text = merged.get(name) or str(default)

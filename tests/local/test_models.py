@@ -140,6 +140,11 @@ def test_models_chooses_what_is_loaded(value: str | None, models: tuple[str, ...
     settings.triton.check_models()
 
 
+def test_an_engine_that_is_none_is_named() -> None:
+    with pytest.raises(LocalError, match="ENGINE='vllm' is no engine: give simulation"):
+        local_settings({"ENGINE": "vllm"})
+
+
 def test_make_run_loads_the_chosen_models_only(full_checkout: Checkout) -> None:
     runner = full_checkout.make("run", MODELS="demo qwen2.5-7b-instruct").ready()
     url = f"http://127.0.0.1:{full_checkout.env['TRITON_HTTP_PORT']}/v2/repository/index"

@@ -14,7 +14,7 @@ MAX_SLOTS = 16
 def weights(arguments: dict) -> tuple[Path | None, str]:
     """The file to load for a model.json, or None and why the simulation answers in its place."""
     name = arguments.get("model")
-    if os.environ.get("ENGINE", "").lower() == "simulation":
+    if os.environ.get("ENGINE") == "simulation":
         return None, "ENGINE=simulation asks for it"
     if name not in WEIGHTS:
         return None, f"the weights of {name} are not installed here"

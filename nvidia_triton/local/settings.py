@@ -66,9 +66,7 @@ def local_settings(environ: Mapping[str, str], root: Path = ROOT) -> LocalSettin
     local_dir = Path(merged.get("LOCAL_DIR") or root / ".local").absolute()
 
     if merged.get("ENGINE", "") not in ("", SIMULATION):
-        raise LocalError(
-            f"ENGINE={merged['ENGINE']!r} is no engine: give {SIMULATION}, or leave it out for the real ones."
-        )
+        raise LocalError(f"ENGINE={merged['ENGINE']!r} is no engine: give {SIMULATION}, or leave it out.")
 
     def port(name: str, default: int) -> int:
         text = merged.get(name) or str(default)

@@ -24,7 +24,10 @@ STILL_SECONDS = 1.5
 # An engine that counts only what has ended is cancelled after so many looks at its counter.
 BEGUN_POLLS = 4
 STOPPED_WITHIN_SECONDS = 20.0
-UNLOADED_WITHIN_SECONDS = 10.0
+# vLLM ends its engine within a few seconds, a busy CPU within twenty; a model that hangs does not unload at all.
+UNLOADED_WITHIN_SECONDS = 60.0
+# Weights come from a disk, or from the other end of the world.
+LOAD_SECONDS = 1800.0
 IN_FLIGHT = 40
 
 
@@ -149,5 +152,5 @@ PROBES = (
 # These take the model away from others, so only who asks for them gets them.
 RELOAD = (
     Probe("unload", "Lets tickets for the model wait; reads each stream to its end before closing it", _unload),
-    Probe("load", "Sends the waiting tickets", _load),
+    Probe("load", "Sends the waiting tickets", _load, seconds=LOAD_SECONDS),
 )

@@ -74,6 +74,7 @@ class Probe:
     service: str
     run: Callable[[Subject], Awaitable[str]]
     needed: bool = True
+    seconds: float = SECONDS
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Outcome:
 async def carry_out(probe: Probe, subject: Subject) -> Outcome:
     """Runs a probe; whatever it raises is an outcome too."""
     try:
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(probe.seconds):
             return Outcome(probe, Verdict.WORKS, await probe.run(subject))
     except Differs as error:
         return Outcome(probe, Verdict.DIFFERS, str(error))
@@ -100,7 +101,7 @@ async def carry_out(probe: Probe, subject: Subject) -> Outcome:
     except Broken as error:
         return Outcome(probe, Verdict.BROKEN, str(error))
     except TimeoutError:
-        return Outcome(probe, Verdict.BROKEN, f"no answer within {SECONDS:.0f} s")
+        return Outcome(probe, Verdict.BROKEN, f"no answer within {probe.seconds:.0f} s")
     except Exception as error:
         # A refusal, a lost connection, a message without a tensor: the answer to this probe is that it fails.
         return Outcome(probe, Verdict.BROKEN, first_line(str(error)) or type(error).__name__)

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 
 from nvidia_triton.local.engine import STUB, EngineEnvironment, engine_environment
+from nvidia_triton.local.orphans import Adoption, end_abandoned, end_session
 from nvidia_triton.local.process import LocalError, shielded
 
 HOST = "127.0.0.1"
@@ -192,11 +193,12 @@ class TritonServer:
 
 
 def clean_up_after(pid: int) -> None:
-    """Remove what a killed tritonserver `pid` left: its stubs, and shared memory nobody maps any more."""
+    """Remove what tritonserver `pid`, leader of its session, left: stubs, engines, unmapped shared memory."""
     for stub, region in _stubs_of(pid):
         with contextlib.suppress(ProcessLookupError):
             os.kill(stub, signal.SIGKILL)
         (SHARED_MEMORY / region).unlink(missing_ok=True)
+    end_session(pid)
     # A stub that ended before its server took the name of its region with it.
     if any(_age_of(path) < REGION_SETTLED_SECONDS for path in _own_regions()):
         time.sleep(REGION_SETTLED_SECONDS)
@@ -260,7 +262,9 @@ def run(server: TritonServer) -> int:
     server.prepare()
     server.check_models()
     server.check_ports()
+    end_abandoned(server.work_dir)
     remove_leftovers()
+    adoption = Adoption()
     process = subprocess.Popen(
         shielded(server.command(), death_signal=signal.SIGTERM),
         env=server.environment(),
@@ -282,9 +286,11 @@ def run(server: TritonServer) -> int:
     signal.signal(signal.SIGHUP, lambda _, frame: end(signal.SIGTERM, frame))
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
         signal.signal(number, end)
+    adoption.watch(process.pid)
     code = process.wait()
     signal.alarm(0)
     clean_up_after(process.pid)
+    adoption.end()
     return code
 
 
@@ -313,7 +319,8 @@ def main(arguments: list[str] | None = None) -> int:
     if code < 0:
         # Whoever waits for us learns what ended the server.
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        signal.signal(-code, signal.SIG_DFL)
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     return code
 

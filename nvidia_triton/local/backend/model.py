@@ -20,6 +20,7 @@ from sim_completion import complete
 from sim_engine import Engine, Sequences
 from sim_faults import Plan, Settings
 from sim_metrics import Metrics
+from sim_process import EngineProcess
 
 _INPUTS = (
     ("text_input", "TYPE_STRING", 1),
@@ -104,7 +105,7 @@ class TritonPythonModel:
         time.sleep(self._settings.load_time)
         if self._settings.load_error:
             raise RuntimeError(self._settings.load_error)
-        self._engine = Engine(slots, metrics)
+        self._engine = Engine(slots, metrics, EngineProcess(self._name) if self._settings.process else None)
 
     def _load(self, path, arguments: dict, metrics: Metrics) -> None:
         from llama import Llama  # the simulation needs none of its libraries

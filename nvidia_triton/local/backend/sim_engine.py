@@ -65,8 +65,9 @@ class Sequences:
 
 
 class Engine:
-    def __init__(self, slots: int, metrics) -> None:
+    def __init__(self, slots: int, metrics, process=None) -> None:
         self.slots = slots
+        self._process = process
         self._metrics = metrics
         self.used = 0
         self.dead = False
@@ -89,6 +90,8 @@ class Engine:
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        if self._process:
+            self._process.stop()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -131,9 +134,7 @@ class Engine:
             case "engine-sick":
                 self.sickness = request.plan.error
         if self.dead:
-            for each in [*self._running, *self._waiting]:
-                self._end(each)
-                each.job.fail(DEAD)
+            self._fail_all()
             return
         error = self.sickness or request.plan.error
         if error is not None:
@@ -180,6 +181,11 @@ class Engine:
         else:
             self._waiting.remove(request)
 
+    def _fail_all(self) -> None:
+        for each in [*self._running, *self._waiting]:
+            self._end(each)
+            each.job.fail(DEAD)
+
     async def _poll(self) -> None:
         server = os.getppid()
         while True:
@@ -187,6 +193,9 @@ class Engine:
             if os.getppid() != server:
                 # Triton leaves its stubs behind when it is killed.
                 sim_faults.end_process()
+            if self._process and not self._process.alive:
+                self.dead = True
+                self._fail_all()
             for number, request in enumerate([*self._running, *self._waiting]):
                 if number % 64 == 63:
                     await asyncio.sleep(0)

@@ -1,7 +1,8 @@
 """What the simulation is told to do: settings from config.pbtxt, and markers in a prompt that make it fail.
 
 Settings are `parameters` entries that the real backend ignores: `sim_time_to_first_token_ms`,
-`sim_time_per_token_ms`, `sim_max_tokens_per_message`, `sim_load_time_ms`, `sim_load_error`, `sim_faults`.
+`sim_time_per_token_ms`, `sim_max_tokens_per_message`, `sim_load_time_ms`, `sim_load_error`, `sim_faults`,
+`sim_engine_process` (`true`: a process beside the stub, as vLLM has; when it is killed the engine is dead).
 
 Markers work only where `sim_faults` is `true`; elsewhere they are plain text.
 
@@ -38,6 +39,7 @@ class Settings:
     load_time: float
     load_error: str
     faults: bool
+    process: bool
 
     @classmethod
     def from_parameters(cls, parameters: dict) -> "Settings":
@@ -51,6 +53,7 @@ class Settings:
             load_time=float(value("load_time_ms", "0")) / 1000,
             load_error=value("load_error", ""),
             faults=value("faults", "false").lower() == "true",
+            process=value("engine_process", "false").lower() == "true",
         )
 
 

@@ -28,9 +28,10 @@ from nvidia_triton.vast.remote_scripts import (
 
 EXIT_SECONDS = 30
 LOG_LINES = 15
-# The log is cut when it has become longer than this, looked at this often.
+# The log is cut when it has become longer than this.
 LOG_BYTES = 50_000_000
-LOG_SECONDS = 10.0
+# How often the log is looked at, and the processes for orphans.
+WATCH_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def _start(connection: ssh.Connection) -> int:
         "arguments": arguments,
         "seconds": str(math.ceil(seconds)),
         "log_bytes": str(LOG_BYTES),
-        "log_seconds": str(LOG_SECONDS),
+        "watch_seconds": str(WATCH_SECONDS),
     }
     found = _fields(connection.run(START, variables, timeout=seconds + 60))
     if found.get("result") == "live":

@@ -11,9 +11,23 @@ INCOMING = f"{DIRECTORY}/incoming"
 PREVIOUS = f"{DIRECTORY}/previous"
 DIGESTS = f"{DIRECTORY}/digests"
 
+# Members of the session that Triton leads: its stubs, and their engines, which outlive a stub that is killed.
+# Each line is a pid and its parent; the leader itself is not among them.
+_SESSION = """
+session() {
+  local file stat
+  for file in /proc/[0-9]*/stat; do
+    read -r stat 2>/dev/null <"$file" || continue
+    set -- "$1" "${stat%% *}" ${stat##*) }
+    if [ "$6" = "$1" ] && [ "$2" != "$1" ] && [ "$3" != Z ]; then echo "$2 $4"; fi
+  done
+}
+"""
+
 # A pid alone may by now belong to another process: its start time, field 22 of stat, tells them apart.
 _COMMON = f"""
 set -u
+{_SESSION}
 umask 077
 mkdir -p {DIRECTORY} {MODELS}
 born() {{ local stat; stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1; set -- ${{stat##*) }}; echo "${{20}}"; }}
@@ -23,6 +37,17 @@ running() {{
   [ -n "$time" ] && [ "$(born "$pid")" = "$time" ] && [ "$(state "$pid")" != Z ] && echo "$pid"
 }}
 state() {{ local stat; stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1; set -- ${{stat##*) }}; echo "$1"; }}
+# The number of a session is not given to a new process while the session has members.
+end_session() {{
+  local pid time members
+  read -r pid time 2>/dev/null <{DIRECTORY}/tritonserver.pid || return 0
+  if [ -e "/proc/$pid" ] && [ "$(born "$pid")" != "$time" ]; then return 0; fi
+  while members=$(session "$pid" | cut -d ' ' -f 1); [ -n "$members" ]; do
+    kill -KILL $members 2>/dev/null
+    sleep 0.1
+  done
+  rm -f /dev/shm/triton_python_backend_shm_region_*
+}}
 live() {{
   local line=
   exec 3<>"/dev/tcp/127.0.0.1/$http_port" || return 1
@@ -51,11 +76,18 @@ if [ -f {DIRECTORY}/triton.env ]; then echo environment=yes; fi
 # Becomes tritonserver. What it leaves running beside it keeps the log and one older part of it within bounds while the
 # server lives, and starts before the environment is read that holds secrets. Triton appends, so a log that is
 # emptied under its hands begins anew; where there is no room for the older part, it is dropped.
+# It also ends engines whose stub was killed: they hold the GPU that the model needs when it is loaded again.
 _SERVE = f"""
+{_SESSION}
 bytes=$1 seconds=$2
 shift 2
 (
   while sleep "$seconds" && [ -e /proc/$$/exe ]; do
+    own=$BASHPID
+    for orphan in $(session $$ | awk -v leader=$$ -v own="$own" '
+      {{ parent[$1] = $2 }}
+      END {{ for (pid in parent) if (pid != own && parent[pid] != leader && !(parent[pid] in parent)) print pid }}'
+    ); do kill -KILL "$orphan" 2>/dev/null; done
     if [ "$(stat -c %s {LOG})" -gt "$bytes" ]; then
       cp -f {LOG} {LOG}.1 || rm -f {LOG}.1
       : >{LOG}
@@ -70,8 +102,9 @@ START = f"""{_COMMON}
 cd {DIRECTORY}
 pid=$(running)
 if [ -z "$pid" ]; then
+  end_session
   if [ -f {LOG} ]; then mv -f {LOG} {LOG}.1; fi
-  eval "set -- $log_bytes $log_seconds $arguments"
+  eval "set -- $log_bytes $watch_seconds $arguments"
   ( exec setsid nohup bash -c {shlex.quote(_SERVE)} tritonserver "$@" >>{LOG} 2>&1 </dev/null ) &
   pid=$!
   echo "$pid $(born "$pid")" >tritonserver.pid
@@ -88,17 +121,17 @@ echo "result=$result"
 if [ -s {LOG} ]; then echo log=yes; fi
 """
 
-# Triton gets SIGTERM, so that requests in flight finish; what then remains of its group is killed.
+# Triton gets SIGTERM, so that requests in flight finish; what then remains of it and its session is killed.
 STOP = f"""{_COMMON}
 pid=$(running)
 if [ -n "$pid" ]; then
   kill -TERM "$pid"
   end=$((SECONDS + seconds))
   while [ -n "$(running)" ] && [ "$SECONDS" -lt "$end" ]; do sleep 0.2; done
-  kill -KILL -- "-$pid" 2>/dev/null
+  kill -KILL "$pid" 2>/dev/null
   while [ -n "$(running)" ]; do sleep 0.1; done
-  rm -f /dev/shm/triton_python_backend_shm_region_*
 fi
+end_session
 rm -f {DIRECTORY}/tritonserver.pid
 """
 

@@ -28,7 +28,7 @@ def start(checkout: Checkout) -> Runner:
     command += [f"--{name}-port={checkout.env[f'TRITON_{name.upper()}_PORT']}" for name in ("http", "grpc", "metrics")]
     runner = checkout.start(*command, "--load-model=child")
     wait_for(lambda: "Started Metrics Service" in runner.output or runner.process.poll() is not None, "no server")
-    assert len(engine(runner)) == 2, runner.output
+    wait_for(lambda: len(engine(runner)) == 2, "no engine")
     return runner
 
 

@@ -1,13 +1,16 @@
 """Triton on the instance: what is checked first, start, restart, logs."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from nvidia_triton.vast import remote, remote_scripts, ssh
 from nvidia_triton.vast.errors import TargetError
+from tests.servers import TEST_MODELS
 from tests.vast.fake import FakeVast, Machine
 from tests.vast.kit import until
 from tests.vast.rented import Rented, rent
@@ -151,7 +154,7 @@ def test_logs(make: Rent) -> None:
 
 def test_the_log_stays_within_bounds_while_triton_runs(make: Rent, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "LOG_BYTES", 100_000)
-    monkeypatch.setattr(remote, "LOG_SECONDS", 0.2)
+    monkeypatch.setattr(remote, "WATCH_SECONDS", 0.2)
     rented = make(env={"HF_TOKEN": "hf_secret"})
     remote.run_tritonserver(rented.context, rented.instance)
     triton, log = pid_of(rented), rented.opt / "triton/tritonserver.log"
@@ -165,10 +168,11 @@ def test_the_log_stays_within_bounds_while_triton_runs(make: Rent, monkeypatch: 
     assert pid_of(rented) == triton
 
     processes = rented.vast.host(rented.instance.id).processes()
-    keepers = [pid for pid, words in processes.items() if "log" in words and "--model-repository" in words]
-    keepers = [pid for pid in keepers if b"bash" in Path(f"/proc/{pid}/comm").read_bytes()]
-    assert len(keepers) == 1
-    assert b"hf_secret" not in Path(f"/proc/{keepers[0]}/environ").read_bytes()
+    watchers = [psutil.Process(pid) for pid, words in processes.items() if "--model-repository" in words]
+    watchers = [each for each in watchers if each.is_running() and each.name() == "bash"]
+    # What it starts for a look is called as it is.
+    [watcher] = [each for each in watchers if each.ppid() not in {other.pid for other in watchers}]
+    assert b"hf_secret" not in Path(f"/proc/{watcher.pid}/environ").read_bytes()
     assert remote.stop(rented.context, rented.instance)
     until(lambda: not rented.vast.host(rented.instance.id).processes(), "nothing of it is left")
 
@@ -176,7 +180,7 @@ def test_the_log_stays_within_bounds_while_triton_runs(make: Rent, monkeypatch: 
 def test_what_keeps_the_log_short_ends_with_a_triton_that_is_killed(
     make: Rent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "LOG_SECONDS", 0.2)
+    monkeypatch.setattr(remote, "WATCH_SECONDS", 0.2)
     rented = make()
     remote.run_tritonserver(rented.context, rented.instance)
     rented.ssh(f"kill -9 {pid_of(rented)}")
@@ -203,3 +207,61 @@ def test_values_arrive_as_they_were_written(make: Rent) -> None:
     assert [f"{name}={value}" for name, value in odd.items() if f"{name}={value}" not in environment] == []
     assert flag in rented.ssh(f"cat /proc/{pid}/cmdline").split("\0")
     assert not [name for name in ("one", "two", "three", "four", "five") if (rented.opt / "triton" / name).exists()]
+
+
+ENGINE = "VLLM::EngineCore child"
+
+
+def engine(rented: Rented) -> set[int]:
+    """Processes of the model's engine, by their pids outside of the machine."""
+    processes = rented.vast.host(rented.instance.id).processes()
+    return {pid for pid, words in processes.items() if ENGINE in words}
+
+
+def with_an_engine(make: Rent) -> Rented:
+    """Triton runs, and a model whose engine is two processes beside its stub."""
+    rented = make()
+    shutil.copytree(TEST_MODELS / "child", rented.opt / "models/child")
+    remote.run_tritonserver(rented.context, rented.instance)
+    assert "child: ready after" in rented.said()
+    until(lambda: len(engine(rented)) == 2, "the engine has its child")
+    return rented
+
+
+def kill_the_stub(rented: Rented) -> None:
+    rented.ssh("pkill -9 -f triton_python_backend_stub")
+
+
+def test_the_engine_of_a_killed_stub_ends_while_triton_runs(make: Rent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "WATCH_SECONDS", 0.2)
+    rented = with_an_engine(make)
+    triton = pid_of(rented)
+    kill_the_stub(rented)
+    until(lambda: not engine(rented), "the engine ends")
+    assert pid_of(rented) == triton
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_restart_ends_the_engines_of_the_server_before(
+    make: Rent, restart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that crashed, or one whose stub was killed and that nobody has cleaned up after."""
+    monkeypatch.setattr(remote, "WATCH_SECONDS", 3600)
+    rented = with_an_engine(make)
+    before = engine(rented)
+    if restart:
+        kill_the_stub(rented)
+    else:
+        rented.ssh(f"kill -9 {pid_of(rented)}")
+    assert engine(rented) == before
+    remote.run_tritonserver(rented.context, rented.instance, restart=restart)
+    assert not engine(rented) & before
+    until(lambda: len(engine(rented)) == 2, "the engine has its child")
+
+
+def test_a_stop_ends_the_engines_too(make: Rent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "WATCH_SECONDS", 3600)
+    rented = with_an_engine(make)
+    kill_the_stub(rented)
+    assert remote.stop(rented.context, rented.instance)
+    assert not rented.vast.host(rented.instance.id).processes()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 from pydantic_core import from_json, to_json
@@ -18,6 +20,10 @@ CACHED_STATEMENTS = 100
 # Plans are made anew this often, so that they follow the tables' growth.
 PLAN_SECONDS = 60
 PROBE = "tickets_probe"
+PROBE_SETTING = "tickets.probe"
+PROBE_FAILS = "22012"
+# A simple query, which needs no prepared statement but returns nothing: another session's answer divides by zero.
+ASK_PROBE = f"SELECT 1 / (coalesce(current_setting('{PROBE_SETTING}', true), '') = '%s')::int"
 
 
 def set_config(settings: Mapping[str, str], *, local: bool) -> str:
@@ -60,6 +66,7 @@ class Connector:
         self._pooled = pooled
         self.settings = {**arguments.settings, **(settings or {})}
         self._refused = False
+        self._probing = asyncio.Lock()
         self._prepared: bool | None = None if pooled else True
 
     async def open(self, *, command_timeout: float = COMMAND_SECONDS, **options: Any) -> Any:
@@ -70,22 +77,56 @@ class Connector:
         """
         if self._pooled:
             return await self._open_pooled(command_timeout, options)
-        if self.settings and not self._refused:
-            try:
-                return await self._connect(command_timeout, CACHED_STATEMENTS, options, server_settings=self.settings)
-            except asyncpg.ProtocolViolationError as error:
-                if "startup parameter" not in str(error):
-                    raise
-                # A pooler in session mode: what it does not take at the start can be set afterwards.
-                self._refused = True
+        connection = await self._open_with_settings(command_timeout, options)
+        if connection is not None:
+            return connection
         connection = await self._connect(command_timeout, CACHED_STATEMENTS, options)
         try:
-            if self.settings:
-                await connection.execute(set_config(self.settings, local=False))
+            await connection.execute(set_config(self.settings, local=False))
         except BaseException:
             connection.terminate()
             raise
         return connection
+
+    async def _open_with_settings(self, command_timeout: float, options: dict[str, Any]) -> Any:
+        """None where a pooler refuses them at the start of a session: in session mode they can be set afterwards."""
+        if self._refused:
+            return None
+        try:
+            return await self._connect(command_timeout, CACHED_STATEMENTS, options, server_settings=self.settings)
+        except asyncpg.ProtocolViolationError as error:
+            if "startup parameter" not in str(error):
+                raise
+            self._refused = True
+            return None
+
+    async def keeps_sessions(self) -> bool:
+        """False where a pooler gives one session's statements to several server connections, in transaction mode.
+
+        Asked where start-up parameters were refused, which only poolers do.
+        """
+        direct = await self._open_with_settings(COMMAND_SECONDS, {})
+        if direct is not None:
+            direct.terminate()
+            return True
+        # Without the settings: those of a session would stay with a server connection that others share.
+        first = await self._connect(COMMAND_SECONDS, 0, {})
+        try:
+            second, mark = await self._connect(COMMAND_SECONDS, 0, {}), uuid4().hex
+            try:
+                await first.execute(set_config({PROBE_SETTING: mark}, local=False))
+                # It takes the server connection that was free last.
+                await second.execute("BEGIN; SELECT 1")
+                await first.execute(ASK_PROBE % mark, timeout=self._arguments.timeout)
+            finally:
+                second.terminate()
+        except asyncpg.PostgresError as error:
+            if error.sqlstate != PROBE_FAILS:
+                raise
+            return False
+        finally:
+            first.terminate()
+        return True
 
     async def for_pool(self, *_dsn: Any, **options: Any) -> Any:
         """As `open`, for the pool's `connect`: with what every statement needs."""
@@ -102,13 +143,14 @@ class Connector:
         return connection
 
     async def _open_pooled(self, command_timeout: float, options: dict[str, Any]) -> Any:
-        if self._prepared is None:
-            connection = await self._connect(command_timeout, 0, options)
-            try:
-                self._prepared = await _carries_prepared_statements(connection)
-            finally:
-                connection.terminate()
-            log.info("connected through a pooler", prepared_statements=self._prepared)
+        async with self._probing:
+            if self._prepared is None:
+                connection = await self._connect(command_timeout, 0, options)
+                try:
+                    self._prepared = await _carries_prepared_statements(connection)
+                finally:
+                    connection.terminate()
+                log.info("connected through a pooler", prepared_statements=self._prepared)
         return await self._connect(command_timeout, CACHED_STATEMENTS if self._prepared else 0, options)
 
     async def _connect(self, command_timeout: float, cached: int, options: dict[str, Any], **more: Any) -> Any:

@@ -10,7 +10,7 @@ from alembic.script import ScriptDirectory
 
 from app.config import Settings
 from app.db.connect import Connector
-from app.db.engine import Database, open_database
+from app.db.engine import HOT_SETTINGS, Database, open_database
 from app.db.faults import DatabaseFault, diagnose, is_unavailable
 from app.errors import DatabaseUnavailable
 
@@ -65,12 +65,28 @@ async def require_database(settings: Settings) -> None:
     Raises:
         DatabaseFault: no waiting mends what keeps this process from using it.
     """
+    if not settings.pooled:
+        await _require_sessions(settings)
     async with open_database(settings) as database:
         state = await Health(database).database()
         if state.lasting:
             raise DatabaseFault(state.detail)
     if settings.pooled:
         await _require_listening(settings)
+
+
+async def _require_sessions(settings: Settings) -> None:
+    try:
+        keeps = await Connector(settings.database_arguments, HOT_SETTINGS).keeps_sessions()
+    except Exception as error:
+        if not is_unavailable(error):
+            raise
+        return
+    if not keeps:
+        raise DatabaseFault(
+            "DATABASE_URL leads to a pooler in transaction mode: set DATABASE_LISTEN_URL to the URL of Postgres "
+            "itself, for the connection that listens."
+        )
 
 
 async def _require_listening(settings: Settings) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 from app.config import Settings
 from app.db.engine import open_database
+from app.db.faults import DatabaseFault
+from app.services.health import require_database
 from tests.conftest import alembic
 from tests.db.bouncer import ADVICE, PREPARED_SINCE, pgbouncer, program, version
 from tests.service import Service, running_api, running_dispatcher
@@ -43,7 +45,9 @@ async def test_two_hundred_tickets(pooled: tuple[str, dict[str, Any]], make_sett
     """All complete, waiting clients are woken, and lists, streams and deletes work beside them."""
     _, changes = pooled
     async with AsyncExitStack() as stack:
-        settings = make_settings(**changes)
+        # All connect at once, and each computes a SCRAM proof: that takes longer where others load the machine.
+        url = changes["database_url"] + "?connect_timeout=30"
+        settings = make_settings(**{**changes, "database_url": url})
         service: Service = await stack.enter_async_context(running_api(settings))
         await stack.enter_async_context(running_dispatcher(settings))
         await service.run(model="noop", max_tokens=1)
@@ -113,3 +117,17 @@ async def test_migrations_go_round_the_pooler(postgres: Any, template: str, data
         done = await asyncio.to_thread(alembic, url, "current", DATABASE_LISTEN_URL=database_url)
     assert done.returncode == 0, done.stderr
     assert "head" in done.stdout
+
+
+@pytest.mark.parametrize("mode", ["session", "transaction"])
+async def test_transaction_mode_without_a_url_to_listen_is_named_at_the_start(
+    mode: str, database_url: str, make_settings: Callable[..., Settings]
+) -> None:
+    with pgbouncer(database_url, mode) as url:
+        settings = make_settings(database_url=url)
+        if mode == "session":
+            await require_database(settings)
+            return
+        for _ in range(3):
+            with pytest.raises(DatabaseFault, match="set DATABASE_LISTEN_URL"):
+                await require_database(settings)

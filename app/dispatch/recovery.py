@@ -15,7 +15,8 @@ from typing import TypeVar
 from app.errors import DatabaseUnavailable
 from app.queue.set_aside import RELOAD_LEASE_SECONDS, Key, SetAside, SetAsideStore, Step
 from app.telemetry import RELOADS, logger
-from app.triton.faults import GONE_CODES, NotLoaded, TritonError
+from app.triton.control import ModelControl, NotLoaded
+from app.triton.faults import GONE_CODES, TritonError
 from app.triton.fleet import Fleet
 from app.triton.lanes import Lane
 from app.triton.quarantine import TRIAL_SHORTEST_SECONDS, trial
@@ -135,14 +136,14 @@ class Recovery:
             await self._store.finish(key, self._dispatcher, note)
 
     async def _carry_out(self, key: Key, lane: Lane, step: Step) -> None:
-        with lane.server.held() as client:
+        async with ModelControl(lane.server.url) as control:
             note = LOADING
             if step == "unload":
-                unloading = client.control.unload(lane.model, ORDER_SECONDS, UNLOAD_SECONDS)
+                unloading = control.unload(lane.model, ORDER_SECONDS, UNLOAD_SECONDS)
                 if not await self._holding(key, "unload", UNLOADING, unloading):
                     note = LOADING_BESIDE
                     log.warning("model is not unloaded, it is loaded all the same", server=key[0], model=key[1])
-            await self._holding(key, "load", note, client.control.load(lane.model, LOAD_SECONDS))
+            await self._holding(key, "load", note, control.load(lane.model, LOAD_SECONDS))
         log.info("model was loaded again", server=key[0], model=key[1])
         lane.try_again.set()
 
@@ -163,6 +164,7 @@ class Recovery:
                     return task.result()
         finally:
             task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def _say_when(self, key: Key) -> None:
         """Where the hour's reloads are spent."""

@@ -15,7 +15,6 @@ from tritonclient.grpc import aio as triton
 from tritonclient.utils import InferenceServerException
 
 from app.triton.codec import Delta, decode, encode, is_final
-from app.triton.control import ModelControl
 from app.triton.embedding import embedding_contract
 from app.triton.faults import (
     FINAL,
@@ -88,11 +87,6 @@ class TritonClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-    @property
-    def control(self) -> ModelControl:
-        """Orders to load and unload, on the connection as it is now."""
-        return ModelControl(self._client)
 
     async def close(self) -> None:
         if self._ending:

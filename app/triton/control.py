@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from typing import Self
 
 from tritonclient.grpc import aio as triton
 from tritonclient.utils import InferenceServerException
 
-from app.triton.faults import classify_control
+from app.triton.client import CHANNEL_OPTIONS
+from app.triton.faults import GONE_CODES, Disposition, TritonError, classify_unary, presentable
 
 # A model in one of these may hold its memory.
 HELD = frozenset({"READY", "LOADING", "UNLOADING"})
 POLL_SECONDS = 0.2
+_NOT_EXPLICIT = re.compile(r"explicit model load / unload is not allowed")
+
+
+class NotLoaded(TritonError):
+    """A model that could not be loaded or unloaded; `refused` says that the server takes no such orders."""
+
+    def __init__(self, message: str, *, raw: str, refused: bool = False) -> None:
+        super().__init__("not_loaded", message, Disposition.FINAL, raw=raw)
+        self.refused = refused
 
 
 class ModelControl:
-    """Of one server; timeouts in seconds."""
+    """A connection of its own to the server `url`; timeouts in seconds."""
 
-    def __init__(self, client: triton.InferenceServerClient) -> None:
-        self._client = client
+    def __init__(self, url: str) -> None:
+        self._client = triton.InferenceServerClient(url, channel_args=CHANNEL_OPTIONS)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
 
     async def unload(self, model: str, timeout: float, patience: float) -> bool:
         """Unloads a model and waits until it is gone; False where that takes longer than `patience` seconds.
@@ -37,7 +55,7 @@ class ModelControl:
                     return False
                 await asyncio.sleep(POLL_SECONDS)
         except InferenceServerException as error:
-            raise classify_control(error) from None
+            raise _classified(error) from None
 
     async def load(self, model: str, timeout: float) -> None:
         """Loads a model and returns when it is ready.
@@ -48,4 +66,12 @@ class ModelControl:
         try:
             await self._client.load_model(model, client_timeout=timeout)
         except InferenceServerException as error:
-            raise classify_control(error) from None
+            raise _classified(error) from None
+
+
+def _classified(error: InferenceServerException) -> TritonError:
+    text = error.message() or ""
+    if _NOT_EXPLICIT.search(text):
+        return NotLoaded("The server loads and unloads no models by request.", raw=text, refused=True)
+    known = classify_unary(error)
+    return known if known.code in GONE_CODES else NotLoaded(presentable(text), raw=text)

@@ -37,14 +37,6 @@ class TritonError(Exception):
         self.raw = raw
 
 
-class NotLoaded(TritonError):
-    """A model that could not be loaded or unloaded; `refused` says that the server takes no such orders."""
-
-    def __init__(self, message: str, *, raw: str, refused: bool = False) -> None:
-        super().__init__("not_loaded", message, Disposition.FINAL, raw=raw)
-        self.refused = refused
-
-
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One row of the table; `{detail}` in the message is what the pattern's group `detail` matched."""
@@ -237,7 +229,6 @@ _NEVER_CONNECTED = re.compile(r"failed to connect|connection refused|errors reso
 # What gRPC makes of a connection that breaks while the request is on its way.
 _CUT_WHILE_SENDING = re.compile(r"Internal error from Core")
 _EXITING = re.compile(r"Server exiting", re.I)
-_NOT_EXPLICIT = re.compile(r"explicit model load / unload is not allowed")
 _PATH = re.compile(r"(?:[A-Za-z]:)?/(?:[\w.@+-]+/)+[\w.@+-]*")
 _SHOWN_CHARS = 300
 
@@ -315,12 +306,3 @@ def classify_unary(error: InferenceServerException) -> TritonError:
     if status is grpc.StatusCode.UNAVAILABLE and not _EXITING.search(details):
         return TritonError("server_unreachable", "The server cannot be reached.", WAIT, server_fault=True, raw=details)
     return classify_rpc(status, details)
-
-
-def classify_control(error: InferenceServerException) -> TritonError:
-    """The error of an order to load or unload a model."""
-    text = error.message() or ""
-    if _NOT_EXPLICIT.search(text):
-        return NotLoaded("The server loads and unloads no models by request.", raw=text, refused=True)
-    known = classify_unary(error)
-    return known if known.code in GONE_CODES else NotLoaded(presentable(text), raw=text)

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from app.config import Settings
-from app.triton.client import TritonClient
+from app.triton.control import ModelControl
 from nvidia_triton.local.triton import TritonServer
 from tests.engine import busy
 from tests.servers import TEST_MODELS, RunningTriton, start_triton
@@ -158,8 +158,8 @@ async def test_a_dispatcher_killed_between_unload_and_load_is_replaced(
     database = await asyncpg.connect(settings.database_url)
     async with running_api(settings) as service:
         assert (await model_of(service, "tiny"))["state"] == "ready"
-        async with TritonClient(victim.grpc_url) as client:
-            assert await client.control.unload("tiny", 5, 10)
+        async with ModelControl(victim.grpc_url) as control:
+            assert await control.unload("tiny", 5, 10)
         await database.execute(
             "INSERT INTO set_aside_models (server, model, since, reason, dead, seen_at, step, reloader, reload_until)"
             " VALUES ($1, 'tiny', now(), 'It died.', true, now() - interval '10 minutes', 'load', 'gone', now())",

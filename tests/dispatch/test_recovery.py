@@ -172,6 +172,25 @@ async def test_a_dispatcher_killed_between_unload_and_load_is_replaced(
     await database.close()
 
 
+async def test_a_dispatcher_killed_while_it_unloads_is_replaced(
+    settings: Settings, victim: RunningTriton, tmp_path: Path
+) -> None:
+    database = await asyncpg.connect(settings.database_url)
+    async with running_api(settings) as service:
+        async with Process("app.worker", settings, tmp_path / "one.log") as one:
+            await one.says("server is up")
+            kill_stub(victim, "tiny")
+            id_ = await service.send()
+            await one.says("dead model is loaded again")
+            one.kill()
+        assert (await service.result(id_))["status"] == "pending"
+        async with Process("app.worker", settings, tmp_path / "two.log") as two:
+            assert (await service.settled(id_, 120))["status"] == "completed"
+            assert "step=unload" in two.log.read_text()
+        assert await database.fetchval("SELECT cardinality(reloads) FROM set_aside_models") == 1
+    await database.close()
+
+
 async def test_a_server_that_takes_no_such_orders_is_named(
     make_settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from tests.service import Process, Service, eventually, running_api, running_dis
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Iterator[RunningTriton]:
-    server = start_triton(tmp_path / "triton", ("tiny", "fragile", "slow"))
+    server = start_triton(tmp_path / "triton", ("tiny", "fragile", "slow", "embed"))
     yield server
     server.kill()
 
@@ -68,7 +68,7 @@ async def test_a_killed_stub_is_told_and_its_model_loaded_again(settings: Settin
         assert told_of["reason"].startswith(f"Set aside on {victim.grpc_url} since 20")
         assert "The model's process on the server has died." in told_of["reason"]
         (server,) = (await service.client.get("/health/ready")).json()["triton"]
-        assert server["ready_models"] == ["fragile", "slow"]
+        assert server["ready_models"] == ["embed", "fragile", "slow"]
         assert [each["model"] for each in server["set_aside"]] == ["tiny"]
 
         async def waits() -> Any:
@@ -90,6 +90,16 @@ async def test_a_killed_stub_is_told_and_its_model_loaded_again(settings: Settin
             return found["state"] == "ready" and not found["set_aside"]
 
         await eventually(answers, "the model is ready again")
+
+
+async def test_a_killed_model_that_embeds_is_loaded_again(settings: Settings, victim: RunningTriton) -> None:
+    async with running_api(settings) as service, running_dispatcher(settings):
+        request = {"model": "embed", "input": ["a text"]}
+        assert (await service.client.post("/v1/embeddings", json=request)).status_code == 200
+        kill_stub(victim, "embed")
+        answer = await service.client.post("/v1/embeddings", json=request, timeout=60)
+        assert answer.status_code == 200, answer.text
+        assert (await model_of(service, "embed"))["set_aside"] == []
 
 
 async def test_a_dead_engine_is_loaded_again(settings: Settings, victim: RunningTriton) -> None:

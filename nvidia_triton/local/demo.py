@@ -1,4 +1,4 @@
-"""The main job once: store a prompt, send it to the model `demo`, wait for the answer. `make demo` runs it.
+"""The main job once: store a prompt, send it to a model, wait for the answer. `make demo` runs it.
 
 Against API_URL, else the stack that runs here, else one it starts on free ports and stops again.
 """
@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from rich.console import Console as Terminal
@@ -19,14 +20,14 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from nvidia_triton.local.banner import PARAMETERS, PROMPT, QUESTION
+from nvidia_triton.local.banner import PARAMETERS, QUESTION, prompt_for
 from nvidia_triton.local.process import Console, LocalError
 from nvidia_triton.local.run import only_one
 from nvidia_triton.local.settings import free_ports, local_settings
 from nvidia_triton.local.stack import Stack
+from nvidia_triton.local.trial import find_trial
 
 PORTS = ("API_PORT", "POSTGRES_PORT", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT")
-MODEL = "demo"
 WAIT_SECONDS = 30
 GIVE_UP_SECONDS = 120.0
 
@@ -82,12 +83,13 @@ async def started(stack: Stack) -> None:
         await asyncio.gather(starting, return_exceptions=True)
 
 
-async def generate(client: httpx.AsyncClient, terminal: Terminal) -> tuple[dict[str, Any], float]:
+async def generate(client: httpx.AsyncClient, terminal: Terminal, model: str) -> tuple[dict[str, Any], float]:
     """Returns the final result and the seconds from sending to reading it."""
-    context = await answer(client.post("/contexts/", json={"content": PROMPT}))
+    context = await answer(client.post("/contexts/", json={"content": prompt_for(model)}))
     with terminal.status("") as status:
         begin = time.monotonic()
-        ticket = await answer(client.post(f"/models/send/{MODEL}/{context['id']}", json={"parameters": PARAMETERS}))
+        path = f"/models/send/{quote(model, safe='')}/{context['id']}"
+        ticket = await answer(client.post(path, json={"parameters": PARAMETERS}))
         status.update(f"Ticket {ticket['result_id']} is {ticket['status']}")
         while time.monotonic() - begin < GIVE_UP_SECONDS:
             headers = {"Prefer": f"wait={WAIT_SECONDS}"}
@@ -110,7 +112,7 @@ def moment(text: str | None) -> float:
     return datetime.fromisoformat(text).timestamp() if text else 0.0
 
 
-def render(result: dict[str, Any], seconds: float) -> Panel:
+def render(result: dict[str, Any], model: str, seconds: float) -> Panel:
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="bold")
     usage = result["usage"]
@@ -122,7 +124,7 @@ def render(result: dict[str, Any], seconds: float) -> Panel:
     queued, ran = (began - created, ended - began) if began else (ended - created, 0.0)
     facts.add_row("time", f"{seconds:.2f} s from sending to the answer: {queued:.2f} s queued, {ran:.2f} s generating")
     colour = "green" if result["status"] == "completed" else "red"
-    return Panel(facts, title=f"{MODEL}: {result['status']}", border_style=colour, expand=False)
+    return Panel(facts, title=f"{model}: {result['status']}", border_style=colour, expand=False)
 
 
 async def demo(terminal: Terminal) -> int:
@@ -132,8 +134,11 @@ async def demo(terminal: Terminal) -> int:
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     async with service(terminal) as url:
         async with httpx.AsyncClient(base_url=url, timeout=WAIT_SECONDS + 10) as client:
-            result, seconds = await generate(client, terminal)
-        terminal.print(render(result, seconds))
+            trial = await find_trial(url)
+            if not trial.model:
+                raise LocalError(trial.instead)
+            result, seconds = await generate(client, terminal, trial.model)
+        terminal.print(render(result, trial.model, seconds))
     return 0 if result["status"] == "completed" else 1
 
 

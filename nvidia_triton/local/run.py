@@ -19,6 +19,7 @@ from nvidia_triton.local.loaded import loaded
 from nvidia_triton.local.process import Console, LocalError, caught_signals
 from nvidia_triton.local.settings import LocalSettings, local_settings
 from nvidia_triton.local.stack import Stack
+from nvidia_triton.local.trial import PATIENCE_SECONDS, Trial, find_trial
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # A `kill` of the whole process group reaches us directly and again through make; that is one request.
@@ -57,7 +58,12 @@ async def run(settings: LocalSettings, console: Console, parent: int | None) -> 
     stop = StopRequest(stack)
     for number in STOP_SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, stop.by_signal)
-    starting = asyncio.create_task(stack.start())
+
+    async def start() -> tuple[Trial, dict[str, str]]:
+        await stack.start()
+        return await trial_of(settings), await answering(settings)
+
+    starting = asyncio.create_task(start())
     ending: set[asyncio.Future[Any]] = {
         asyncio.create_task(stop.requested.wait()),
         asyncio.create_task(console.broken.wait()),
@@ -65,11 +71,9 @@ async def run(settings: LocalSettings, console: Console, parent: int | None) -> 
     }
     await asyncio.wait({*ending, starting, stack.failure}, return_when=asyncio.FIRST_COMPLETED)
     if starting.done() and not starting.exception():
-        models: dict[str, str] = {}
-        if settings.triton is not None:
-            with contextlib.suppress(httpx.HTTPError):
-                models = await loaded(settings.triton)
-        console.say(banner(settings, time.monotonic() - started, models, colour=console.colour))
+        seconds = time.monotonic() - started
+        trial, models = starting.result()
+        console.say(banner(settings, trial, seconds, models, colour=console.colour))
         await asyncio.wait({*ending, stack.failure}, return_when=asyncio.FIRST_COMPLETED)
 
     failed = stack.failure if stack.failure.done() else starting if starting.done() else None
@@ -87,6 +91,23 @@ async def run(settings: LocalSettings, console: Console, parent: int | None) -> 
         raise error
     say_error(console, error)
     return 1
+
+
+async def answering(settings: LocalSettings) -> dict[str, str]:
+    """What answers for each model of the local server, as far as it says so."""
+    if settings.triton is not None:
+        with contextlib.suppress(httpx.HTTPError):
+            return await loaded(settings.triton)
+    return {}
+
+
+async def trial_of(settings: LocalSettings) -> Trial:
+    """What to try first; servers of one's own have a moment to answer."""
+    nowhere_to_look = settings.no_fixed_server and not settings.servers_file.exists()
+    try:
+        return await find_trial(settings.api_url, 0.0 if nowhere_to_look else PATIENCE_SECONDS)
+    except (httpx.HTTPError, ValueError) as error:
+        return Trial(instead=f"{settings.api_url}/models/ cannot be read ({type(error).__name__}).")
 
 
 class StopRequest:

@@ -1,19 +1,21 @@
 """Postgres, Triton, the dispatcher and the API: started together, stopped in order."""
 
 import asyncio
+import contextlib
 import errno
 import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from nvidia_triton.local.postgres import HOST, PostgresServer
 from nvidia_triton.local.process import Child, Console, LocalError, describe_exit, shielded
 from nvidia_triton.local.settings import LocalSettings
 from nvidia_triton.local.triton import TritonServer
 
-READY_TIMEOUT = 60.0
+# How often a start that takes long says what it waits for.
+PROGRESS_SECONDS = 5.0
 POLL_SECONDS = 0.05
 
 
@@ -77,7 +79,7 @@ class Stack:
         await self._migrate()
         await self._spawn("dispatcher", shielded([sys.executable, "-m", "app.worker"]))
         await self._spawn("api", shielded([sys.executable, "-m", "app.main"]))
-        await self._until(lambda: answers(self.settings.api_port, "/health/ready"), "The API")
+        await self._until(lambda: answers(self.settings.api_port, "/health/ready"), "The API starts")
 
     async def _start_postgres(self, server: PostgresServer) -> None:
         await asyncio.to_thread(server.prepare)
@@ -87,13 +89,15 @@ class Stack:
         async def ready() -> bool:
             return server.is_ready(process.pid)
 
-        await self._until(ready, "Postgres")
+        await self._until(ready, "Postgres starts")
         await asyncio.to_thread(server.ensure_database)
 
     async def _migrate(self) -> None:
         command = shielded([sys.executable, "-m", "alembic", "upgrade", "head"])
         process = await self._spawn("migrate", command, watched=False)
-        if returncode := await process.wait():
+        async with self._reporting("The migrations run"):
+            returncode = await process.wait()
+        if returncode:
             raise LocalError(
                 f"The migrations failed ({describe_exit(returncode)}): the lines of `migrate` above say why."
             )
@@ -102,7 +106,9 @@ class Stack:
     async def _start_triton(self, server: TritonServer) -> None:
         await asyncio.to_thread(server.prepare)
         await self._spawn("triton", shielded(server.supervised(), death_signal=signal.SIGTERM))
-        await self._until(lambda: answers(server.http_port, "/v2/health/ready"), "Triton")
+        await self._until(
+            lambda: answers(server.http_port, "/v2/health/ready"), f"Triton loads {', '.join(server.models)}"
+        )
 
     async def _spawn(
         self, name: str, command: list[str], *, env: dict[str, str] | None = None, watched: bool = True
@@ -127,12 +133,28 @@ class Stack:
                 LocalError(f"{process.name} stopped on its own ({describe_exit(returncode)}): {advice}")
             )
 
-    async def _until(self, ready: Callable[[], Awaitable[bool]], what: str) -> None:
-        deadline = time.monotonic() + READY_TIMEOUT
-        while not await ready():
-            if time.monotonic() > deadline:
-                raise LocalError(f"{what} did not get ready within {READY_TIMEOUT:.0f} s: its lines above say more.")
-            await asyncio.sleep(POLL_SECONDS)
+    async def _until(self, ready: Callable[[], Awaitable[bool]], doing: str) -> None:
+        """Waits as long as it takes: a process that ends meanwhile ends the start as well, by `failure`."""
+        async with self._reporting(doing):
+            while not await ready():  # noqa: ASYNC110 - it is another process that is waited for
+                await asyncio.sleep(POLL_SECONDS)
+
+    @contextlib.asynccontextmanager
+    async def _reporting(self, doing: str) -> AsyncIterator[None]:
+        """Says every few seconds what is still being waited for."""
+        started = time.monotonic()
+
+        async def report() -> None:
+            while True:
+                await asyncio.sleep(PROGRESS_SECONDS)
+                seconds = time.monotonic() - started
+                self.console.say(f"{doing}, for {seconds:.0f} s so far; its own lines say more. Ctrl-C ends it.")
+
+        reports = asyncio.create_task(report())
+        try:
+            yield
+        finally:
+            reports.cancel()
 
 
 def check_port(host: str, port: int, what: str, variable: str) -> None:

@@ -11,10 +11,13 @@ import pytest
 import pytest_asyncio
 import tritonclient.grpc.aio as triton
 
+from nvidia_triton.contract.probe import Subject
 from nvidia_triton.contract.wire import Client, Message, read
 from tests.engine import busy, generated
 from tests.servers import RunningTriton, start_triton
 from tests.service import eventually
+
+from .verdicts import assert_as_documented
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = 8192
@@ -207,3 +210,7 @@ async def wait_busy(server: RunningTriton, count: int) -> None:
         return await busy(server, "demo") == count
 
     await eventually(reached, f"the engine runs {count}", 20)
+
+
+async def test_llama_does_what_the_document_says(client: Client, server: RunningTriton) -> None:
+    await assert_as_documented(Subject(client.grpc, "demo", server.metrics_url), "llama.cpp")

@@ -3,51 +3,29 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
-from nvidia_triton.contract.__main__ import PROBES, Unusable, choose_model, metrics_url, outcomes
-from nvidia_triton.contract.lifecycle import RELOAD
+from nvidia_triton.contract.__main__ import PROBES, Unusable, choose_model, metrics_url
 from nvidia_triton.contract.probe import Broken, Differs, Outcome, Probe, Subject, Unseen, Verdict, carry_out
 from nvidia_triton.contract.report import summary
+from nvidia_triton.contract.wire import Client
 from tests.servers import RunningTriton
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
-ALL = (*PROBES, *RELOAD)
-
-
-def documented(column: int) -> dict[str, str]:
-    """Verdicts of one column of the table, by probe."""
-    rows = [line.split("|") for line in table_rows()]
-    return {row[1].strip(): row[column].strip() for row in rows}
-
-
-def table_rows() -> list[str]:
-    """The lines of the table from its head on."""
-    _, _, table = DOCUMENT.read_text().partition("\n| probe |")
-    return ["| probe |" + table.split("\n\n")[0].splitlines()[0], *table.split("\n\n")[0].splitlines()[2:]]
+from .verdicts import ALL, assert_as_documented, documented
 
 
 @pytest.fixture(scope="module")
-def subject(client: object, server: RunningTriton) -> Subject:
-    return Subject(client.grpc, "chat", server.metrics_url)  # type: ignore[attr-defined]
+def subject(client: Client, server: RunningTriton) -> Subject:
+    return Subject(client.grpc, "chat", server.metrics_url)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def found(subject: Subject) -> dict[str, Outcome]:
-    return {each.probe.name: each for each in await outcomes(subject, ALL)}
+async def test_the_simulation_does_what_the_document_says(subject: Subject) -> None:
+    await assert_as_documented(subject, "simulation")
 
 
-@pytest.mark.parametrize("probe", ALL, ids=lambda probe: probe.name)
-async def test_the_documented_verdict_is_the_one_found(probe: Probe, found: dict[str, Outcome]) -> None:
-    assert str(found[probe.name].verdict) == documented(2)[probe.name], found[probe.name].seen
-
-
-async def test_the_document_names_what_the_service_does() -> None:
-    assert [line.split("|")[1].strip() for line in table_rows()[1:]] == [probe.name for probe in ALL]
-    assert [line.split("|")[-2].strip() for line in table_rows()[1:]] == [probe.service for probe in ALL]
+def test_the_document_says_what_the_service_does() -> None:
+    assert documented("what the service does") == {probe.name: probe.service for probe in ALL}
 
 
 async def test_what_a_probe_raises_is_its_outcome(subject: Subject) -> None:

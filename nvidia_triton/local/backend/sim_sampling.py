@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import dataclass, field, fields
 
+import sim_constraints
 import sim_text
 
 _STRUCTURED_KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
@@ -106,8 +107,11 @@ class SamplingParams:
                 re.compile(spec["regex"])
             except re.error as error:
                 raise ValueError(f"Grammar error: invalid regex: {error}") from None
-        if spec.get("grammar") and not _GRAMMAR.search(spec["grammar"]):
-            raise ValueError("Invalid grammar specification: no rule named root or start")
+        if spec.get("grammar") and not _LARK.search(spec["grammar"]):
+            try:
+                sim_constraints.Grammar(spec["grammar"])
+            except ValueError as error:
+                raise ValueError(f"Invalid grammar specification: {error}") from None
         if isinstance(spec.get("json"), dict):
             _verify_schema(spec["json"], spec["json"])
 
@@ -120,6 +124,10 @@ def _verify_schema(schema, root: dict) -> None:
         return
     if schema.get("type") == "array" and any(key in schema for key in _UNSUPPORTED):
         raise ValueError("The provided JSON schema contains features not supported by xgrammar.")
+    kinds = schema.get("type", "object")
+    for kind in kinds if isinstance(kinds, list) else [kinds]:
+        if isinstance(kind, str) and kind not in _TYPES:
+            raise ValueError(f"Grammar error: Invalid type: {kind}")
     reference = schema.get("$ref")
     if isinstance(reference, str):
         try:
@@ -131,7 +139,9 @@ def _verify_schema(schema, root: dict) -> None:
             _verify_schema(value, root)
 
 
-_GRAMMAR = re.compile(r"^\s*(?:root\s*::=|start\s*:)", re.MULTILINE)
+# Grammars of Lark are taken as they are.
+_LARK = re.compile(r"^\s*start\s*:(?!:)", re.MULTILINE)
+_TYPES = {"string", "integer", "number", "boolean", "null", "array", "object"}
 _UNSUPPORTED = ("uniqueItems", "contains", "minContains", "maxContains")
 _LIMITS = (
     ("n", lambda value: value >= 1, "must be at least 1"),

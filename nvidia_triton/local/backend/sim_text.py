@@ -9,6 +9,8 @@ import json
 import re
 import zlib
 
+import sim_constraints
+
 VOCABULARY_SIZE = 151_936
 END_TOKEN_ID = 151_645
 MARK = "[simulated]"
@@ -118,14 +120,18 @@ def prose(rng, words: list[str], tokens: int, begin: str, *, endless: bool) -> l
 
 
 def structured(rng, words: list[str], spec: dict, begin: str) -> str:
-    """The shortest text that keeps to the constraint, for choices, JSON and simple JSON schemas."""
+    """A short text that keeps to the constraint."""
     if spec.get("choice"):
         return rng.choice(spec["choice"])
     if spec.get("json") is not None:
         return json.dumps(_instance(rng, words, spec["json"], spec["json"], 0, [MOST_VALUES]))
     if spec.get("json_object"):
         return json.dumps({"simulated": True, "text": sentence(rng, words)}, ensure_ascii=False)
-    # Regular expressions, grammars and structural tags are not followed.
+    if spec.get("regex"):
+        return sim_constraints.of_regex(rng, spec["regex"])
+    if "::=" in spec.get("grammar", ""):
+        return sim_constraints.Grammar(spec["grammar"]).text(rng)
+    # Grammars of Lark and structural tags are not followed.
     return f"{begin} {sentence(rng, words)}"
 
 

@@ -87,7 +87,12 @@ class Settings(BaseSettings):
     )
     default_max_tokens: int = Field(512, ge=1, description="`max_tokens` where a request names none")
 
-    model_concurrency: int = Field(64, ge=1, description="generations in flight per model on each server")
+    model_concurrency: int = Field(
+        64,
+        ge=1,
+        description="generations in flight per model on each server; 16 with `make run`, as many as the local engine "
+        "runs",
+    )
     lease_seconds: Seconds = Field(30.0, description="how long a claim lasts without renewal")
     poll_seconds: Seconds = Field(1.0, description="look for work this often, also without a wake-up")
     max_attempts: int = Field(5, ge=1, description="tries before a retryable fault becomes final")

@@ -1,5 +1,6 @@
 """The environment of the local engines, `.venv-engine`: a Python and a NumPy that the tritonserver's stub can use."""
 
+import ctypes
 import json
 import platform
 import subprocess
@@ -13,6 +14,8 @@ from nvidia_triton.local.process import LocalError
 PYTHON = Path(__file__).resolve().parents[2] / ".venv-engine" / "bin" / "python"
 STUB = "triton_python_backend_stub"
 MISSING = "The environment of the local engines, .venv-engine, is incomplete{}: run `make install`."
+# What llama.cpp takes from the system; its wheel does not bring it along, and a minimal Debian or Ubuntu lacks it.
+SYSTEM_LIBRARY = "libgomp.so.1"
 # Where the wheel is, where libpython is, and the versions that must fit each other.
 QUESTION = """
 import importlib.metadata, importlib.util, json, os, sys, sysconfig
@@ -27,6 +30,20 @@ print(json.dumps({
     "libpython": next((place for place in places if os.path.exists(os.path.join(place, library))), ""),
 }))
 """
+
+
+def check_system_library() -> None:
+    """
+    Raises:
+        LocalError: what llama.cpp needs of the system is not there.
+    """
+    try:
+        ctypes.CDLL(SYSTEM_LIBRARY)
+    except OSError:
+        raise LocalError(
+            f"The local engine, llama.cpp, needs {SYSTEM_LIBRARY} and this system lacks it: install it, on Debian and "
+            "Ubuntu with `apt-get install libgomp1`, or do without a real model: `ENGINE=simulation make run`."
+        ) from None
 
 
 @dataclass(frozen=True)

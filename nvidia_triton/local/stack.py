@@ -9,9 +9,10 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+from nvidia_triton.local.engine import check_system_library
 from nvidia_triton.local.postgres import HOST, PostgresServer
 from nvidia_triton.local.process import Child, Console, LocalError, describe_exit, shielded
-from nvidia_triton.local.settings import LocalSettings
+from nvidia_triton.local.settings import SIMULATION, LocalSettings
 from nvidia_triton.local.triton import TritonServer
 
 # How often a start that takes long says what it waits for.
@@ -41,6 +42,8 @@ class Stack:
         check_port(settings.api_host, settings.api_port, "the API", "API_PORT")
         if settings.triton:
             settings.triton.check_models()
+            if settings.environment.get("ENGINE") != SIMULATION:
+                check_system_library()
             check_port(HOST, settings.triton.http_port, "Triton", "TRITON_HTTP_PORT")
             check_port(HOST, settings.triton.grpc_port, "Triton", "TRITON_GRPC_PORT")
             check_port(HOST, settings.triton.metrics_port, "Triton", "TRITON_METRICS_PORT")

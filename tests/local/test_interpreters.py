@@ -19,7 +19,8 @@ import httpx
 import pytest
 
 from app.config import Settings
-from nvidia_triton.local import interpreters
+from nvidia_triton.local import engine, interpreters
+from nvidia_triton.local.process import LocalError
 from nvidia_triton.local.settings import free_ports
 from tests.conftest import alembic
 from tests.service import Process, Service, eventually
@@ -246,6 +247,13 @@ async def test_a_ticket_completes_on_every_python(
         await eventually(ready, "the API is ready", seconds=300)
         result = await Service(client, settings).run(max_tokens=5, ignore_eos=True)
     assert (result["status"], result["usage"]["completion_tokens"]) == ("completed", 5)
+
+
+def test_a_system_without_the_engines_library_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.check_system_library()
+    monkeypatch.setattr(engine, "SYSTEM_LIBRARY", "libgomp-of-nowhere.so.1")
+    with pytest.raises(LocalError, match=r"libgomp-of-nowhere.so.1 and this system lacks it: .*ENGINE=simulation"):
+        engine.check_system_library()
 
 
 def test_the_locks_say_how_large_they_are() -> None:

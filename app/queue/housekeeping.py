@@ -19,14 +19,15 @@ WITH mine AS (
 SELECT context_id FROM old, (SELECT count(*) FROM removed) counted
 """
 
-# A context goes with its last result; one without results goes by its own age.
+# A context without results goes by its own age. A ticket may be stored for it after the statement that locks it began:
+# only one that begins once it is locked, when no further ticket can come, sees every result.
+LOCK_OLD_CONTEXTS = """
+SELECT o.id FROM contexts o
+WHERE o.id < $1 AND NOT EXISTS (SELECT FROM results r WHERE r.context_id = o.id)
+ORDER BY o.id LIMIT $2 FOR UPDATE SKIP LOCKED
+"""
 REMOVE_CONTEXTS = """
-DELETE FROM contexts c
-WHERE c.id IN (
-    SELECT id FROM contexts o
-    WHERE o.id < $1 AND NOT EXISTS (SELECT FROM results r WHERE r.context_id = o.id)
-    ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED
-)
+DELETE FROM contexts c WHERE c.id = ANY ($1::uuid[]) AND NOT EXISTS (SELECT FROM results r WHERE r.context_id = c.id)
 """
 
 FORGET_KEYS = f"DELETE FROM idempotency_keys WHERE created_at < now() - interval '{IDEMPOTENCY_HOURS} hours'"

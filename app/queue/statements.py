@@ -77,11 +77,14 @@ WITH given AS (
         $16::text[], $17::bool[], $18::text[], $19::text[], $20::text[], $21::text[]
     ) AS g(id, context_id, model, parameters, priority, rank, created_at, expires_at, client_reference, retry_of,
            key, fingerprint, owner_id, key_id, kind, request, streamed, webhook, content, messages, metadata)
+), for_stored AS (
+    -- A context that is being deleted is waited for: then it is there and stays, or is not there.
+    SELECT g.* FROM given g JOIN contexts c ON c.id = g.context_id AND c.owner_id = g.owner_id
+    WHERE g.content IS NULL FOR KEY SHARE OF c
 ), possible AS (
     SELECT g.* FROM given g WHERE g.content IS NOT NULL
     UNION ALL
-    SELECT g.* FROM given g JOIN contexts c ON c.id = g.context_id AND c.owner_id = g.owner_id
-    WHERE g.content IS NULL
+    SELECT * FROM for_stored
 ), keyed AS (
     INSERT INTO idempotency_keys AS k (owner_id, key, fingerprint, resource_id)
     SELECT owner_id, key, fingerprint, id FROM possible WHERE key IS NOT NULL

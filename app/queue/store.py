@@ -9,7 +9,14 @@ from pydantic_core import to_json
 
 from app.db.engine import Database
 from app.queue.audit import KEYLESS, Actor
-from app.queue.housekeeping import COMPACT_USAGE, FORGET_KEYS, FORGET_REQUESTS, REMOVE, REMOVE_CONTEXTS
+from app.queue.housekeeping import (
+    COMPACT_USAGE,
+    FORGET_KEYS,
+    FORGET_REQUESTS,
+    LOCK_OLD_CONTEXTS,
+    REMOVE,
+    REMOVE_CONTEXTS,
+)
 from app.queue.statements import (
     CANCEL,
     CANCELLING,
@@ -158,10 +165,12 @@ class QueueStore:
             return len(await connection.fetch(REMOVE, older_than, seconds, limit))
 
     async def remove_contexts(self, older_than: UUID, limit: int) -> int:
-        """Removes contexts made before the id `older_than` that have no results; returns how many."""
-        async with self._database.hot() as connection:
-            done: str = await connection.execute(REMOVE_CONTEXTS, older_than, limit)
-        return int(done.split()[-1])
+        """Removes contexts made before the id `older_than` that have no results; returns how many it looked at."""
+        async with self._database.transaction() as connection:
+            ids = [row["id"] for row in await connection.fetch(LOCK_OLD_CONTEXTS, older_than, limit)]
+            if ids:
+                await connection.execute(REMOVE_CONTEXTS, ids)
+        return len(ids)
 
     async def forget_keys(self) -> None:
         """Removes Idempotency-Keys that ran out."""

@@ -167,7 +167,7 @@ async def test_a_plan_made_while_the_tables_were_empty_stays_good(postgres: Runn
         "release": (
             statements.RELEASE, ids, nobody, texts, texts, [1.0] * 20, ["true"] * 20, none, none, *[[0.0] * 20] * 2,
         ),
-        "cancel": (statements.CANCEL, ids[0], 0),
+        "cancel": (statements.CANCEL, ids[0], 0, ids[0], "somebody"),
         "position": (statements.POSITION, "m", datetime.now(UTC), ids[0], 0),
     }  # fmt: skip
     calls = {}

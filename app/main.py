@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -34,6 +33,7 @@ from app.api.problems import install_handlers, is_openai
 from app.api.request_id import RequestId
 from app.api.schemas import Problem
 from app.api.security import Entrance, no_route, require_declared
+from app.background import Background
 from app.config import Settings, SettingsError, load_settings
 from app.db.engine import open_database
 from app.db.faults import DATABASE_FAULT, DatabaseFault
@@ -58,17 +58,14 @@ from app.services.submissions import Submissions
 from app.services.templates import Templates
 from app.services.usage import Usage
 from app.services.webhooks import Webhooks
-from app.telemetry import configure_logging, logger
+from app.telemetry import configure_logging
 from app.triton.fleet import open_fleet
-
-log = logger("api")
 
 DESCRIPTION = """Send prompts to models on NVIDIA Triton and come back for the answers.
 
 Store a prompt with `POST /contexts/`, send it with `POST /models/send/{model_name}/{context_id}`, and follow
 `status_url` until the status is `completed` or `failed`."""
 GRACEFUL_SECONDS = 10
-AGAIN_SECONDS = 1.0
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any]]]
 
@@ -152,37 +149,20 @@ def _lifespan(settings: Settings) -> Lifespan:
                 settings.listen_arguments,
                 {SETTLED_CHANNEL: both(board.received, streams.announced), EVENTS_CHANNEL: streams.announced},
             )
-            helpers = [
-                asyncio.create_task(_lasting("listener", listener.run)),
-                asyncio.create_task(_lasting("streams", streams.run)),
-                asyncio.create_task(_lasting("fleet", partial(catalog.watch, settings.probe_seconds))),
-                asyncio.create_task(_lasting("limits", limits.share)),
-                asyncio.create_task(_lasting("batches", loader.run)),
-            ]
+            background = await stack.enter_async_context(Background())
+            background.start("listener", listener.run)
+            background.start("streams", streams.run)
+            background.start("fleet", partial(catalog.watch, settings.probe_seconds))
+            background.start("limits", limits.share)
+            background.start("batches", loader.run)
             app.state.board = board
             app.state.streams = streams
             # What was imported stays: the collector need not look at it again and again.
             gc.collect()
             gc.freeze()
-            try:
-                yield {"services": services}
-            finally:
-                for helper in helpers:
-                    helper.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await helper
+            yield {"services": services}
 
     return lifespan
-
-
-async def _lasting(name: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Begins again what a defect ended: without it, this process would answer and yet let its clients wait for ever."""
-    while True:
-        try:
-            await work()
-        except Exception:
-            log.exception("a defect of the service ended a helper, it begins again", helper=name)
-        await asyncio.sleep(AGAIN_SECONDS)
 
 
 def _document_problems(app: FastAPI) -> None:

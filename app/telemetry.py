@@ -34,6 +34,9 @@ RELOADS = Counter(
 WEBHOOKS = Counter("tickets_webhook_tries_total", "Tries to deliver a webhook by this process", ("outcome",))
 STREAM_FOLLOWERS = Gauge("tickets_stream_followers", "Streams open in this process")
 STREAM_EVENTS = Counter("tickets_stream_events_total", "Events of followed results stored by this process")
+TASK_RESTARTS = Counter(
+    "tickets_background_restarts_total", "Background tasks of this process that crashed and were restarted", ("task",)
+)
 LEASES_LOST = Counter("tickets_leases_lost_total", "Claims this process lost to a lease that ran out")
 
 

@@ -8,17 +8,19 @@ import signal
 import socket
 import sys
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 
 import uvloop
 from prometheus_client import start_http_server
 
 from app.api.openai.batches import defective_line, render_line
 from app.api.schemas import Result
+from app.background import Background
 from app.config import Settings, SettingsError, load_settings
 from app.db.engine import open_database
 from app.db.faults import DATABASE_FAULT, DatabaseFault
-from app.dispatch.batches import batches_forever
-from app.dispatch.janitor import drop_events_forever, sweep_forever, tidy_forever, trim_audit_forever
+from app.dispatch.batches import batch_work
+from app.dispatch.janitor import housekeeping
 from app.dispatch.loop import Dispatcher
 from app.dispatch.recovery import Recovery
 from app.dispatch.webhooks import deliver_forever, drop_deliveries_forever
@@ -59,36 +61,18 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
                 STREAM_CHANNEL: dispatcher.follow_announced,
             },
         )
-        helpers = [
-            asyncio.create_task(listener.run(), name="listener"),
-            asyncio.create_task(Catalog(database, fleet).watch(settings.probe_seconds), name="fleet"),
-            asyncio.create_task(recovery.watch(settings.probe_seconds), name="recovery"),
-            asyncio.create_task(sweep_forever(store, settings.poll_seconds), name="sweep"),
-            asyncio.create_task(deliver_forever(database, settings, Result.of), name="webhooks"),
-            asyncio.create_task(drop_deliveries_forever(database), name="deliveries"),
-            asyncio.create_task(batches_forever(database, settings, render_line, defective_line), name="batches"),
-            asyncio.create_task(tidy_forever(store, settings.result_retention_days), name="tidy"),
-            asyncio.create_task(trim_audit_forever(AuditStore(database), settings.audit_retention_days), name="audit"),
-            asyncio.create_task(drop_events_forever(events, settings.stream_retention_seconds), name="events"),
-        ]
+        background = await stack.enter_async_context(Background())
+        background.start("listener", listener.run)
+        background.start("fleet", partial(Catalog(database, fleet).watch, settings.probe_seconds))
+        background.start("recovery", partial(recovery.watch, settings.probe_seconds))
+        background.start("webhooks", partial(deliver_forever, database, settings, Result.of))
+        background.start("deliveries", partial(drop_deliveries_forever, database))
+        for task, work in housekeeping(store, AuditStore(database), events, settings):
+            background.start(task, work)
+        for task, work in batch_work(database, settings, render_line, defective_line):
+            background.start(task, work)
         log.info("dispatching", name=name, servers=",".join(server.url for server in fleet.servers) or "none")
-        work = asyncio.create_task(dispatcher.run(stop), name="dispatcher")
-        try:
-            await asyncio.wait([work, *helpers], return_when=asyncio.FIRST_COMPLETED)
-            for task in helpers:
-                if task.done():
-                    # Helpers run for ever: one that ended failed, and the process must not go on half alive.
-                    stop.set()
-            await work
-            for task in helpers:
-                if task.done():
-                    task.result()
-        finally:
-            for task in helpers:
-                task.cancel()
-            for task in helpers:
-                with suppress(asyncio.CancelledError):
-                    await task
+        await dispatcher.run(stop)
     log.info("stopped", name=name)
 
 

@@ -52,6 +52,25 @@ class Diagnosis:
     lasting: bool
 
 
+# What Postgres says of a statement that is too large for it, and of trouble of its own as well.
+AMBIGUOUS_CODES = frozenset({"08P01", "53200", "XX000"})
+# SQLSTATE classes of what a row holds: cardinality, data, constraints, limits of the program.
+ROW_CLASSES = frozenset({"21", "22", "23", "54"})
+
+
+def may_be_the_statement(error: BaseException | None) -> bool:
+    """Whether an error that looks like a Postgres in trouble may come from the statement, where it stays."""
+    return isinstance(error, asyncpg.PostgresError) and error.sqlstate in AMBIGUOUS_CODES
+
+
+def is_of_the_row(error: BaseException) -> bool:
+    """Whether what the row holds is the cause, so that no further try with it can succeed."""
+    if isinstance(error, asyncpg.PostgresError):
+        return (error.sqlstate or "")[:2] in ROW_CLASSES or may_be_the_statement(error)
+    # A value that cannot be encoded.
+    return isinstance(error, ValueError | OverflowError | TypeError)
+
+
 def is_unavailable(error: BaseException) -> bool:
     """Whether Postgres, not the statement, is in trouble."""
     if isinstance(error, asyncpg.PostgresError):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from app.config import Settings
@@ -43,14 +44,15 @@ Render = Callable[[Row, Row], tuple[bool, bytes]]
 RenderDefective = Callable[[Row], bytes]
 
 
-async def batches_forever(
+def batch_work(
     database: Database, settings: Settings, render: Render, render_defective: RenderDefective
-) -> None:
-    """All that batches need besides the running of their lines."""
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(_progress(BatchStore(database), settings.poll_seconds))
-        tasks.create_task(Finalizer(database, settings, render, render_defective).run())
-        tasks.create_task(_tidy(database, settings.result_retention_days))
+) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
+    """All that batches need besides the running of their lines, by name; each is a task of its own, for ever."""
+    return [
+        ("batch progress", partial(_progress, BatchStore(database), settings.poll_seconds)),
+        ("batch files", Finalizer(database, settings, render, render_defective).run),
+        ("batch retention", partial(_tidy, database, settings.result_retention_days)),
+    ]
 
 
 async def _progress(store: BatchStore, every_seconds: float) -> None:

@@ -6,15 +6,15 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
 from typing import Any
 from uuid import UUID
 
-import asyncpg
 from pydantic_core import to_json
 
 from app.dispatch.run import Run
 from app.errors import DatabaseUnavailable
+from app.queue.bulk import statements_of, write_apart
 from app.queue.events import EventStore, Spoken
 from app.queue.statements import IDS_PER_NOTIFY
 from app.telemetry import STREAM_EVENTS, logger
@@ -64,13 +64,35 @@ class _Tail:
             if len(parts) == done.parts and len(logprobs) == done.tokens:
                 continue
             # Postgres takes no NUL; the settled text has none either.
-            text = "".join(islice(parts, done.parts, None)).replace("\x00", "\ufffd")
+            text = "".join(parts[done.parts :]).replace("\x00", "\ufffd")
             entry: dict[str, Any] = {"index": index, "at": done.characters, "text": text}
             if len(logprobs) > done.tokens:
                 entry |= {"token": done.tokens, "logprobs": logprobs[done.tokens :]}
             entries.append(entry)
             reached[index] = _Written(len(parts), done.characters + len(text), len(logprobs))
         return entries, reached
+
+
+@dataclass(slots=True)
+class _Piece:
+    """What is to be stored of one run now: rows that may be forgotten, then a new one that goes as far as `reached`."""
+
+    tail: _Tail
+    rows: list[Spoken]
+    reached: dict[int, _Written]
+
+    @property
+    def size(self) -> int:
+        return sum(len(row.choices) for row in self.rows)
+
+
+def _piece_of(tail: _Tail) -> _Piece:
+    rows = [row for _, row in tail.recent] if tail.unsure else []
+    entries, reached = tail.rest()
+    if entries:
+        claim = tail.run.claim
+        rows.append(Spoken(claim.id, claim.token, tail.sequence, to_json(entries, inf_nan_mode="null").decode()))
+    return _Piece(tail, rows, reached)
 
 
 class EventWriter:
@@ -118,71 +140,51 @@ class EventWriter:
         tails = [self._tails[token] for token in self._moved]
         due = [tail for tail in tails if tail.due <= now]
         self._moved = {tail.run.claim.token for tail in tails if tail.due > now}
-        for start in range(0, len(due), IDS_PER_NOTIFY):
-            await self._write(due[start : start + IDS_PER_NOTIFY], now)
+        pieces = (piece for tail in due if (piece := _piece_of(tail)).rows)
+        for batch in statements_of(pieces, IDS_PER_NOTIFY, lambda piece: piece.size):
+            await write_apart(batch, partial(self._write, now), self._refused)
         return min((self._tails[token].due for token in self._moved), default=None)
 
-    async def _write(self, tails: Sequence[_Tail], now: float) -> None:
-        reached: dict[UUID, dict[int, _Written]] = {}
-        rows: list[Spoken] = []
-        for tail in tails:
-            claim = tail.run.claim
-            if tail.unsure:
-                rows.extend(row for _, row in tail.recent)
-            entries, reached[claim.token] = tail.rest()
-            if entries:
-                rows.append(
-                    Spoken(claim.id, claim.token, tail.sequence, to_json(entries, inf_nan_mode="null").decode())
-                )
-        if not rows:
-            return
+    async def _write(self, now: float, pieces: Sequence[_Piece]) -> None:
         try:
-            done = await self._store.write(rows)
+            done = await self._store.write([row for piece in pieces for row in piece.rows])
         except DatabaseUnavailable:
-            log.warning("postgres is away, streams wait", streams=len(tails))
+            log.warning("postgres is away, streams wait", streams=len(pieces))
             # It may have been stored and read: under its number, nothing else may be stored later.
-            rows_of = {row.token: row for row in rows if row.sequence is not None}
-            for tail in tails:
-                token = tail.run.claim.token
-                if token in self._tails:
-                    self._note(tail, rows_of.get(token), None, reached[token], now)
+            for piece in pieces:
+                if piece.tail.run.claim.token in self._tails and piece.rows[-1].sequence is not None:
+                    self._note(piece, None, now)
             self.doubt()
             await asyncio.sleep(RETRY_SECONDS)
             return
-        except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
-            # One row that Postgres refuses must not hold up the others; its text comes with the settle.
-            if len(tails) > 1:
-                middle = len(tails) // 2
-                await self._write(tails[:middle], now)
-                await self._write(tails[middle:], now)
-                return
-            log.error("postgres refused an event", result=tails[0].run.claim.id, error=str(error))
-            tails[0].run.streamed = False
-            self.ended([tails[0].run.claim.token])
-            return
-        by_token = {row.token: row for row in rows}
-        for tail in tails:
-            token = tail.run.claim.token
+        for piece in pieces:
+            token = piece.tail.run.claim.token
             if token not in self._tails:
                 continue
             if token in done:
-                self._note(tail, by_token.get(token), done[token], reached[token], now)
-            elif token in by_token:
+                self._note(piece, done[token], now)
+            else:
                 # Locked by a renewal at the moment, or no longer ours: then the run is about to be stopped.
-                tail.due = now + LOCKED_SECONDS
-                self._again(tail)
+                piece.tail.due = now + LOCKED_SECONDS
+                self._again(piece.tail)
 
-    def _note(
-        self, tail: _Tail, row: Spoken | None, sequence: int | None, reached: dict[int, _Written], now: float
-    ) -> None:
+    async def _refused(self, piece: _Piece, error: Exception) -> None:
+        """Its text comes with the settle."""
+        run = piece.tail.run
+        log.error("postgres refused an event", result=run.claim.id, error=repr(error))
+        run.streamed = False
+        self.ended([run.claim.token])
+
+    def _note(self, piece: _Piece, sequence: int | None, now: float) -> None:
+        tail, row = piece.tail, piece.rows[-1]
         tail.unsure = False
-        if not reached or row is None:
+        if not piece.reached:
             return
         number = sequence if row.sequence is None else row.sequence
         assert number is not None, "a row without a number of its own gets one that is free"
         row = Spoken(row.id, row.token, number, row.choices)
         tail.sequence = number + 1
-        tail.written |= reached
+        tail.written |= piece.reached
         tail.rows += 1
         STREAM_EVENTS.inc()
         tail.recent.append((now, row))
@@ -207,7 +209,10 @@ class EventWriter:
         for _ in range(CONFIRM_TRIES):
             if not short:
                 return
-            done = await self._store.write([row for tail in short for _, row in tail.recent])
+            done: dict[UUID, int | None] = {}
+            rows = [row for tail in short for _, row in tail.recent]
+            for batch in statements_of(rows, len(rows), lambda row: len(row.choices)):
+                done |= await self._store.write(batch)
             short = [tail for tail in short if tail.run.claim.token not in done]
             if short:
                 # Locked at the moment, or another's by now.

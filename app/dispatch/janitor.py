@@ -1,9 +1,12 @@
 """Housekeeping that needs no engine. Runs in every dispatcher; rows that another one holds are skipped."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
+from app.config import Settings
 from app.errors import DatabaseUnavailable
 from app.queue.audit import AuditStore
 from app.queue.events import EventStore
@@ -17,25 +20,36 @@ EVENTS_MARGIN_SECONDS = 60.0
 DAY_SECONDS = 86_400.0
 
 
-async def sweep_forever(store: QueueStore, every_seconds: float) -> None:
-    """Settles results that expired or were cancelled while nobody ran them."""
+def housekeeping(
+    store: QueueStore, audit: AuditStore, events: EventStore, settings: Settings
+) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
+    """What there is to do for ever, by name; each is a task of its own, so that a defect of one stops no other."""
+    events_kept = settings.stream_retention_seconds + EVENTS_MARGIN_SECONDS
+    work: list[tuple[str, float, Callable[[], Awaitable[object]]]] = [
+        ("sweep", settings.poll_seconds, partial(sweep, store)),
+        ("idempotency keys", TIDY_SECONDS, store.forget_keys),
+        ("request counts", TIDY_SECONDS, store.forget_requests),
+        ("usage", TIDY_SECONDS, store.compact_usage),
+        ("events", TIDY_SECONDS, partial(drop_events, events, events_kept)),
+    ]
+    if settings.result_retention_days is not None:
+        work.append(("retention", TIDY_SECONDS, partial(remove_old, store, settings.result_retention_days)))
+    if settings.audit_retention_days is not None:
+        work.append(("audit", TIDY_SECONDS, partial(trim_audit, audit, settings.audit_retention_days)))
+    return [(name, partial(_repeat, step, seconds)) for name, seconds, step in work]
+
+
+async def _repeat(step: Callable[[], Awaitable[object]], every_seconds: float) -> None:
     while True:
         with suppress(DatabaseUnavailable):
-            while await store.sweep():
-                pass
+            await step()
         await asyncio.sleep(every_seconds)
 
 
-async def tidy_forever(store: QueueStore, retention_days: float | None) -> None:
-    """Removes what the retention takes and what ran out, and merges the counts of usage."""
-    while True:
-        with suppress(DatabaseUnavailable):
-            await store.forget_keys()
-            await store.forget_requests()
-            await store.compact_usage()
-            if retention_days is not None:
-                await remove_old(store, retention_days)
-        await asyncio.sleep(TIDY_SECONDS)
+async def sweep(store: QueueStore) -> None:
+    """Settles results that expired or were cancelled while nobody ran them."""
+    while await store.sweep():
+        pass
 
 
 async def remove_old(store: QueueStore, retention_days: float) -> None:
@@ -47,27 +61,11 @@ async def remove_old(store: QueueStore, retention_days: float) -> None:
         pass
 
 
-async def trim_audit_forever(audit: AuditStore, retention_days: float | None) -> None:
-    """Removes entries of the audit log that are older than `retention_days`."""
-    while True:
-        if retention_days is not None:
-            with suppress(DatabaseUnavailable):
-                await trim_audit(audit, retention_days)
-        await asyncio.sleep(TIDY_SECONDS)
-
-
 async def trim_audit(audit: AuditStore, retention_days: float) -> None:
+    """Removes entries of the audit log that are older than `retention_days`."""
     before = datetime.now(UTC) - timedelta(days=retention_days)
     while await audit.remove(before, REMOVE_BATCH) == REMOVE_BATCH:
         pass
-
-
-async def drop_events_forever(events: EventStore, kept_seconds: float) -> None:
-    """Removes the stored events of results that ended some time ago."""
-    while True:
-        with suppress(DatabaseUnavailable):
-            await drop_events(events, kept_seconds + EVENTS_MARGIN_SECONDS)
-        await asyncio.sleep(TIDY_SECONDS)
 
 
 async def drop_events(events: EventStore, kept_seconds: float) -> int:

@@ -6,8 +6,10 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
+from functools import partial
 from uuid import UUID
 
+from app.background import Background
 from app.config import Settings
 from app.dispatch.events import EventWriter
 from app.dispatch.outbox import Outbox
@@ -101,22 +103,18 @@ class Dispatcher:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Works until `stop` is set, then drains: no new claims, runs may end, the rest is released."""
-        async with asyncio.TaskGroup() as tasks:
-            claimer = tasks.create_task(self._claim_until_stopped())
-            workers = [
-                tasks.create_task(self._renew_forever()),
-                tasks.create_task(self._tick_forever()),
-                tasks.create_task(self._outbox.run()),
-                tasks.create_task(self._event_writer.run()),
-                tasks.create_task(self._quarantine.watch(self._settings.probe_seconds)),
-            ]
+        async with Background() as background:
+            claimer = background.start("claims", self._claim_until_stopped)
+            background.start("renewals", self._renew_forever)
+            background.start("ticks", self._tick_forever)
+            background.start("settles", self._outbox.run)
+            background.start("stream events", self._event_writer.run)
+            background.start("quarantine", partial(self._quarantine.watch, self._settings.probe_seconds))
             await stop.wait()
             self._stopping = True
             self._wake.set()
             await claimer
             await self._drain()
-            for worker in workers:
-                worker.cancel()
 
     def _give_up(self, lane: Lane) -> None:
         for run in list(self._runs.values()):

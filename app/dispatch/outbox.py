@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 from uuid import UUID
 
-import asyncpg
-
+from app.db.faults import is_of_the_row, may_be_the_statement
 from app.errors import DatabaseUnavailable
+from app.queue.bulk import statements_of, write_apart
 from app.queue.statements import IDS_PER_NOTIFY
 from app.queue.store import QueueStore
 from app.queue.ticket import Generated, Outcome, Release, Settlement, Status
@@ -19,7 +21,13 @@ from app.telemetry import logger
 log = logger("outbox")
 
 RETRY_SECONDS = 0.5
-End = TypeVar("End", Settlement, Release)
+# One that is refused for no fault of its own is tried this often, after a pause that doubles: a minute in all.
+MAX_TRIES = 8
+# A statement that ends in an error which may be its own is tried this often before it is halved.
+MAX_AMBIGUOUS_TRIES = 4
+NOT_STORABLE = "answer_not_storable"
+End = Settlement | Release
+Kind = TypeVar("Kind", Settlement, Release)
 
 
 class Outbox:
@@ -40,10 +48,12 @@ class Outbox:
         self._writing = writing
         self._confirm = confirm
         self._written = written
-        self._ends: list[Settlement | Release] = []
+        self._ends: list[End] = []
         self._filled = asyncio.Event()
+        # By token: how often an end was refused.
+        self._tries: Counter[UUID] = Counter()
 
-    def put(self, end: Settlement | Release) -> None:
+    def put(self, end: End) -> None:
         self._ends.append(end)
         self._filled.set()
 
@@ -58,51 +68,68 @@ class Outbox:
         self._filled.clear()
         ends, self._ends = self._ends, []
         settlements = [end for end in ends if isinstance(end, Settlement)]
+        for batch in statements_of(settlements, IDS_PER_NOTIFY, lambda end: end.generated.size):
+            await write_apart(batch, partial(self._write, self._store.settle), self._refused)
         releases = [end for end in ends if isinstance(end, Release)]
-        for start in range(0, len(settlements), IDS_PER_NOTIFY):
-            await self._write(settlements[start : start + IDS_PER_NOTIFY], self._store.settle, _unstorable)
-        for start in range(0, len(releases), IDS_PER_NOTIFY):
-            await self._write(releases[start : start + IDS_PER_NOTIFY], self._store.release, None)
+        for small in statements_of(releases, IDS_PER_NOTIFY, lambda end: len(end.error_message or "")):
+            await write_apart(small, partial(self._write, self._store.release), self._refused)
 
-    async def _write(
-        self,
-        batch: list[End],
-        statement: Callable[[Sequence[End]], Awaitable[set[UUID]]],
-        substitute: Callable[[End], End] | None,
-    ) -> None:
+    async def _write(self, statement: Callable[[Sequence[Kind]], Awaitable[set[UUID]]], batch: Sequence[Kind]) -> None:
+        tokens = [end.token for end in batch]
+        ambiguous = 0
         while True:
             try:
                 async with self._writing:
-                    await self._confirm([end.token for end in batch])
+                    await self._confirm(tokens)
                     done = await statement(batch)
                 break
-            except DatabaseUnavailable:
+            except DatabaseUnavailable as error:
+                ambiguous += may_be_the_statement(error.__cause__)
+                if ambiguous >= MAX_AMBIGUOUS_TRIES and isinstance(error.__cause__, Exception):
+                    raise error.__cause__ from None
                 log.warning("postgres is away, the ends of attempts wait", waiting=len(batch))
                 await asyncio.sleep(RETRY_SECONDS)
-            except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
-                # One row that Postgres refuses must not hold up the others.
-                if len(batch) > 1:
-                    middle = len(batch) // 2
-                    await self._write(batch[:middle], statement, substitute)
-                    await self._write(batch[middle:], statement, substitute)
-                    return
-                log.error("postgres refused the end of an attempt", result=batch[0].id, error=str(error))
-                if substitute is None:
-                    done = set()
-                    break
-                batch, substitute = [substitute(batch[0])], None
         for end in batch:
             if end.id not in done:
                 log.warning("the claim was lost before its end was written", result=end.id)
-        self._written([end.token for end in batch])
+            self._tries.pop(end.token, None)
+        self._written(tokens)
+
+    async def _refused(self, end: End, error: Exception) -> None:
+        self._tries[end.token] += 1
+        tries = self._tries[end.token]
+        log.error("postgres refused the end of an attempt", result=end.id, tries=tries, error=repr(error))
+        if not is_of_the_row(error) and tries < MAX_TRIES:
+            asyncio.get_running_loop().call_later(RETRY_SECONDS * 2 ** (tries - 1), self.put, end)
+            return
+        del self._tries[end.token]
+        plain = _plain(end)
+        if plain != end:
+            self.put(plain)
+            return
+        log.error("the claim is left to its lease", result=end.id)
+        self._written([end.token])
 
 
-def _unstorable(settlement: Settlement) -> Settlement:
+def _plain(end: End) -> End:
+    """The end without anything that came from an engine or a server: what cannot be refused for what it holds."""
+    if isinstance(end, Release):
+        return replace(
+            end,
+            server=None,
+            error_code="internal_error",
+            error_message="The end of this attempt cannot be stored.",
+            gpu_seconds=0.0,
+            cost=None,
+        )
     return replace(
-        settlement,
+        end,
         status=Status.FAILED,
         outcome=Outcome.FAILED,
+        server=None,
         generated=Generated(),
-        error_code="answer_not_storable",
+        error_code=NOT_STORABLE,
         error_message="The engine's answer cannot be stored in Postgres.",
+        gpu_seconds=0.0,
+        cost=None,
     )

@@ -74,6 +74,7 @@ class Recovery:
             for reload in self._reloads.values():
                 reload.cancel()
             await asyncio.gather(*self._reloads.values(), return_exceptions=True)
+            self._reloads.clear()
 
     async def _round(self) -> None:
         lanes = {(lane.server.url, lane.model): lane for lane in self._fleet.lanes()}
@@ -103,7 +104,8 @@ class Recovery:
     def _look_after(self, key: Key, lane: Lane, row: SetAside | None) -> None:
         reload = self._reloads.get(key)
         if reload is not None and reload.done():
-            self._reloads.pop(key).result()
+            if error := self._reloads.pop(key).exception():
+                log.error("a defect ended a reload", server=key[0], model=key[1], error=repr(error))
             reload = None
         if reload is None and lane.dead and lane.server.up and (row is None or row.free):
             begun = row is not None and row.step is not None

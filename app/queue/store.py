@@ -33,6 +33,8 @@ from app.queue.statements import (
 )
 from app.queue.ticket import Claim, Claims, Held, Idempotency, Release, Settlement, Submission
 
+SubmissionRow = tuple[Any, ...]
+
 
 class QueueStore:
     """The queue's statements; every method raises DatabaseUnavailable when Postgres is out of reach."""
@@ -70,7 +72,11 @@ class QueueStore:
         Left out are tickets whose context does not exist, and those whose Idempotency-Key is in use. No two of one
         call may bring the same key.
         """
-        columns = _columns(submissions, _submission_row)
+        return await self.submit_rows([submission_row(submission) for submission in submissions])
+
+    async def submit_rows(self, rows: Sequence[SubmissionRow]) -> set[UUID]:
+        """As `submit`, of what `submission_row` gives."""
+        columns = _columns(rows, lambda row: row)
         async with self._database.hot() as connection:
             return {row[0] for row in await connection.fetch(SUBMIT, *columns)}
 
@@ -192,7 +198,8 @@ def _columns(rows: Sequence[Any], fields: Any) -> list[list[Any]]:
     return [list(column) for column in zip(*map(fields, rows), strict=True)]
 
 
-def _submission_row(submission: Submission) -> tuple[Any, ...]:
+def submission_row(submission: Submission) -> SubmissionRow:
+    """The ticket as the statement takes it."""
     idempotency, prompt = submission.idempotency, submission.prompt
     return (
         submission.id,

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import NamedTuple
 from uuid import UUID
 
 from app.errors import DatabaseUnavailable
-from app.queue.store import QueueStore
+from app.queue.bulk import statements_of, write_apart
+from app.queue.store import QueueStore, SubmissionRow, submission_row
 from app.queue.ticket import Submission
 
 LARGEST_BATCH = 200
+
+
+class _Waiting(NamedTuple):
+    id: UUID
+    row: SubmissionRow
+    stored: asyncio.Future[bool]
+
+    @property
+    def size(self) -> int:
+        return sum(len(value) for value in self.row if isinstance(value, str))
 
 
 class Submitter:
@@ -18,7 +30,7 @@ class Submitter:
 
     def __init__(self, store: QueueStore) -> None:
         self._store = store
-        self._waiting: list[tuple[Submission, asyncio.Future[bool]]] = []
+        self._waiting: list[_Waiting] = []
         self._writer: asyncio.Task[None] | None = None
 
     async def submit(self, submission: Submission) -> bool:
@@ -27,48 +39,34 @@ class Submitter:
         Raises:
             DatabaseUnavailable: nothing was stored.
         """
+        row = submission_row(submission)
         if submission.idempotency is not None:
             # Keys may collide, and a statement may not meet the same key twice.
-            return bool(await self._store.submit([submission]))
-        stored: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.append((submission, stored))
+            return bool(await self._store.submit_rows([row]))
+        waiting = _Waiting(submission.id, row, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
         if self._writer is None or self._writer.done():
-            self._writer = asyncio.create_task(self._write())
-        return await stored
+            self._writer = asyncio.create_task(self._write_all())
+        return await waiting.stored
 
-    async def _write(self) -> None:
+    async def _write_all(self) -> None:
         while self._waiting:
-            batch, self._waiting = self._waiting[:LARGEST_BATCH], self._waiting[LARGEST_BATCH:]
-            try:
-                ids = await self._store.submit([submission for submission, _ in batch])
-            except DatabaseUnavailable as error:
-                _fail(batch, error)
-            except Exception as error:
-                await self._apart(batch, error)
-            else:
-                _tell(batch, ids)
+            batch = next(statements_of(self._waiting, LARGEST_BATCH, lambda each: each.size))
+            del self._waiting[: len(batch)]
+            await write_apart(batch, self._write, _refused)
 
-    async def _apart(self, batch: Sequence[tuple[Submission, asyncio.Future[bool]]], error: Exception) -> None:
-        """One ticket that cannot be stored must not take its neighbours down."""
-        if len(batch) == 1:
-            _fail(batch, error)
-            return
-        for each in batch:
-            try:
-                ids = await self._store.submit([each[0]])
-            except Exception as its_own:
-                await self._apart([each], its_own)
-            else:
-                _tell([each], ids)
+    async def _write(self, batch: Sequence[_Waiting]) -> None:
+        try:
+            ids = await self._store.submit_rows([each.row for each in batch])
+        except DatabaseUnavailable as error:
+            for each in batch:
+                await _refused(each, error)
+        else:
+            for each in batch:
+                if not each.stored.done():
+                    each.stored.set_result(each.id in ids)
 
 
-def _fail(batch: Sequence[tuple[Submission, asyncio.Future[bool]]], error: Exception) -> None:
-    for _, stored in batch:
-        if not stored.done():
-            stored.set_exception(error)
-
-
-def _tell(batch: Sequence[tuple[Submission, asyncio.Future[bool]]], ids: set[UUID]) -> None:
-    for submission, stored in batch:
-        if not stored.done():
-            stored.set_result(submission.id in ids)
+async def _refused(waiting: _Waiting, error: Exception) -> None:
+    if not waiting.stored.done():
+        waiting.stored.set_exception(error)

@@ -141,7 +141,7 @@ class Claims:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """What an engine produced: one text per choice, token counts over all of them."""
+    """What an engine produced: one text per choice, token counts over all of them; `size` in bytes, as it came."""
 
     texts: list[str] = field(default_factory=list)
     finish_reasons: list[str] = field(default_factory=list)
@@ -149,6 +149,7 @@ class Generated:
     cumulative_logprobs: list[float | None] = field(default_factory=list)
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

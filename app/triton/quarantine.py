@@ -15,10 +15,13 @@ from collections.abc import Callable
 from contextlib import aclosing, suppress
 from typing import Any
 
+from app.telemetry import logger
 from app.triton.faults import DEAD_CODES, Disposition, TritonError
 from app.triton.fleet import Fleet
 from app.triton.lanes import Lane
 from app.triton.sampling import EMBED
+
+log = logger("quarantine")
 
 # Triton takes a second to find out that a backend process is dead.
 TRIAL_SHORTEST_SECONDS = 5.0
@@ -49,13 +52,15 @@ class Quarantine:
             for trial in self._trials.values():
                 trial.cancel()
             await asyncio.gather(*self._trials.values(), return_exceptions=True)
+            self._trials.clear()
 
     def _look(self) -> None:
         for lane in self._fleet.lanes():
             if lane in self._trials:
                 if not self._trials[lane].done():
                     continue
-                self._trials.pop(lane).result()
+                if error := self._trials.pop(lane).exception():
+                    log.error("a trial crashed", server=lane.server.url, model=lane.model, error=repr(error))
             stalled = lane.in_flight > 0 and time.monotonic() - lane.moved_at > self._stall
             if stalled and not lane.server.up:
                 self._give_up(lane)

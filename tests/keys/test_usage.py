@@ -11,11 +11,14 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from app.background import Background
 from app.config import Settings
-from app.db.engine import open_database
+from app.db.engine import Database, open_database
 from app.db.ids import uuid7
-from app.dispatch.janitor import tidy_forever
+from app.dispatch.janitor import housekeeping
 from app.errors import DatabaseUnavailable
+from app.queue.audit import AuditStore
+from app.queue.events import EventStore
 from app.queue.store import QueueStore
 from app.queue.ticket import Claim, Generated, Outcome, Prompt, Settlement, Status, Submission
 from tests.api.test_bad_input import check_problem
@@ -188,18 +191,19 @@ async def test_compacting_leaves_one_row_of_each_kind_and_every_sum(rows: Any, s
     assert await rows.fetchval("SELECT count(*) FROM usage") == len(before)
 
 
-async def test_the_dispatcher_compacts(rows: Any, store: QueueStore) -> None:
+async def test_the_dispatcher_compacts(
+    rows: Any, store: QueueStore, database: Database, make_settings: Callable[..., Settings]
+) -> None:
     for _ in range(3):
         await use(rows, "local")
-    tidying = asyncio.create_task(tidy_forever(store, None))
-    try:
+    work = dict(housekeeping(store, AuditStore(database), EventStore(database), make_settings()))
+    async with Background() as background:
+        background.start("usage", work["usage"])
 
         async def one_row() -> bool:
             return await rows.fetchval("SELECT count(*) FROM usage") == 1
 
         await eventually(one_row, "the rows are merged")
-    finally:
-        tidying.cancel()
 
 
 async def settle_some(store: QueueStore, owner_id: int, batches: int, draw: random.Random) -> int:

@@ -1,0 +1,74 @@
+"""The tasks that a process runs beside its requests: each has an owner, and a defect ends none of them for good."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+from app.telemetry import TASK_RESTARTS, logger
+
+log = logger("background")
+
+FIRST_PAUSE_SECONDS = 1.0
+# Shorter than a lease: whoever renews leases must be back before they end.
+LONGEST_PAUSE_SECONDS = 10.0
+# One that ran for this long without a defect is well again.
+WELL_SECONDS = 60.0
+
+Work = Callable[[], Awaitable[None]]
+
+
+async def restarted(name: str, work: Work) -> None:
+    """Runs `work` until it returns; where a defect ends it, starts it again after a pause that doubles.
+
+    Its other parts must not wait for ever for a part that is gone, nor must one defect end the whole process.
+    """
+    clock = asyncio.get_running_loop().time
+    pause = FIRST_PAUSE_SECONDS
+    while True:
+        started = clock()
+        try:
+            await work()
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+                raise
+            if clock() - started >= WELL_SECONDS:
+                pause = FIRST_PAUSE_SECONDS
+            TASK_RESTARTS.labels(name).inc()
+            log.exception("a background task crashed and is restarted", task=name, seconds=pause)
+        else:
+            return
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+
+
+class Background:
+    """Owns tasks that run until the block is left: then they are cancelled and awaited."""
+
+    def __init__(self) -> None:
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self, name: str, work: Work) -> asyncio.Task[None]:
+        """Starts `work`, which is restarted whenever a defect ends it; `name` is in its log lines and its metric.
+
+        The task ends when `work` returns.
+        """
+        task = asyncio.create_task(restarted(name, work), name=name)
+        self._tasks.append(task)
+        return task
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with suppress(asyncio.CancelledError):
+                await task

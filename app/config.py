@@ -85,6 +85,12 @@ class Settings(BaseSettings):
         "models",
         description="folder of the Triton model repository, where the models' chat templates and adapters are read",
     )
+    max_answer_bytes: int = Field(
+        16 * 1024 * 1024,
+        ge=1024,
+        le=128 * 1024 * 1024,
+        description="largest answer, all its choices and logprobs together, in bytes",
+    )
     default_max_tokens: int = Field(512, ge=1, description="`max_tokens` where a request names none")
 
     model_concurrency: int = Field(

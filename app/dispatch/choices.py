@@ -154,6 +154,8 @@ class Choices:
             ) as messages:
                 async for delta in messages:
                     self.lane.moved()
+                    if self._answer.size + delta.size > self._settings.max_answer_bytes:
+                        raise _too_large(self._settings.max_answer_bytes)
                     self._answer.add(delta, choice)
                     self._spoke()
                     pace.add(sum(delta.completion_tokens))
@@ -165,6 +167,15 @@ class Choices:
             raise
         finally:
             share.end()
+
+
+def _too_large(most: int) -> TritonError:
+    return TritonError(
+        "answer_too_large",
+        f"The answer came to more than {most:,} bytes, which is all that MAX_ANSWER_BYTES allows: ask for less with "
+        "max_tokens, logprobs or n.",
+        Disposition.FINAL,
+    )
 
 
 class _Pace:

@@ -255,6 +255,7 @@ def _generated(run: Run) -> Generated:
         cumulative_logprobs=answer.cumulative_logprobs,
         prompt_tokens=answer.prompt_tokens,
         completion_tokens=answer.completion_tokens,
+        size=answer.size,
     )
 
 

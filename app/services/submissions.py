@@ -23,7 +23,7 @@ from app.services.idempotency import idempotency_of, made_before
 from app.services.limits import Limits
 from app.services.results import Results
 from app.telemetry import SUBMITTED
-from app.triton.sampling import EmbeddingParameters, SamplingParameters
+from app.triton.sampling import EmbeddingParameters, SamplingParameters, largest_answer
 
 
 class Submissions:
@@ -154,11 +154,25 @@ class Submissions:
     ) -> dict[str, Any]:
         """The parameters as the engine gets them; raises InvalidParameters."""
         try:
-            return parameters.for_engine(self._settings.default_max_tokens)
+            wanted = parameters.for_engine(self._settings.default_max_tokens)
+            if isinstance(parameters, SamplingParameters):
+                self._require_bounded(wanted)
         except PydanticCustomError as error:
             raise InvalidParameters(
                 error.message(), errors=[{"field": "parameters" if nested else error.type, "message": error.message()}]
             ) from None
+        return wanted
+
+    def _require_bounded(self, parameters: dict[str, Any]) -> None:
+        most, size = self._settings.max_answer_bytes, largest_answer(parameters)
+        if size > most:
+            factors = [f"{name} {parameters[name]}" for name in ("n", "max_tokens", "logprobs") if name in parameters]
+            raise PydanticCustomError(
+                "max_tokens",
+                "the answer may come to {size} bytes ({factors}), and MAX_ANSWER_BYTES allows {most}: ask for less of "
+                "one of them",
+                {"size": f"{size:,}", "factors": ", ".join(factors), "most": f"{most:,}"},
+            )
 
     async def retry(
         self, caller: Caller, id_: UUID, idempotency_key: str | None = None

@@ -227,7 +227,7 @@ class TritonClient:
                 ) from None
             vectors += found
             tokens = tokens if counted is None else (tokens or 0) + counted
-            yield Delta([], [])
+            yield Delta([], [], size=sum(map(len, found)))
         yield Delta(vectors, ["stop"] * len(vectors), tokens, [0], final=True)
 
     async def _messages(

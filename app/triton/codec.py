@@ -68,6 +68,8 @@ class Delta:
     logprobs: list[list[dict[str, Any]] | None] = field(default_factory=list)
     cumulative_logprobs: list[float | None] = field(default_factory=list)
     final: bool = False
+    # Bytes of texts and logprobs.
+    size: int = 0
 
 
 def is_final(result: InferResult) -> bool:
@@ -96,9 +98,11 @@ def decode(result: InferResult) -> Delta:
         prompt_tokens=None if prompt_tokens is None else int(prompt_tokens.item()),
         completion_tokens=[] if completion_tokens is None else [int(value) for value in completion_tokens],
         final=final,
+        size=sum(map(len, texts)),
     )
     logprobs = result.as_numpy("logprobs")
     if logprobs is not None:
+        delta.size += sum(map(len, logprobs))
         # Postgres takes no NUL, not even escaped, and a token may well be one.
         delta.logprobs = [_chosen(from_json(value.replace(b"\\u0000", b"\\ufffd"))) for value in logprobs]
     cumulative = result.as_numpy("cumulative_logprob")
@@ -136,9 +140,11 @@ class Accumulator:
         self.cumulative_logprobs: list[float | None] = []
         self.prompt_tokens: int | None = None
         self.completion_tokens: int | None = None
+        self.size = 0
 
     def add(self, delta: Delta, choice: int = 0) -> None:
         """Adds a message of the generation of one choice. They share the prompt, so its tokens count once."""
+        self.size += delta.size
         while len(self.texts) < choice + len(delta.texts):
             self.texts.append([])
             self.finish_reasons.append(None)
@@ -152,7 +158,11 @@ class Accumulator:
                 self.finish_reasons[index] = reason
         for index, logprobs in enumerate(delta.logprobs, choice):
             if logprobs:
-                self.logprobs[index] = (self.logprobs[index] or []) + logprobs
+                known = self.logprobs[index]
+                if known is None:
+                    self.logprobs[index] = list(logprobs)
+                else:
+                    known.extend(logprobs)
         for index, cumulative in enumerate(delta.cumulative_logprobs, choice):
             if cumulative is not None:
                 self.cumulative_logprobs[index] = cumulative

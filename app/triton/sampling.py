@@ -14,6 +14,9 @@ from app.storable import StorableObject, StorableText
 INT64 = 2**63
 MAX_STOP_STRINGS = 64
 MAX_CHOICES = 128
+# What a token of an answer takes, and each alternative that is told with it: about what engines were seen to send.
+TEXT_BYTES = 4
+LOGPROB_BYTES = 80
 EMBED: Literal["embed"] = "embed"
 
 StopString = Annotated[StorableText, Field(min_length=1, max_length=1000)]
@@ -114,6 +117,13 @@ class SamplingParameters(BaseModel):
                 f"min_tokens must not exceed max_tokens, which is {parameters['max_tokens']}",
             )
         return parameters
+
+
+def largest_answer(parameters: dict[str, Any]) -> int:
+    """Bytes that the answer to these parameters of an engine may come to, where it takes all the tokens it may."""
+    logprobs = parameters.get("logprobs")
+    token = TEXT_BYTES + (0 if logprobs is None else (logprobs + 1) * LOGPROB_BYTES)
+    return int(parameters.get("n") or 1) * int(parameters["max_tokens"]) * token
 
 
 class EmbeddingParameters(BaseModel):

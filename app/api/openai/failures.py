@@ -21,6 +21,7 @@ OF_THE_REQUEST = frozenset(
         "request_refused",
         "message_too_large",
         "answer_not_storable",
+        "answer_too_large",
     }
 )
 STATUSES = {"cancelled": 409, "expired": 504, "idle_timeout": 504, "run_timeout": 504}

@@ -1,4 +1,4 @@
-"""Every error text that clients have to tell apart; none of them carries a code."""
+"""Error texts that clients have to tell apart, as far as the probes (test_probes.py) do not ask for them."""
 
 import json
 from typing import Any
@@ -8,6 +8,7 @@ from tritonclient.utils import InferenceServerException
 
 from nvidia_triton.contract.wire import Client
 from tests.servers import RunningTriton
+from tests.service import eventually
 
 PROMPT = "Tell me about the harbour."
 STREAM = "Error generating stream: "
@@ -43,7 +44,12 @@ async def test_a_bad_parameter_is_named_in_the_log_only(
     before = len(server.log())
     error = await client.error("tiny", PROMPT, sampling=sampling)
     assert error == STREAM + "'NoneType' object has no attribute 'lora_name'"
-    assert reason in server.log()[before:]
+
+    async def named() -> bool:
+        return reason in server.log()[before:]
+
+    # The stub's log reaches the server's on a way of its own.
+    await eventually(named, f"{reason} in the log")
 
 
 @pytest.mark.parametrize("sampling", ["{", "", "{'n': 1}"])
@@ -69,34 +75,10 @@ async def test_prompt_too_long(client: Client, words: int) -> None:
     )
 
 
-async def test_prompt_exactly_at_the_limit(client: Client) -> None:
-    error = await client.error("tiny", " word" * 256)
-    assert error.startswith(
-        STREAM + "The decoder prompt (length 256) plus the number of requested output tokens (at least 1) "
-        "is longer than the maximum model length of 256. "
-    )
-
-
 async def test_prompt_one_below_the_limit(client: Client) -> None:
     [message] = await client.ask("tiny", " word" * 255)
     assert message.outputs["num_output_tokens"].tolist() == [1]
     assert message.strings("finish_reason") == ["length"]
-
-
-async def test_empty_prompt(client: Client) -> None:
-    assert await client.error("tiny", "") == STREAM + "The decoder prompt cannot be empty"
-
-
-async def test_prompt_not_utf8(client: Client) -> None:
-    error = await client.error("tiny", b"abc\xff")
-    assert error == STREAM + "'utf-8' codec can't decode byte 0xff in position 3: invalid start byte"
-
-
-async def test_too_many_logprobs(client: Client) -> None:
-    error = await client.error("tiny", PROMPT, sampling={"logprobs": 999})
-    assert error == STREAM + (
-        "Requested sample logprobs of 999, which is greater than max allowed: 20 (parameter=logprobs, value=999)"
-    )
 
 
 async def test_logit_bias_always_fails(client: Client) -> None:
@@ -105,32 +87,10 @@ async def test_logit_bias_always_fails(client: Client) -> None:
     assert await client.ask("tiny", PROMPT, sampling={"logit_bias": {}})
 
 
-@pytest.mark.parametrize(
-    ("sampling", "error"),
-    [
-        ({"stop_token_ids": [999_999]}, "in stop_token_ids contain out-of-vocab token ids. Vocabulary size: 151936"),
-        ({"allowed_token_ids": [999_999]}, "allowed_token_ids contains out-of-vocab token id!"),
-        ({"structured_outputs": {"regex": "("}}, "Grammar error: "),
-        ({"structured_outputs": {"grammar": "no rules"}}, "Invalid grammar specification"),
-        ({"structured_outputs": {"json": {"$ref": "#/$defs/nowhere"}}}, "Grammar error: "),
-        (
-            {"structured_outputs": {"json": {"type": "array", "uniqueItems": True}}},
-            "The provided JSON schema contains features not supported by xgrammar.",
-        ),
-    ],
-)
-async def test_what_the_engine_cannot_compile_or_has_no_token_for(
-    client: Client, sampling: dict[str, Any], error: str
-) -> None:
-    asked = {key: json.dumps(value) if key == "structured_outputs" else value for key, value in sampling.items()}
-    text = await client.error("tiny", PROMPT, sampling=asked)
-    assert text.startswith(STREAM)
-    assert error in text
-
-
-async def test_streaming_with_the_prompt_in_the_output(client: Client) -> None:
-    error = await client.error("tiny", PROMPT, stream=True, exclude=False)
-    assert error == STREAM + "When streaming, `exclude_input_in_output` = False is not allowed."
+async def test_a_schema_that_the_engine_does_not_support(client: Client) -> None:
+    schema = {"type": "array", "uniqueItems": True}
+    error = await client.error("tiny", PROMPT, sampling={"structured_outputs": json.dumps({"json": schema})})
+    assert error == STREAM + "The provided JSON schema contains features not supported by xgrammar."
 
 
 async def test_lora(client: Client) -> None:
@@ -138,11 +98,6 @@ async def test_lora(client: Client) -> None:
     assert await client.error("tiny", PROMPT, sampling=sampling) == "LoRA feature is not enabled."
     error = await client.error("lora", PROMPT, sampling=sampling)
     assert error == "LoRA cat is not supported, we currently support ['doll', 'sheep']"
-
-
-async def test_embedding(client: Client) -> None:
-    error = await client.error("tiny", PROMPT, more={"embedding_request": (b'{"input": "a"}', "BYTES")})
-    assert error == STREAM + "Model tiny does not support 'embed' request"
 
 
 async def test_unknown_models_and_versions(client: Client) -> None:

@@ -189,11 +189,6 @@ async def test_stop_strings(client: Client, stream: bool, included: bool, text: 
     assert sum(int(each.outputs["num_output_tokens"][0]) for each in messages) == 3
 
 
-async def test_stop_accepts_one_string(client: Client) -> None:
-    [message] = await client.ask("tiny", "[[sim:emit=one two three]]", sampling={"stop": "two"})
-    assert message.text == ["one "]
-
-
 async def test_logprobs(client: Client) -> None:
     [message] = await client.ask("tiny", PROMPT, sampling={"logprobs": 2, "max_tokens": 4})
     rows = json.loads(message.strings("logprobs")[0])

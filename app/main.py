@@ -20,11 +20,13 @@ from app.api import contexts as contexts_routes
 from app.api import health as health_routes
 from app.api import keys as keys_routes
 from app.api import models as models_routes
+from app.api import pages as pages_routes
 from app.api import results as results_routes
 from app.api import streams as streams_routes
 from app.api import usage as usage_routes
 from app.api import webhooks as webhooks_routes
 from app.api.dependencies import Services
+from app.api.head import Head
 from app.api.local import Connections
 from app.api.measure import Measure
 from app.api.openai import batches, chat, completions, embeddings, files, responses
@@ -79,10 +81,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description=DESCRIPTION,
         lifespan=_lifespan(chosen),
         redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
     )
-    # FastAPI's own pages.
+    # FastAPI's own: the OpenAPI document.
     open_paths = [route.path for route in app.routes if isinstance(route, Route)]
     app.router.default = no_route
+    app.add_middleware(Head)
     app.add_middleware(Entrance)
     app.add_middleware(Measure)
     app.add_middleware(RequestId)
@@ -97,6 +102,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         audit_routes,
         webhooks_routes,
         health_routes,
+        pages_routes,
     ):
         app.include_router(module.router)
     for openai_module in (chat, completions, responses, embeddings, files, batches, openai_models):

@@ -5,7 +5,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 
 from app.api.dependencies import services_of
-from app.api.schemas import Live, Ready, ServerHealth, SetAsideModel
+from app.api.schemas import Live, Ready, ServerHealth, SetAsideModel, Version
 from app.api.security import OPEN, GuardedRoute
 from app.queue.set_aside import SetAside
 from app.triton.lanes import Server
@@ -32,6 +32,30 @@ async def ready(request: Request, response: Response) -> object:
         database=database.detail or "ok",
         triton=[_health_of(server, services.catalog.set_aside_on(server)) for server in services.fleet.servers],
     )
+
+
+@router.get("/health", response_class=Response, responses={503: {"description": "Not ready"}})
+async def health(request: Request) -> Response:
+    """200 with no body when ready, else 503, as clients of vLLM expect; `/health/ready` says why."""
+    return await _short(request)
+
+
+@router.get("/ping", response_class=Response, responses={503: {"description": "Not ready"}})
+@router.post("/ping", response_class=Response, responses={503: {"description": "Not ready"}})
+async def ping(request: Request) -> Response:
+    """The same as `/health`, as SageMaker asks it."""
+    return await _short(request)
+
+
+@router.get("/version", response_model=Version)
+async def version(request: Request) -> object:
+    """The version of this service."""
+    return Version(version=request.app.version)
+
+
+async def _short(request: Request) -> Response:
+    database = await services_of(request).health.database()
+    return Response(status_code=200 if database.reachable and database.migrated else 503)
 
 
 def _health_of(server: Server, set_aside: list[SetAside]) -> ServerHealth:

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
+from starlette.types import Scope
 
 from app.db.faults import is_unavailable
 from app.errors import (
@@ -163,9 +164,14 @@ def _methods(request: Request) -> list[str]:
     """All methods that some route takes at this path."""
     return [
         method
-        for method in ("DELETE", "GET", "PATCH", "POST", "PUT")
-        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+        for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+        if any(route.matches(_asked_with(method, request))[0] is Match.FULL for route in request.app.routes)
     ]
+
+
+def _asked_with(method: str, request: Request) -> Scope:
+    # HEAD is routed as GET.
+    return {**request.scope, "method": "GET" if method == "HEAD" else method}
 
 
 def _from_http(request: Request, error: HTTPException) -> AppError:
@@ -173,8 +179,9 @@ def _from_http(request: Request, error: HTTPException) -> AppError:
         return NotFound("No route has this path; GET /docs shows those there are, trailing slashes included.")
     if error.status_code == 405:
         allowed = ", ".join(_methods(request))
+        method = "HEAD" if getattr(request.state, "head", False) else request.method
         return MethodNotAllowed(
-            f"{request.method} is not possible here; this path takes {allowed}.", headers={"Allow": allowed}
+            f"{method} is not possible here; this path takes {allowed}.", headers={"Allow": allowed}
         )
     refused = MalformedBody(str(error.detail))
     refused.status = error.status_code  # type: ignore[misc]

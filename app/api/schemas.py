@@ -264,6 +264,10 @@ class Live(BaseModel):
     status: str
 
 
+class Version(BaseModel):
+    version: str
+
+
 class ServerHealth(BaseModel):
     url: str
     name: str | None = Field(description="what TRITON_SERVERS_FILE calls it")

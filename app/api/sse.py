@@ -64,6 +64,11 @@ class EventStream(Response):
                 pass
 
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        if scope["state"].get("head"):
+            # Nothing is followed, so nobody who leaves ends it.
+            await self._body.aclose()
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
         speaking = asyncio.create_task(speak())
         leaving = asyncio.create_task(leave())
         others = [asyncio.create_task(keep_alive()), leaving]

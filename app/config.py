@@ -1,5 +1,6 @@
 """Every setting of the API and the dispatcher, read once from the environment."""
 
+import re
 from enum import StrEnum
 from functools import cached_property
 from ipaddress import ip_network
@@ -14,6 +15,9 @@ from app.database_url import ConnectArguments, connect_arguments
 DEVELOPMENT_PASSWORDS = frozenset({"tickets-dev-only", "postgres", "password", "changeme"})
 # What TRITON_URLS says where no server is fixed; an empty variable means the default.
 NO_SERVERS = "none"
+NO_PROXIES = "none"
+ROOT_PATH = re.compile(r"(/[\w.~-]+)*", re.ASCII)
+ORIGIN = re.compile(r"https?://[^/\s?#@*]+")
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -75,6 +79,19 @@ class Settings(BaseSettings):
 
     api_host: str = Field("127.0.0.1", description="address the API listens on")
     api_port: int = Field(8887, ge=1, le=65535, description="port the API listens on")
+    root_path: str = Field(
+        "", description="path below which a proxy offers the API, `/llm`: [docs/proxy.md](docs/proxy.md)"
+    )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("127.0.0.1", "::1"),
+        description="addresses and networks whose `X-Forwarded-For`, `-Proto`, `-Host` and `-Prefix` are believed, "
+        "comma-separated; `none` where there is none",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="origins whose pages may call the API from a browser, `https://app.example.org`, comma-separated, "
+        "or `*`",
+    )
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="largest request body, in bytes")
     max_file_bytes: int = Field(200 * 1024 * 1024, ge=1024, description="largest file of batch requests, in bytes")
     max_owner_file_bytes: int = Field(
@@ -153,9 +170,13 @@ class Settings(BaseSettings):
         if isinstance(urls, str):
             named = () if urls.strip().lower() == NO_SERVERS else urls.split(",")
             values["triton_urls"] = tuple(url.strip() for url in named if url.strip())
-        networks = values.get("webhook_allow_networks")
-        if isinstance(networks, str):
-            values["webhook_allow_networks"] = tuple(each.strip() for each in networks.split(",") if each.strip())
+        proxies = values.get("trusted_proxies")
+        if isinstance(proxies, str) and proxies.strip().lower() == NO_PROXIES:
+            values["trusted_proxies"] = ()
+        for name in ("webhook_allow_networks", "trusted_proxies", "cors_origins"):
+            listed = values.get(name)
+            if isinstance(listed, str):
+                values[name] = tuple(each.strip() for each in listed.split(",") if each.strip())
         return values
 
     @model_validator(mode="after")
@@ -183,7 +204,24 @@ class Settings(BaseSettings):
                 ip_network(network)
             except ValueError:
                 raise ValueError(f"WEBHOOK_ALLOW_NETWORKS: {network!r} is no network, as 10.1.0.0/16 is") from None
+        self._refuse_what_no_proxy_can_use()
         return self
+
+    def _refuse_what_no_proxy_can_use(self) -> None:
+        if not ROOT_PATH.fullmatch(self.root_path):
+            raise ValueError(f"ROOT_PATH: {self.root_path!r} is no path as /llm is: it has no slash at its end")
+        for proxy in self.trusted_proxies:
+            try:
+                ip_network(proxy)
+            except ValueError:
+                raise ValueError(
+                    f"TRUSTED_PROXIES: {proxy!r} is neither an address nor a network, as 10.1.0.5 and 10.1.0.0/16 are"
+                ) from None
+        for origin in self.cors_origins:
+            if origin != "*" and not ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"CORS_ORIGINS: {origin!r} is no origin, as https://app.example.org is, with no slash at its end"
+                )
 
     @cached_property
     def keyless_access(self) -> KeylessAccess:

@@ -13,6 +13,7 @@ from typing import Any
 import uvicorn
 import uvloop
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from app.api import audit as audit_routes
@@ -27,11 +28,13 @@ from app.api import usage as usage_routes
 from app.api import webhooks as webhooks_routes
 from app.api.dependencies import Services
 from app.api.head import Head
+from app.api.http10 import HttpProtocol
 from app.api.local import Connections
 from app.api.measure import Measure
 from app.api.openai import batches, chat, completions, embeddings, files, responses
 from app.api.openai import models as openai_models
 from app.api.problems import install_handlers, is_openai
+from app.api.proxy import Proxied
 from app.api.request_id import RequestId
 from app.api.schemas import Problem
 from app.api.security import Entrance, no_route, require_declared
@@ -67,6 +70,21 @@ DESCRIPTION = """Send prompts to models on NVIDIA Triton and come back for the a
 
 Store a prompt with `POST /contexts/`, send it with `POST /models/send/{model_name}/{context_id}`, and follow
 `status_url` until the status is `completed` or `failed`."""
+# For pages elsewhere; they send a key in a header, never a cookie.
+CORS: dict[str, Any] = {
+    "allow_methods": ["DELETE", "GET", "HEAD", "PATCH", "POST", "PUT"],
+    "allow_headers": ["*"],
+    "expose_headers": [
+        "Idempotent-Replayed",
+        "Link",
+        "Location",
+        "Preference-Applied",
+        "Retry-After",
+        "WWW-Authenticate",
+        "X-Request-Id",
+        *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
+    ],
+}
 GRACEFUL_SECONDS = 10
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any]]]
@@ -91,6 +109,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Entrance)
     app.add_middleware(Measure)
     app.add_middleware(RequestId)
+    if chosen.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=chosen.cors_origins, **CORS)
+    app.add_middleware(Proxied, root_path=chosen.root_path, trusted=chosen.trusted_proxies)
     install_handlers(app)
     for module in (
         models_routes,
@@ -219,11 +240,13 @@ def main() -> int:
         host=settings.api_host,
         port=settings.api_port,
         loop="uvloop",
-        http="httptools",
+        http=HttpProtocol,
         access_log=False,
         log_level=settings.log_level.lower(),
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
         server_header=False,
+        # Proxied does it.
+        proxy_headers=False,
     )
     server = Server(config)
     server.run()

@@ -18,6 +18,7 @@ import httpx
 import uvicorn
 
 from app import worker
+from app.api.http10 import HttpProtocol
 from app.config import Settings
 from app.main import Server, create_app
 
@@ -88,7 +89,14 @@ async def running_api(settings: Settings, host: str = "127.0.0.1") -> AsyncItera
     """The real API behind a real socket that listens on `host`, in this event loop."""
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listening.bind((host, 0))
-    config = uvicorn.Config(create_app(settings), log_config=None, access_log=False, timeout_graceful_shutdown=3)
+    config = uvicorn.Config(
+        create_app(settings),
+        http=HttpProtocol,
+        proxy_headers=False,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=3,
+    )
     server = Server(config)
     server.capture_signals = _no_signals  # type: ignore[method-assign]
     task = asyncio.create_task(server.serve(sockets=[listening]))

@@ -2,7 +2,16 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.dependencies import IdempotencyKey, WindowDep, caller_of, link_next, mark_replayed, problems, services_of
+from app.api.dependencies import (
+    IdempotencyKey,
+    WindowDep,
+    caller_of,
+    link_next,
+    mark_replayed,
+    problems,
+    root_of,
+    services_of,
+)
 from app.api.schemas import Context, ContextCreate
 from app.api.security import READ, SUBMIT, GuardedRoute
 from app.errors import InvalidRequest
@@ -23,7 +32,7 @@ async def create_context(
         raise InvalidRequest(f"content: {message}", errors=[{"field": "content", "message": message}])
     context, replayed = await services_of(request).contexts.create(caller_of(request), body.content, body.metadata, key)
     mark_replayed(response, replayed)
-    response.headers["Location"] = f"/contexts/{context['id']}"
+    response.headers["Location"] = f"{root_of(request)}/contexts/{context['id']}"
     return context
 
 

@@ -69,6 +69,11 @@ def caller_of(request: Request) -> Caller:
     return caller
 
 
+def root_of(request: Request) -> str:
+    """What paths begin with for the client: where a proxy offers this service, or nothing."""
+    return str(request.scope.get("root_path", ""))
+
+
 # Dependencies are coroutines although they await nothing: plain functions would each cost a thread switch.
 async def window(
     limit: Annotated[int, Query(ge=1, le=1000, description="entries in one page, fewer where they are large")] = 100,

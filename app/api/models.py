@@ -45,7 +45,7 @@ async def send_context(
         idempotency_key=key,
         webhook=accepted(options.webhook, services_of(request).settings),
     )
-    return answer_with_ticket(row, replayed)
+    return answer_with_ticket(request, row, replayed)
 
 
 @router.get("/", dependencies=[READ], response_model=list[Model], responses=problems())

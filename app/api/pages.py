@@ -10,6 +10,7 @@ from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 
+from app.api.dependencies import root_of
 from app.api.security import OPEN, GuardedRoute
 
 ASSETS = Path(str(files("fastapi_offline"))) / "static"
@@ -22,7 +23,7 @@ router = APIRouter(route_class=GuardedRoute, dependencies=[OPEN], include_in_sch
 @router.get("/")
 async def index(request: Request) -> Response:
     """A browser is sent to the documentation; other clients get links."""
-    root = _root(request)
+    root = root_of(request)
     if "text/html" in request.headers.get("accept", ""):
         return RedirectResponse(f"{root}/docs", 302)
     paths = {"docs": "/docs", "openapi": "/openapi.json", "health": "/health/ready", "openai": "/v1"}
@@ -32,7 +33,7 @@ async def index(request: Request) -> Response:
 
 @router.get("/docs")
 async def docs(request: Request) -> Response:
-    root = _root(request)
+    root = root_of(request)
     return get_swagger_ui_html(
         openapi_url=f"{root}/openapi.json",
         title=f"{request.app.title}: API",
@@ -44,7 +45,7 @@ async def docs(request: Request) -> Response:
 
 @router.get("/redoc")
 async def redoc(request: Request) -> Response:
-    root = _root(request)
+    root = root_of(request)
     return get_redoc_html(
         openapi_url=f"{root}/openapi.json",
         title=f"{request.app.title}: API",
@@ -59,8 +60,3 @@ async def asset(name: str) -> Response:
     if name not in (SCRIPT, STYLE, REDOC, ICON):
         raise HTTPException(404)
     return FileResponse(ASSETS / name, headers=A_DAY)
-
-
-def _root(request: Request) -> str:
-    root: str = request.scope.get("root_path", "")
-    return root.rstrip("/")

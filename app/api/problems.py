@@ -52,6 +52,12 @@ def problem_response(error: AppError) -> Response:
     return Response(to_json(problem_document(error)), error.status, error.headers, MEDIA_TYPE)
 
 
+def route_path(scope: Scope) -> str:
+    """The path below ROOT_PATH."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(root) :] if root and path.startswith(root + "/") else path
+
+
 def is_openai(path: str) -> bool:
     return path == OPENAI_PREFIX or path.startswith(OPENAI_PREFIX + "/")
 
@@ -88,17 +94,17 @@ def install_handlers(app: FastAPI) -> None:
     @app.exception_handler(AppError)
     async def render(request: Request, error: Exception) -> Response:
         assert isinstance(error, AppError)
-        return error_response(request.url.path, error)
+        return error_response(route_path(request.scope), error)
 
     @app.exception_handler(RequestValidationError)
     async def render_validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return error_response(request.url.path, _from_validation(request, error))
+        return error_response(route_path(request.scope), _from_validation(request, error))
 
     @app.exception_handler(HTTPException)
     async def render_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return error_response(request.url.path, _from_http(request, error))
+        return error_response(route_path(request.scope), _from_http(request, error))
 
     @app.exception_handler(Exception)
     async def render_defect(request: Request, error: Exception) -> Response:
@@ -108,7 +114,7 @@ def install_handlers(app: FastAPI) -> None:
                 "The service failed on this request. The cause is in its log; nothing is wrong with yours."
             )
         failure.headers["X-Request-Id"] = getattr(request.state, "request_id", "")
-        return error_response(request.url.path, failure)
+        return error_response(route_path(request.scope), failure)
 
 
 def _from_validation(request: Request, error: RequestValidationError) -> AppError:
@@ -121,7 +127,7 @@ def _from_validation(request: Request, error: RequestValidationError) -> AppErro
     if any(problem["loc"] == ("body",) and isinstance(problem.get("input"), bytes) for problem in problems):
         declared = f"declared as {content_type.split(';')[0]}" if content_type else "without a Content-Type"
         return UnsupportedMediaType(f"The body came {declared}; send JSON with Content-Type: application/json.")
-    name = parameter if is_openai(request.url.path) else _field
+    name = parameter if is_openai(route_path(request.scope)) else _field
     errors = [{"field": name(problem["loc"]), "message": _message(problem)} for problem in problems[:20]]
     first = errors[0]
     return InvalidRequest(f"{first['field'] or 'The body'}: {first['message']}", errors=errors)

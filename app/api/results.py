@@ -72,7 +72,7 @@ async def cancel_result(result_id: UUID, request: Request) -> object:
 async def retry_result(result_id: UUID, request: Request, key: IdempotencyKey = None) -> object:
     """A new ticket for what a final result asked for; the old result stays as it is."""
     row, replayed = await services_of(request).submissions.retry(caller_of(request), result_id, key)
-    return answer_with_ticket(row, replayed)
+    return answer_with_ticket(request, row, replayed)
 
 
 @router.get(

@@ -22,7 +22,7 @@ from starlette.types import Scope as Connection
 
 from app.api.body import StrictJsonRoute, receive_body
 from app.api.dependencies import Services
-from app.api.problems import error_response
+from app.api.problems import error_response, route_path
 from app.config import KeylessAccess
 from app.errors import MalformedPath, ScopeMissing, Unauthorized
 from app.services.callers import ANONYMOUS, LOCAL, Caller, Scope
@@ -183,7 +183,7 @@ class Entrance:
 
         if CONTROL.search(scope["path"]):
             error = MalformedPath("The path holds a control character, raw or as %00 to %1F, %7F or %C2%80 to %C2%9F.")
-            await error_response(scope["path"], error)(scope, receive, send)
+            await error_response(route_path(scope), error)(scope, receive, send)
             return
         await self._app(scope, receive, with_limits)
 

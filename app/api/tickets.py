@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import Response
+from fastapi import Request, Response
 from pydantic import BaseModel
 
-from app.api.dependencies import mark_replayed
+from app.api.dependencies import mark_replayed, root_of
 from app.api.schemas import Ticket
 from app.services.results import phase
 
@@ -22,8 +22,8 @@ class JsonBytes(Response):
         super().__init__(model.__pydantic_serializer__.to_json(model), status_code)
 
 
-def answer_with_ticket(row: Mapping[str, Any], replayed: bool) -> Response:
-    url = f"/results/{row['id']}"
+def answer_with_ticket(request: Request, row: Mapping[str, Any], replayed: bool) -> Response:
+    url = f"{root_of(request)}/results/{row['id']}"
     ticket = Ticket(
         result_id=row["id"],
         status=row["status"],

@@ -257,4 +257,4 @@ async def test_unknown_paths_and_methods_are_problems_too(api: Service) -> None:
     check_problem(await api.client.get("/contexts"), 404, "not_found", "trailing slash")
     answer = await api.client.put("/contexts/")
     check_problem(answer, 405, "method_not_allowed", "PUT")
-    assert answer.headers["allow"] == "GET, POST"
+    assert answer.headers["allow"] == "GET, HEAD, POST"

@@ -132,7 +132,7 @@ async def test_an_id_of_another_owner_is_not_found_whatever_is_tried(
         for method in METHODS:
             body = {} if method in ("POST", "PUT", "PATCH") else None
             answer = await guarded.client.request(method, things.filled(path), json=body, headers=bearer(theirs))
-            offered = method.lower() in known[path]
+            offered = ("get" if method == "HEAD" else method.lower()) in known[path]
             assert answer.status_code == (404 if offered else 405), f"{method} {path}: {answer.text}"
             assert "secret" not in answer.text
             tried += offered

@@ -26,7 +26,7 @@ from app.api import results as results_routes
 from app.api import streams as streams_routes
 from app.api import usage as usage_routes
 from app.api import webhooks as webhooks_routes
-from app.api.dependencies import Services
+from app.api.dependencies import PROBLEM_CONTENT, Services
 from app.api.head import Head
 from app.api.http10 import HttpProtocol
 from app.api.local import Connections
@@ -85,6 +85,8 @@ CORS: dict[str, Any] = {
         *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
     ],
 }
+# What Entrance answers, wherever a path has a place for a text.
+MALFORMED = {"description": "The path holds control characters", "content": PROBLEM_CONTENT}
 GRACEFUL_SECONDS = 10
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any]]]
@@ -200,6 +202,9 @@ def _document_problems(app: FastAPI) -> None:
         document["components"]["schemas"].setdefault("Problem", Problem.model_json_schema())
         # What FastAPI adds by itself for every route with parameters.
         for path, operations in document["paths"].items():
+            if "{" in path and not is_openai(path):
+                for operation in operations.values():
+                    operation["responses"].setdefault("400", MALFORMED)
             if is_openai(path):
                 for operation in operations.values():
                     operation["responses"].pop("422", None)

@@ -36,7 +36,7 @@ class Face:
     """One kind of object: how a completed result is rendered, and how its stream is.
 
     `chunks` takes the result's id, when it was made (Unix seconds), the model, the stored request, whether the usage
-    is asked for, and whether an earlier stream is gone on with.
+    is asked for, and whether an earlier stream is resumed.
     """
 
     kind: str

@@ -189,7 +189,7 @@ class ChatChunks:
         self._resumed = resumed
         self._count = request.get("n") or 1
         self._streams = [ToolCallStream(self._tools.functions) for _ in range(self._count)]
-        # What came after the point where a stream with tools is gone on with.
+        # What came after the point where a stream with tools is resumed.
         self._after = [""] * self._count
 
     def start(self) -> list[dict[str, Any]]:

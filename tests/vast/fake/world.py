@@ -47,6 +47,7 @@ class World:
         self.contracts: dict[int, Contract] = {}
         self.former: list[Contract] = []
         self.results: dict[str, tuple[float, str]] = {}
+        self.looked: set[str] = set()
         self.last_calls: dict[str, float] = {}
         # Never the same twice, also after a reset: a late request of an earlier test must miss.
         self._idents = itertools.count(FIRST_CONTRACT, 3)

@@ -29,7 +29,8 @@ def joined(messages: list[Message], index: int = 0) -> str:
 
 
 async def _text(subject: Subject) -> str:
-    message = await subject.answer({"max_tokens": 24})
+    # A sampled text may well end before its first word.
+    message = await subject.answer(FIXED)
     if not message.text[0]:
         raise Broken("the text is empty")
     if ending(message) not in ("stop", "length"):

@@ -99,7 +99,11 @@ async def test_a_killed_model_that_embeds_is_loaded_again(settings: Settings, vi
         kill_stub(victim, "embed")
         answer = await service.client.post("/v1/embeddings", json=request, timeout=60)
         assert answer.status_code == 200, answer.text
-        assert (await model_of(service, "embed"))["set_aside"] == []
+
+        async def taken_back() -> bool:
+            return (await model_of(service, "embed"))["set_aside"] == []
+
+        await eventually(taken_back, "the model is ready again")
 
 
 async def test_a_dead_engine_is_loaded_again(settings: Settings, victim: RunningTriton) -> None:

@@ -81,10 +81,13 @@ def end_abandoned(directory: Path) -> None:
 
 
 def _leaderless() -> list[tuple[int, int]]:
-    """Processes whose session's leader has ended, and that session; its number is given to no other process."""
+    """Processes whose session's leader has ended, and that session; its number is given to no other process.
+
+    Never those of our own session, and none whose leader cannot be seen from this container: its number is 0.
+    """
     found = list(processes())
-    living = {pid for pid, _, _ in found}
-    return [(pid, session) for pid, _, session in found if session not in living]
+    led = {pid for pid, _, _ in found} | {0, os.getsid(0)}
+    return [(pid, session) for pid, _, session in found if session not in led]
 
 
 def processes() -> Iterator[tuple[int, int, int]]:

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from pathlib import Path
 
 import pytest
 
@@ -82,11 +81,36 @@ def test_what_nobody_was_left_to_end_is_ended_at_the_next_start(checkout: Checko
     again.assert_gone()
 
 
-def test_another_server_of_the_same_directory_is_left_alone(checkout: Checkout, tmp_path: Path) -> None:
+END_ABANDONED = "from pathlib import Path; from nvidia_triton.local.orphans import end_abandoned; end_abandoned(Path())"
+
+
+def end_abandoned(checkout: Checkout, *prefix: str) -> None:
+    """Looks for what was abandoned in the servers' directory, from within it."""
+    directory = checkout.path / ".local" / "triton"
+    directory.mkdir(parents=True, exist_ok=True)
+    env = {**checkout.env, "PYTHONPATH": str(checkout.path)}
+    subprocess.run([*prefix, sys.executable, "-c", END_ABANDONED], cwd=directory, env=env, check=True)
+
+
+def test_another_server_of_the_same_directory_is_left_alone(checkout: Checkout) -> None:
     """Two may share it; what runs there belongs to a leader that lives."""
     runner = start(checkout)
-    code = "from pathlib import Path\nfrom nvidia_triton.local.orphans import end_abandoned\nend_abandoned(Path('.'))"
-    work = tmp_path / ".local" / "triton"
-    env = {**checkout.env, "PYTHONPATH": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", code], cwd=work, env=env, check=True)
+    end_abandoned(checkout)
     assert len(engine(runner)) == 2
+
+
+def test_who_looks_survives_in_a_session_that_lost_its_leader(checkout: Checkout) -> None:
+    """The shell that led it has ended, as after a log-out."""
+    end_abandoned(checkout, "setsid", "--wait", "sh", "-c", '(sleep 0.2; "$@"; echo $? >ended) & exit', "sh")
+    ended = checkout.path / ".local" / "triton" / "ended"
+    wait_for(lambda: ended.exists() and bool(ended.read_text().strip()), "it did not end")
+    assert ended.read_text().strip() == "0"
+
+
+def test_a_leader_outside_the_container_is_no_ended_leader(checkout: Checkout) -> None:
+    """`docker exec` and its like: the number of the session is 0 inside."""
+    container = ("unshare", "--pid", "--fork", "--mount-proc")
+    if subprocess.run([*container, "true"], check=False).returncode:
+        pytest.skip("not tested, for want of the right to make a namespace of processes: run as root")
+    # Not as the container's first process, which no kill reaches.
+    end_abandoned(checkout, *container, "sh", "-c", '"$@"; exit $?', "sh")

@@ -264,4 +264,4 @@ def test_a_stop_ends_the_engines_too(make: Rent, monkeypatch: pytest.MonkeyPatch
     rented = with_an_engine(make)
     kill_the_stub(rented)
     assert remote.stop(rented.context, rented.instance)
-    assert not rented.vast.host(rented.instance.id).processes()
+    until(lambda: not rented.vast.host(rented.instance.id).processes(), "all that was killed has gone")

@@ -42,6 +42,7 @@ from app.background import Background
 from app.config import Settings, SettingsError, load_settings
 from app.db.engine import open_database
 from app.db.faults import DATABASE_FAULT, DatabaseFault
+from app.fleet.fleet import open_fleet
 from app.queue.deliveries import DeliveryStore
 from app.queue.events import EVENTS_CHANNEL
 from app.queue.notify import Listener, SettledBoard, both
@@ -64,7 +65,6 @@ from app.services.templates import Templates
 from app.services.usage import Usage
 from app.services.webhooks import Webhooks
 from app.telemetry import configure_logging
-from app.triton.fleet import open_fleet
 
 DESCRIPTION = """Send prompts to models on NVIDIA Triton and come back for the answers.
 

@@ -24,6 +24,7 @@ from app.dispatch.janitor import housekeeping
 from app.dispatch.loop import Dispatcher
 from app.dispatch.recovery import Recovery
 from app.dispatch.webhooks import deliver_forever, drop_deliveries_forever
+from app.fleet.fleet import open_fleet
 from app.queue.audit import AuditStore
 from app.queue.events import STREAM_CHANNEL, EventStore
 from app.queue.notify import Listener
@@ -33,7 +34,6 @@ from app.queue.store import QueueStore
 from app.services.catalog import Catalog
 from app.services.health import Health, require_database
 from app.telemetry import configure_logging, logger
-from app.triton.fleet import open_fleet
 
 log = logger("worker")
 

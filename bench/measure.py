@@ -13,9 +13,9 @@ from typing import Any
 from tritonclient.grpc import aio
 
 from app.db.engine import open_database
+from app.engines.triton.vllm import encode
 from app.queue.store import QueueStore
 from app.services.results import GET
-from app.triton.codec import encode
 from bench.http_load import BODY, Connection
 from bench.raw_client import PARAMETERS
 from bench.stack import CONCURRENCY, Bench, Stopwatch, cpu_seconds, output_of

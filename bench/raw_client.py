@@ -10,7 +10,7 @@ import time
 import uvloop
 from tritonclient.grpc import aio
 
-from app.triton.codec import encode
+from app.engines.triton.vllm import encode
 
 PARAMETERS = {"n": 1, "temperature": 1.0, "top_p": 1.0, "max_tokens": 1}
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from tritonclient.grpc import aio
 
 from app.db.ids import uuid7
-from app.triton.codec import encode
+from app.engines.triton.vllm import encode
 from bench.http_load import Connection
 from bench.measure import Figure
 from bench.stack import Bench, cpu_seconds

@@ -11,6 +11,7 @@ from fastapi import Depends, Header, Query, Request, Response
 from app.api.local import Connections
 from app.config import Settings
 from app.errors import InvalidRequest
+from app.fleet.fleet import Fleet
 from app.services.adapters import Adapters
 from app.services.audit import Audit
 from app.services.batches import Batches
@@ -28,7 +29,6 @@ from app.services.submissions import Submissions
 from app.services.templates import Templates
 from app.services.usage import Usage
 from app.services.webhooks import Webhooks
-from app.triton.fleet import Fleet
 
 LONGEST_WAIT_SECONDS = 60
 _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE)

@@ -7,8 +7,8 @@ from starlette.concurrency import run_in_threadpool
 from app.api.dependencies import services_of
 from app.api.schemas import Live, Ready, ServerHealth, SetAsideModel, Version
 from app.api.security import OPEN, GuardedRoute
+from app.fleet.lanes import Server
 from app.queue.set_aside import SetAside
-from app.triton.lanes import Server
 
 router = APIRouter(tags=["health"], route_class=GuardedRoute, dependencies=[OPEN])
 

@@ -12,7 +12,7 @@ from app.queue.ticket import PRIORITY_HIGHEST, PRIORITY_LOWEST, Phase, Status
 from app.services.results import Waiting, phase
 from app.services.webhooks import Webhook
 from app.storable import StorableObject, StorableText
-from app.triton.sampling import SamplingParameters
+from app.tasks.generate import SamplingParameters
 
 LONGEST_LIFE_SECONDS = 30 * 24 * 3600
 ClientReference = Annotated[StorableText, Field(min_length=1, max_length=200)]

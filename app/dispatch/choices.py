@@ -13,12 +13,12 @@ from contextlib import aclosing
 from typing import Any
 
 from app.config import Settings
+from app.engines.base import Disposition, EngineError, Request
+from app.fleet.fleet import Fleet
+from app.fleet.lanes import Lane
+from app.fleet.shares import Share
 from app.queue.ticket import Claim
-from app.triton.codec import Accumulator
-from app.triton.faults import Disposition, TritonError
-from app.triton.fleet import Fleet
-from app.triton.lanes import Lane
-from app.triton.shares import Share
+from app.tasks.chunks import Accumulator
 
 SEEDS = 2**63
 # A stop waits this long for the next message.
@@ -67,7 +67,7 @@ class Choices:
         """Generates every choice; the slot of the lane that the caller took is given back here.
 
         Raises:
-            TritonError: of the first choice that failed; the others are stopped.
+            EngineError: of the first choice that failed; the others are stopped.
             CancelledError: it was stopped, or cancelled.
         """
         if self._answer.choices == 1:
@@ -94,8 +94,8 @@ class Choices:
     def stop(self) -> None:
         """Ends each generation right after its next message, or lets it finish where it nearly has.
 
-        A stream that is cancelled just when its last message is sent keeps Triton from unloading the model (see
-        client.py), and a cancel is least likely to meet the last message when another one has just come.
+        A stream that is cancelled just when its last message is sent keeps Triton from unloading the model (see its
+        connection.py), and a cancel is least likely to meet the last message when another one has just come.
         """
         self._stopping = True
         self._start_no_more()
@@ -142,26 +142,25 @@ class Choices:
         share = self.lane.server.shares.join()
         self._shares.append(share)
         try:
-            async with aclosing(
-                self.lane.server.client.generate(
-                    claim.model,
-                    claim.prompt,
-                    parameters_of(claim.parameters, choice),
-                    request_id=request_id,
-                    idle_timeout=self._settings.idle_timeout_seconds,
-                    run_timeout=self._settings.run_timeout_seconds,
-                )
-            ) as messages:
-                async for delta in messages:
+            request = Request(
+                claim.model,
+                claim.prompt,
+                parameters_of(claim.parameters, choice),
+                request_id,
+                idle_timeout=self._settings.idle_timeout_seconds,
+                run_timeout=self._settings.run_timeout_seconds,
+            )
+            async with aclosing(self.lane.server.engine.run(request)) as chunks:
+                async for chunk in chunks:
                     self.lane.moved()
-                    if self._answer.size + delta.size > self._settings.max_answer_bytes:
+                    if self._answer.size + chunk.size > self._settings.max_answer_bytes:
                         raise _too_large(self._settings.max_answer_bytes)
-                    self._answer.add(delta, choice)
+                    self._answer.add(chunk, choice)
                     self._spoke()
-                    pace.add(sum(delta.completion_tokens))
-                    if self._stopping and not delta.final and pace.seconds_left() > STOP_SECONDS / 2:
+                    pace.add(sum(chunk.completion_tokens))
+                    if self._stopping and not chunk.final and pace.seconds_left() > STOP_SECONDS / 2:
                         raise asyncio.CancelledError
-        except TritonError as error:
+        except EngineError as error:
             if error.disposition is Disposition.WAIT:
                 self._shares.remove(share)
             raise
@@ -169,8 +168,8 @@ class Choices:
             share.end()
 
 
-def _too_large(most: int) -> TritonError:
-    return TritonError(
+def _too_large(most: int) -> EngineError:
+    return EngineError(
         "answer_too_large",
         f"The answer came to more than {most:,} bytes, which is all that MAX_ANSWER_BYTES allows: ask for less with "
         "max_tokens, logprobs or n.",

@@ -15,13 +15,13 @@ from app.dispatch.events import EventWriter
 from app.dispatch.outbox import Outbox
 from app.dispatch.run import Run, Stop, attempt, server_of
 from app.errors import DatabaseUnavailable
+from app.fleet.fleet import Fleet
+from app.fleet.lanes import Lane
+from app.fleet.quarantine import Quarantine
 from app.queue.events import EventStore
 from app.queue.store import QueueStore
 from app.queue.ticket import Claim, Outcome, Release, Settlement, backoff_seconds
 from app.telemetry import ATTEMPT_SECONDS, ATTEMPTS_RETURNED, LEASES_LOST, SETTLED, logger
-from app.triton.fleet import Fleet
-from app.triton.lanes import Lane
-from app.triton.quarantine import Quarantine
 
 log = logger("dispatch")
 

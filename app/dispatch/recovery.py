@@ -12,14 +12,13 @@ from collections.abc import Awaitable
 from contextlib import suppress
 from typing import TypeVar
 
+from app.engines.base import GONE_CODES, EngineError, NotLoaded
 from app.errors import DatabaseUnavailable
+from app.fleet.fleet import Fleet
+from app.fleet.lanes import Lane
+from app.fleet.quarantine import TRIAL_SHORTEST_SECONDS, trial
 from app.queue.set_aside import RELOAD_LEASE_SECONDS, Key, SetAside, SetAsideStore, Step
 from app.telemetry import RELOADS, logger
-from app.triton.control import ModelControl, NotLoaded
-from app.triton.faults import GONE_CODES, TritonError
-from app.triton.fleet import Fleet
-from app.triton.lanes import Lane
-from app.triton.quarantine import TRIAL_SHORTEST_SECONDS, trial
 
 log = logger("recovery")
 
@@ -38,6 +37,7 @@ LOADING_BESIDE = (
     "restart the server."
 )
 LOADED = "It was loaded again and does not answer yet."
+NO_ORDERS = "A server of this kind loads and unloads no models by request."
 NEVER = "It is not loaded again, for MODEL_RELOADS_PER_HOUR is 0: restart the server, or load the model by hand."
 
 Result = TypeVar("Result")
@@ -128,7 +128,7 @@ class Recovery:
             outcome, note = "loaded", LOADED
             try:
                 await self._carry_out(key, lane, step)
-            except TritonError as error:
+            except EngineError as error:
                 outcome = "failed"
                 note = f"It could not be loaded again: {error.message}"
                 if isinstance(error, NotLoaded) and error.refused:
@@ -138,7 +138,10 @@ class Recovery:
             await self._store.finish(key, self._dispatcher, note)
 
     async def _carry_out(self, key: Key, lane: Lane, step: Step) -> None:
-        async with ModelControl(lane.server.url) as control:
+        orders = lane.server.engine.control()
+        if orders is None:
+            raise NotLoaded(NO_ORDERS, raw="", refused=True)
+        async with orders as control:
             note = LOADING
             if step == "unload":
                 unloading = control.unload(lane.model, ORDER_SECONDS, UNLOAD_SECONDS)

@@ -10,6 +10,10 @@ from typing import NamedTuple
 
 from app.config import Settings
 from app.dispatch.choices import STOP_SECONDS, Choices
+from app.engines.base import UNKNOWN, Disposition, EngineError, refusal
+from app.fleet.fleet import Fleet
+from app.fleet.lanes import Lane
+from app.fleet.quarantine import TRIAL_SHORTEST_SECONDS, trial
 from app.queue.ticket import (
     CANCELLED,
     CANCELLED_MESSAGE,
@@ -23,12 +27,8 @@ from app.queue.ticket import (
     Status,
     backoff_seconds,
 )
+from app.tasks.chunks import Accumulator
 from app.telemetry import logger
-from app.triton.codec import Accumulator
-from app.triton.faults import UNKNOWN, Disposition, TritonError, refusal
-from app.triton.fleet import Fleet
-from app.triton.lanes import Lane
-from app.triton.quarantine import TRIAL_SHORTEST_SECONDS, trial
 
 log = logger("run")
 
@@ -37,7 +37,7 @@ RAW_CHARS = 500
 NO_SLOT_SECONDS = 0.1
 WAIT_SECONDS = 1.0
 ABORTED = "abort"
-SERVER_STUCK = TritonError(
+SERVER_STUCK = EngineError(
     "server_stuck", "The server stopped answering while the generation ran.", Disposition.RETRY, server_fault=True
 )
 
@@ -118,7 +118,7 @@ async def attempt(
         expiry = asyncio.get_running_loop().call_later(claim.expires_in, run.stop, Stop.EXPIRY)
     try:
         await _generate(run.choices, claim, fleet)
-    except TritonError as error:
+    except EngineError as error:
         return _after_error(run, error, settings)
     except asyncio.CancelledError:
         if run.stopped is None:
@@ -131,10 +131,10 @@ async def attempt(
 
 
 async def _generate(choices: Choices, claim: Claim, fleet: Fleet) -> None:
-    """Raises TritonError for what the engine or the server did not answer."""
+    """Raises EngineError for what the engine or the server did not answer."""
     try:
         await choices.run()
-    except TritonError as error:
+    except EngineError as error:
         fleet.report(choices.lane, error)
         again = error.code == UNKNOWN and claim.last_error == (error.code, error.message)
         if again and await trial(choices.lane, TRIAL_SHORTEST_SECONDS) is None:
@@ -145,7 +145,7 @@ async def _generate(choices: Choices, claim: Claim, fleet: Fleet) -> None:
 
 def _after_answer(run: Run, settings: Settings) -> Settlement | Release:
     if not run.answer.finished or ABORTED in run.answer.finish_reasons:
-        error = TritonError("answer_incomplete", "The engine ended without finishing its answer.", Disposition.RETRY)
+        error = EngineError("answer_incomplete", "The engine ended without finishing its answer.", Disposition.RETRY)
         return _after_error(run, error, settings)
     used = _used(run)
     return Settlement(
@@ -160,7 +160,7 @@ def _after_answer(run: Run, settings: Settings) -> Settlement | Release:
     )
 
 
-def _after_error(run: Run, error: TritonError, settings: Settings) -> Settlement | Release:
+def _after_error(run: Run, error: EngineError, settings: Settings) -> Settlement | Release:
     log.info(
         "attempt failed",
         result=run.claim.id,
@@ -214,7 +214,7 @@ def _failed(
     )
 
 
-def _released(run: Run, delay: float, error: TritonError | None = None) -> Release:
+def _released(run: Run, delay: float, error: EngineError | None = None) -> Release:
     used = _used(run)
     return Release(
         id=run.claim.id,

@@ -11,12 +11,11 @@ from datetime import UTC
 from typing import Any
 
 from app.db.engine import Database
+from app.engines.base import EngineError, ModelState
 from app.errors import DatabaseUnavailable, ModelNotFound
+from app.fleet.fleet import Fleet
+from app.fleet.lanes import Server
 from app.queue.set_aside import Key, SetAside, SetAsideStore
-from app.triton.client import ModelState
-from app.triton.faults import TritonError
-from app.triton.fleet import Fleet
-from app.triton.lanes import Server
 
 FRESH_SECONDS = 1.0
 PATIENCE_SECONDS = 0.5
@@ -82,9 +81,9 @@ class Catalog:
             if server.url not in entries[name].servers:
                 continue
             try:
-                with server.held() as client:
-                    described = await client.describe(name, DESCRIBE_TIMEOUT_SECONDS)
-            except TritonError:
+                with server.held() as engine:
+                    described = await engine.describe(name, DESCRIBE_TIMEOUT_SECONDS)
+            except EngineError:
                 continue
             details["inputs"], details["outputs"] = described["inputs"], described["outputs"]
             details["statistics"][server.url] = described["statistics"]

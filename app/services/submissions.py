@@ -22,8 +22,9 @@ from app.services.contexts import Contexts
 from app.services.idempotency import idempotency_of, made_before
 from app.services.limits import Limits
 from app.services.results import Results
+from app.tasks.embed import EmbeddingParameters
+from app.tasks.generate import SamplingParameters, largest_answer
 from app.telemetry import SUBMITTED
-from app.triton.sampling import EmbeddingParameters, SamplingParameters, largest_answer
 
 
 class Submissions:

@@ -11,7 +11,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.triton.faults import Disposition, classify_text
+from app.engines.base import Disposition
+from app.engines.triton.faults import classify_text
 from nvidia_triton.contract.probe import PROMPT, Broken, Differs, Probe, Subject, first_line
 from nvidia_triton.contract.texts import FIXED
 

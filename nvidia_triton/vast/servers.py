@@ -10,7 +10,7 @@ from nvidia_triton.vast.state import write_whole, writing
 
 
 class ServersFile:
-    """`<LOCAL_DIR>/servers.json`, read by app/triton/servers.py."""
+    """`<LOCAL_DIR>/servers.json`, read by app/fleet/servers.py."""
 
     def __init__(self, local_dir: Path) -> None:
         self.path = local_dir / "servers.json"

@@ -10,12 +10,12 @@ import pytest
 
 from app.config import Settings
 from app.dispatch.choices import Choices, parameters_of
+from app.engines.base import EngineError
+from app.fleet.fleet import Fleet, open_fleet
+from app.fleet.lanes import Lane
 from app.queue.ticket import Claim
+from app.tasks.chunks import Accumulator
 from app.telemetry import IN_FLIGHT
-from app.triton.codec import Accumulator
-from app.triton.faults import TritonError
-from app.triton.fleet import Fleet, open_fleet
-from app.triton.lanes import Lane
 from tests.engine import busy
 from tests.servers import RunningTriton
 from tests.service import Service, eventually, running_api, running_dispatcher
@@ -187,7 +187,7 @@ class _Ticket:
 
     async def run(self) -> None:
         if self._fails:
-            with pytest.raises(TritonError, match="fails"):
+            with pytest.raises(EngineError, match="fails"):
                 await self._choices.run()
             return
         await self._choices.run()

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from app.config import Settings
-from app.triton.codec import Accumulator, Delta
-from app.triton.sampling import largest_answer
+from app.tasks.chunks import Accumulator, Chunk
+from app.tasks.generate import largest_answer
 from tests.api.test_bad_input import check_problem
 from tests.service import running_api, running_dispatcher
 
@@ -63,7 +63,7 @@ def test_a_long_answer_is_folded_in_place() -> None:
     """Copied for each message, the logprobs of a long answer would take time by the square of its length."""
     answer = Accumulator()
     for token in range(3):
-        answer.add(Delta(["x"], [None], logprobs=[[{"1": {"logprob": token}}]], size=30))
+        answer.add(Chunk(["x"], [None], logprobs=[[{"1": {"logprob": token}}]], size=30))
         if not token:
             first = answer.logprobs[0]
     assert answer.logprobs[0] is first

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from app.config import Settings
-from app.triton.control import ModelControl
+from app.engines.triton.control import TritonControl
 from nvidia_triton.local.triton import TritonServer
 from tests.engine import busy
 from tests.servers import TEST_MODELS, RunningTriton, start_triton
@@ -172,7 +172,7 @@ async def test_a_dispatcher_killed_between_unload_and_load_is_replaced(
     database = await asyncpg.connect(settings.database_url)
     async with running_api(settings) as service:
         assert (await model_of(service, "tiny"))["state"] == "ready"
-        async with ModelControl(victim.grpc_url) as control:
+        async with TritonControl(victim.grpc_url) as control:
             assert await control.unload("tiny", 5, 10)
         await database.execute(
             "INSERT INTO set_aside_models (server, model, since, reason, dead, seen_at, step, reloader, reload_until)"

@@ -10,8 +10,8 @@ import pytest
 from tritonclient.grpc import aio
 
 from app.config import Settings
-from app.triton.client import TritonClient
-from app.triton.faults import TritonError
+from app.engines.base import Endpoint, EngineError, Request
+from app.engines.triton.client import TritonEngine
 from tests.servers import start_triton
 from tests.service import eventually, running_api, running_dispatcher
 
@@ -22,7 +22,7 @@ TICKETS = 500
 async def test_a_model_unloads_after_tickets_that_ended_and_ones_that_were_cancelled(
     make_settings: Callable[..., Settings], tmp_path: Path, seed: int
 ) -> None:
-    """Cancels come well before the end: one that meets the last message is Triton's own defect, see client.py."""
+    """Cancels come well before the end: one that meets the last message is Triton's own defect, see connection.py."""
     draw = random.Random(seed)
     server = start_triton(tmp_path, ("tiny",))
     settings = make_settings(triton_urls=(server.grpc_url,))
@@ -72,13 +72,11 @@ async def unload_seconds(url: str, model: str) -> float:
 async def test_a_model_unloads_after_requests_that_it_refused(tmp_path: Path) -> None:
     server = start_triton(tmp_path, ("tiny",))
     try:
-        async with TritonClient(server.grpc_url) as client:
+        async with TritonEngine(Endpoint("triton", server.grpc_url)) as client:
 
             async def refused() -> None:
-                with pytest.raises(TritonError, match="too long"):
-                    async for _ in client.generate(
-                        "tiny", "word " * 300, {"max_tokens": 1}, request_id="r", idle_timeout=10, run_timeout=10
-                    ):
+                with pytest.raises(EngineError, match="too long"):
+                    async for _ in client.run(Request("tiny", "word " * 300, {"max_tokens": 1}, "r", 10, 10)):
                         pass
 
             for _ in range(10):

@@ -10,7 +10,7 @@ import asyncpg
 
 from app import errors
 from app.config import Settings
-from app.triton import faults
+from app.engines.triton import faults
 from nvidia_triton.local.banner import curl_lines
 from tests.service import Service, eventually
 
@@ -103,7 +103,7 @@ def test_every_error_code_is_documented() -> None:
     assert codes(errors.AppError) <= documented
     source = "".join(path.read_text() for path in (ROOT / "app").rglob("*.py"))
     of_engine = {rule.code for rule in faults.IN_STREAM_RULES} | {rule[0] for rule in faults.RPC_RULES.values()}
-    of_engine |= set(re.findall(r'TritonError\(\s*"([a-z_]+)"', source))
+    of_engine |= set(re.findall(r'EngineError\(\s*"([a-z_]+)"', source))
     of_engine |= set(re.findall(r'error_code="([a-z_]+)"', source))
     assert of_engine - documented == set()
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from app.triton.client import TritonClient
-from app.triton.codec import Accumulator
+from app.engines.base import Endpoint, Request
+from app.engines.triton.client import TritonEngine
+from app.tasks.chunks import Accumulator
 from nvidia_triton.engine_arguments import CHECKED, LIFETIMES, is_known, nearest, vllm_of_image
 from nvidia_triton.local.process import LocalError
 from nvidia_triton.local.settings import DEFAULT_MODELS, ROOT, local_settings
@@ -48,17 +49,16 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture
-async def client(server: RunningTriton) -> AsyncIterator[TritonClient]:
-    async with TritonClient(server.grpc_url) as opened:
+async def client(server: RunningTriton) -> AsyncIterator[TritonEngine]:
+    async with TritonEngine(Endpoint("triton", server.grpc_url)) as opened:
         yield opened
 
 
-async def answer_of(client: TritonClient, model: str, prompt: str) -> Accumulator:
+async def answer_of(client: TritonEngine, model: str, prompt: str) -> Accumulator:
     answer = Accumulator()
-    messages = client.generate(model, prompt, {"max_tokens": 8}, request_id="test", idle_timeout=10.0, run_timeout=30.0)
-    async with aclosing(messages):
-        async for delta in messages:
-            answer.add(delta)
+    async with aclosing(client.run(Request(model, prompt, {"max_tokens": 8}, "test", 10, 30))) as chunks:
+        async for chunk in chunks:
+            answer.add(chunk)
     return answer
 
 
@@ -71,7 +71,7 @@ def post(url: str, body: object) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-async def test_every_model_of_vllm_loads_and_answers(client: TritonClient, name: str) -> None:
+async def test_every_model_of_vllm_loads_and_answers(client: TritonEngine, name: str) -> None:
     answer = await answer_of(client, name, "Hello there.")
     assert answer.finish_reasons == ["length"]
     assert answer.completion_tokens == 8
@@ -92,7 +92,7 @@ def test_every_key_of_the_examples_is_explained() -> None:
         assert keys - explained - {"parameters"} == set()
 
 
-async def test_a_model_without_vllm_answers_the_service(client: TritonClient, repository: Path) -> None:
+async def test_a_model_without_vllm_answers_the_service(client: TritonEngine, repository: Path) -> None:
     [folder] = validate(repository, ["shout"])
     assert folder.backend == "python"
     answer = await answer_of(client, "shout", "no need to shout")

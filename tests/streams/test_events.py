@@ -18,7 +18,7 @@ from app.queue import events
 from app.queue.events import EventStore, Spoken
 from app.queue.store import QueueStore
 from app.queue.ticket import Claim, Generated, Outcome, Settlement, Status, Submission
-from app.triton.codec import Delta
+from app.tasks.chunks import Chunk
 from tests.queue.test_plans import check, nodes, plan
 from tests.queue.test_plans import history as history
 from tests.service import Service, eventually
@@ -121,7 +121,7 @@ async def test_a_long_stream_stores_fewer_rows_the_longer_it_gets(
     started = loop.time()
     spoken = 0
     while loop.time() < started + 1.5:
-        run.answer.add(Delta([f"{spoken} "], [None]))
+        run.answer.add(Chunk([f"{spoken} "], [None]))
         spoken += 1
         writer.moved(run)
         await asyncio.sleep(0.005)
@@ -140,8 +140,8 @@ async def test_a_long_stream_stores_fewer_rows_the_longer_it_gets(
 async def test_one_row_that_postgres_refuses_leaves_the_others(store: QueueStore, database: Database) -> None:
     good, bad = Run(await claimed(store), streamed=True), Run(await claimed(store), streamed=True)
     writer = EventWriter(EventStore(database))
-    bad.answer.add(Delta(["x"], [None], logprobs=[[{"1": {"decoded_token": "\x00"}}]]))
-    good.answer.add(Delta(["y\x00"], [None]))
+    bad.answer.add(Chunk(["x"], [None], logprobs=[[{"1": {"decoded_token": "\x00"}}]]))
+    good.answer.add(Chunk(["y\x00"], [None]))
     for run in (good, bad):
         writer.moved(run)
     task = asyncio.create_task(writer.run())

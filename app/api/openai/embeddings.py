@@ -18,8 +18,7 @@ from app.api.security import WORK, GuardedRoute
 from app.queue.ticket import Prompt
 from app.services.callers import Caller
 from app.services.webhooks import accepted
-from app.triton.embedding import vector
-from app.triton.sampling import EmbeddingParameters
+from app.tasks.embed import EmbeddingParameters, vector
 
 KIND = "embedding"
 MOST_TEXTS = 2048

@@ -14,7 +14,8 @@ from app.errors import UnsupportedParameter
 from app.queue.ticket import Prompt
 from app.services.webhooks import Webhook
 from app.storable import check_document
-from app.triton.sampling import UNSUPPORTED_PARAMETER, EmbeddingParameters, SamplingParameters
+from app.tasks.embed import EmbeddingParameters
+from app.tasks.generate import UNSUPPORTED_PARAMETER, SamplingParameters
 
 # Named rather than unknown, so that the answer can say what to do instead.
 UNSUPPORTED = {

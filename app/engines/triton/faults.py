@@ -4,37 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from enum import StrEnum
 
 import grpc
 from tritonclient.utils import InferenceServerException
 
+from app.engines.base import FINAL, RETRY, UNKNOWN, WAIT, Disposition, EngineError, presentable, sentence
+
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-
-
-class Disposition(StrEnum):
-    """What an error means for the ticket."""
-
-    RETRY = "retry"  # an attempt is spent, another may follow
-    WAIT = "wait"  # the request was never accepted: no attempt is spent
-    FINAL = "final"  # the same request would fail anywhere
-
-
-class TritonError(Exception):
-    """A request that did not end with an answer.
-
-    `message` is a sentence for the user. `server_fault` says that the server, not the request, is in trouble.
-    """
-
-    def __init__(
-        self, code: str, message: str, disposition: Disposition, *, server_fault: bool = False, raw: str = ""
-    ) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.disposition = disposition
-        self.server_fault = server_fault
-        self.raw = raw
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +27,6 @@ class Rule:
 def _rule(pattern: str, code: str, disposition: Disposition, message: str, *, fault: bool = False) -> Rule:
     return Rule(re.compile(pattern, re.DOTALL), code, disposition, message, fault)
 
-
-RETRY, WAIT, FINAL = Disposition.RETRY, Disposition.WAIT, Disposition.FINAL
-
-# The code of an in-stream error that no rule knows.
-UNKNOWN = "engine_error"
 
 # In-stream errors carry no code, so their text decides. First match wins.
 IN_STREAM_RULES: tuple[Rule, ...] = (
@@ -191,10 +162,6 @@ IN_STREAM_RULES: tuple[Rule, ...] = (
     ),
 )
 
-# What says that a model's process or engine is dead while the server still calls itself ready.
-DEAD_CODES = frozenset({"model_process_died", "engine_died"})
-GONE_CODES = frozenset({"server_unreachable", "server_died", "server_draining"})
-
 # Failures of the call itself. UNAVAILABLE is told apart by its text, see classify_rpc.
 RPC_RULES: dict[grpc.StatusCode, tuple[str, Disposition, str, bool]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: (
@@ -229,51 +196,35 @@ _NEVER_CONNECTED = re.compile(r"failed to connect|connection refused|errors reso
 # What gRPC makes of a connection that breaks while the request is on its way.
 _CUT_WHILE_SENDING = re.compile(r"Internal error from Core")
 _EXITING = re.compile(r"Server exiting", re.I)
-_PATH = re.compile(r"(?:[A-Za-z]:)?/(?:[\w.@+-]+/)+[\w.@+-]*")
-_SHOWN_CHARS = 300
 
 
-def classify_text(text: str) -> TritonError:
+def classify_text(text: str) -> EngineError:
     """The error of an in-stream message."""
     for rule in IN_STREAM_RULES:
         if match := rule.pattern.search(text):
             detail = presentable(match.groupdict().get("detail") or "").rstrip(".")
-            return TritonError(
+            return EngineError(
                 rule.code,
                 rule.message.replace("{detail}", detail),
                 rule.disposition,
                 server_fault=rule.server_fault,
                 raw=text,
             )
-    return TritonError(UNKNOWN, _sentence(f"The engine failed: {presentable(text)}"), RETRY, raw=text)
+    return EngineError(UNKNOWN, sentence(f"The engine failed: {presentable(text)}"), RETRY, raw=text)
 
 
-def refusal(error: TritonError) -> TritonError:
-    """What an unknown error is when the same request meets it again while the engine answers others."""
-    return TritonError(
-        "request_refused",
-        _sentence(f"The engine fails on this request, and answers others: {presentable(error.raw)}"),
-        FINAL,
-        raw=error.raw,
-    )
-
-
-def _sentence(text: str) -> str:
-    return text if text.endswith((".", "!", "?", "…")) else f"{text}."
-
-
-def classify_rpc(status: grpc.StatusCode, details: str) -> TritonError:
+def classify_rpc(status: grpc.StatusCode, details: str) -> EngineError:
     """The error of a call that failed as a whole."""
     if status is grpc.StatusCode.INTERNAL and _CUT_WHILE_SENDING.search(details):
         status = grpc.StatusCode.UNAVAILABLE
     if status is grpc.StatusCode.UNAVAILABLE:
         if _EXITING.search(details):
-            return TritonError("server_draining", "The server is shutting down.", WAIT, server_fault=True)
+            return EngineError("server_draining", "The server is shutting down.", WAIT, server_fault=True)
         if _NEVER_CONNECTED.search(details):
-            return TritonError(
+            return EngineError(
                 "server_unreachable", "The server cannot be reached.", WAIT, server_fault=True, raw=details
             )
-        return TritonError(
+        return EngineError(
             "server_died",
             "The connection to the server broke while the generation ran.",
             RETRY,
@@ -282,27 +233,20 @@ def classify_rpc(status: grpc.StatusCode, details: str) -> TritonError:
         )
     if _MESSAGE_TOO_LARGE.search(details):
         limit = MAX_MESSAGE_BYTES // 1024 // 1024
-        return TritonError(
+        return EngineError(
             "message_too_large", f"The request or its answer is larger than {limit} MiB.", FINAL, raw=details
         )
     code, disposition, message, fault = RPC_RULES.get(status, ("server_error", RETRY, "The server failed.", True))
-    return TritonError(code, message, disposition, server_fault=fault, raw=details)
+    return EngineError(code, message, disposition, server_fault=fault, raw=details)
 
 
-def presentable(text: str) -> str:
-    """The first line of a foreign message, without paths and not too long."""
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
-    line = _PATH.sub("…", line.removeprefix("Error generating stream: "))
-    return line if len(line) <= _SHOWN_CHARS else line[: _SHOWN_CHARS - 1] + "…"
-
-
-def classify_unary(error: InferenceServerException) -> TritonError:
+def classify_unary(error: InferenceServerException) -> EngineError:
     """The error of a question about the server's state: no generation is in flight on such a call."""
     name = (error.status() or "").removeprefix("StatusCode.")
     status = getattr(grpc.StatusCode, name, grpc.StatusCode.UNKNOWN)
     details = error.message() or ""
     if status is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return TritonError("server_unreachable", "The server does not answer.", WAIT, server_fault=True, raw=details)
+        return EngineError("server_unreachable", "The server does not answer.", WAIT, server_fault=True, raw=details)
     if status is grpc.StatusCode.UNAVAILABLE and not _EXITING.search(details):
-        return TritonError("server_unreachable", "The server cannot be reached.", WAIT, server_fault=True, raw=details)
+        return EngineError("server_unreachable", "The server cannot be reached.", WAIT, server_fault=True, raw=details)
     return classify_rpc(status, details)

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from app.config import Settings
-from app.triton.faults import Disposition, TritonError
-from app.triton.fleet import Fleet, open_fleet
+from app.engines.base import Disposition, EngineError
+from app.fleet.fleet import Fleet, open_fleet
 from nvidia_triton.local.settings import free_ports
 from tests.servers import RunningTriton
 
@@ -22,8 +22,8 @@ async def fleet(triton: RunningTriton) -> AsyncIterator[Fleet]:
         yield opened
 
 
-def fault(code: str, disposition: Disposition = Disposition.RETRY, *, server: bool = True) -> TritonError:
-    return TritonError(code, "x", disposition, server_fault=server)
+def fault(code: str, disposition: Disposition = Disposition.RETRY, *, server: bool = True) -> EngineError:
+    return EngineError(code, "x", disposition, server_fault=server)
 
 
 def slots(fleet: Fleet) -> Counter[str]:

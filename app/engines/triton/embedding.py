@@ -16,7 +16,7 @@ import numpy as np
 from pydantic_core import from_json, to_json
 from tritonclient.grpc import InferInput, InferResult
 
-from app.triton.codec import bool_input, bytes_input
+from app.engines.triton.tensors import bool_input, bytes_input
 
 VLLM_INPUT = "embedding_request"
 TOKENS_OUTPUT = "num_input_tokens"
@@ -90,9 +90,3 @@ def embedding_contract(config: dict[str, Any]) -> EmbeddingContract:
         return EmbeddingContract(name, output, min(largest, LARGEST_BATCH), batched=True)
     open_ended = [int(size) for size in needed[0].get("dims", [])] == [-1] and len(vectors[0].get("dims", [])) > 1
     return EmbeddingContract(name, output, LARGEST_BATCH if open_ended else 1)
-
-
-def vector(encoded: str) -> list[float]:
-    """The numbers of a stored vector: base64 of little-endian float32."""
-    numbers: list[float] = np.frombuffer(base64.b64decode(encoded), dtype="<f4").tolist()
-    return numbers

@@ -1,4 +1,4 @@
-"""One Triton server as this process sees it, and its lanes: a model on it each."""
+"""One server as this process sees it, and its lanes: a model on it each."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from app.triton.client import ModelState, TritonClient
-from app.triton.faults import Disposition, TritonError
-from app.triton.shares import Shares
+from app.engines.base import Disposition, Engine, EngineError, ModelState
+from app.fleet.shares import Shares
 
 
 @dataclass(eq=False)
@@ -54,13 +53,13 @@ class Lane:
 
 @dataclass(eq=False)
 class Server:
-    """One Triton endpoint as this process sees it; no longer `listed`, it only ends what it has in flight.
+    """One server as this process sees it; no longer `listed`, it only ends what it has in flight.
 
     `hourly_price` is in dollars.
     """
 
     url: str
-    connection: TritonClient | None
+    connection: Engine | None
     name: str | None = None
     hourly_price: float | None = None
     listed: bool = True
@@ -72,26 +71,26 @@ class Server:
     _held: int = 0
 
     @property
-    def client(self) -> TritonClient:
-        """Raises TritonError when the server has left the fleet."""
+    def engine(self) -> Engine:
+        """Raises EngineError when the server has left the fleet."""
         if self.connection is None:
-            raise TritonError("server_unreachable", "The server has left the fleet.", Disposition.WAIT)
+            raise EngineError("server_unreachable", "The server has left the fleet.", Disposition.WAIT)
         return self.connection
 
     @contextmanager
-    def held(self) -> Iterator[TritonClient]:
-        """The client, kept open for a question: closing it would cancel who waits for the answer."""
-        client = self.client
+    def held(self) -> Iterator[Engine]:
+        """The engine, kept open for a question: closing it would cancel who waits for the answer."""
+        engine = self.engine
         self._held += 1
         try:
-            yield client
+            yield engine
         finally:
             self._held -= 1
 
     async def close(self) -> None:
-        client, self.connection = self.client, None
+        engine, self.connection = self.engine, None
         self.up = False
-        await client.close()
+        await engine.close()
 
     @property
     def idle(self) -> bool:

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Seque
 from contextlib import asynccontextmanager
 
 from app.config import Settings
+from app.engines.base import DEAD_CODES, GONE_CODES, Engine, EngineError
+from app.engines.registry import open_engine
+from app.fleet.lanes import Lane, Server
+from app.fleet.servers import ServerEntry, ServerList
 from app.telemetry import IN_FLIGHT, QUARANTINED, SERVER_UP, logger
-from app.triton.client import TritonClient
-from app.triton.faults import DEAD_CODES, GONE_CODES, TritonError
-from app.triton.lanes import Lane, Server
-from app.triton.servers import ServerEntry, ServerList
 
 log = logger("fleet")
 
@@ -27,11 +27,17 @@ class Fleet:
     """
 
     def __init__(
-        self, listing: Callable[[], Sequence[ServerEntry]], *, concurrency: int, server_concurrency: int
+        self,
+        listing: Callable[[], Sequence[ServerEntry]],
+        engine_for: Callable[[ServerEntry], Engine],
+        *,
+        concurrency: int,
+        server_concurrency: int,
     ) -> None:
         self.servers: list[Server] = []
         self._leaving: list[Server] = []
         self._listing = listing
+        self._engine_for = engine_for
         self._probes: dict[Server, asyncio.Task[None]] = {}
         self._concurrency = concurrency
         self._server_concurrency = server_concurrency
@@ -65,7 +71,7 @@ class Fleet:
         known = {server.url: server for server in (*self.servers, *self._leaving)}
         self.servers = []
         for entry in self._listing():
-            server = known.pop(entry.url, None) or Server(entry.url, TritonClient(entry.url))
+            server = known.pop(entry.url, None) or Server(entry.url, self._engine_for(entry))
             server.name, server.hourly_price, server.listed = entry.name, entry.hourly_price, True
             self.servers.append(server)
         self._leaving = list(known.values())
@@ -94,11 +100,11 @@ class Fleet:
     async def _probe(self, server: Server) -> None:
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_SECONDS + 1):
-                models = await server.client.models(PROBE_TIMEOUT_SECONDS)
-        except (TritonError, TimeoutError) as error:
-            self._mark_down(server, error.message if isinstance(error, TritonError) else "The server does not answer.")
+                models = await server.engine.models(PROBE_TIMEOUT_SECONDS)
+        except (EngineError, TimeoutError) as error:
+            self._mark_down(server, error.message if isinstance(error, EngineError) else "The server does not answer.")
             if server.idle:
-                await server.client.reconnect()
+                await server.engine.reconnect()
             return
         before = _ready(server) if server.up else set()
         server.models = {model.name: model for model in models}
@@ -118,7 +124,7 @@ class Fleet:
         server.up, server.reason = False, reason
         SERVER_UP.labels(server.url).set(0)
 
-    def report(self, lane: Lane, error: TritonError) -> None:
+    def report(self, lane: Lane, error: EngineError) -> None:
         """Takes note of a request that failed."""
         if error.code in GONE_CODES:
             self._mark_down(lane.server, error.message)
@@ -223,9 +229,14 @@ def _forget_metrics(server: Server) -> None:
 
 @asynccontextmanager
 async def open_fleet(settings: Settings) -> AsyncIterator[Fleet]:
-    """Clients connect on first use: a server that is down delays nothing here."""
+    """Engines connect on first use: a server that is down delays nothing here."""
     servers = ServerList(settings.triton_urls, settings.triton_servers_file)
-    fleet = Fleet(servers.read, concurrency=settings.model_concurrency, server_concurrency=settings.server_concurrency)
+    fleet = Fleet(
+        servers.read,
+        lambda entry: open_engine(entry.endpoint),
+        concurrency=settings.model_concurrency,
+        server_concurrency=settings.server_concurrency,
+    )
     try:
         yield fleet
     finally:

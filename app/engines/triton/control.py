@@ -9,8 +9,9 @@ from typing import Self
 from tritonclient.grpc import aio as triton
 from tritonclient.utils import InferenceServerException
 
-from app.triton.client import CHANNEL_OPTIONS
-from app.triton.faults import GONE_CODES, Disposition, TritonError, classify_unary, presentable
+from app.engines.base import GONE_CODES, EngineError, NotLoaded, presentable
+from app.engines.triton.connection import CHANNEL_OPTIONS
+from app.engines.triton.faults import classify_unary
 
 # A model in one of these may hold its memory.
 HELD = frozenset({"READY", "LOADING", "UNLOADING"})
@@ -18,15 +19,7 @@ POLL_SECONDS = 0.2
 _NOT_EXPLICIT = re.compile(r"explicit model load / unload is not allowed")
 
 
-class NotLoaded(TritonError):
-    """A model that could not be loaded or unloaded; `refused` says that the server takes no such orders."""
-
-    def __init__(self, message: str, *, raw: str, refused: bool = False) -> None:
-        super().__init__("not_loaded", message, Disposition.FINAL, raw=raw)
-        self.refused = refused
-
-
-class ModelControl:
+class TritonControl:
     """A connection of its own to the server `url`; timeouts in seconds."""
 
     def __init__(self, url: str) -> None:
@@ -42,7 +35,7 @@ class ModelControl:
         """Unloads a model and waits until it is gone; False where that takes longer than `patience` seconds.
 
         Raises:
-            TritonError: the server does not answer, or takes no such order.
+            EngineError: the server does not answer, or takes no such order.
         """
         deadline = asyncio.get_running_loop().time() + patience
         try:
@@ -61,7 +54,7 @@ class ModelControl:
         """Loads a model and returns when it is ready.
 
         Raises:
-            TritonError: it could not be loaded, or the server takes no such order.
+            EngineError: it could not be loaded, or the server takes no such order.
         """
         try:
             await self._client.load_model(model, client_timeout=timeout)
@@ -69,7 +62,7 @@ class ModelControl:
             raise _classified(error) from None
 
 
-def _classified(error: InferenceServerException) -> TritonError:
+def _classified(error: InferenceServerException) -> EngineError:
     text = error.message() or ""
     if _NOT_EXPLICIT.search(text):
         return NotLoaded("The server loads and unloads no models by request.", raw=text, refused=True)

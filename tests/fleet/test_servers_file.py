@@ -11,9 +11,9 @@ import pytest
 from prometheus_client import REGISTRY
 
 from app.config import Settings, SettingsError, load_settings
-from app.triton.faults import TritonError
-from app.triton.fleet import Fleet, open_fleet
-from app.triton.servers import ServerEntry, ServerList
+from app.engines.base import EngineError, Request
+from app.fleet.fleet import Fleet, open_fleet
+from app.fleet.servers import ServerEntry, ServerList
 from nvidia_triton.local.settings import free_ports
 from tests.servers import RunningTriton
 from tests.service import eventually
@@ -157,10 +157,8 @@ async def generate(fleet: Fleet, model: str = "slow") -> int:
     lane = fleet.acquire(model)
     assert lane is not None
     try:
-        messages = lane.server.client.generate(
-            model, "Go on.", PARAMETERS, request_id="x", idle_timeout=20, run_timeout=20
-        )
-        return len([message async for message in messages])
+        chunks = lane.server.engine.run(Request(model, "Go on.", PARAMETERS, "x", 20, 20))
+        return len([chunk async for chunk in chunks])
     finally:
         fleet.release(lane)
 
@@ -188,8 +186,8 @@ async def test_a_server_that_leaves_ends_what_it_has_and_is_forgotten(file: Path
         assert metric("tickets_in_flight", server=url) is None
         assert metric("tickets_triton_server_up", server=url) is None
         assert metric("tickets_model_quarantined", server=url, model="noop") is None
-        with pytest.raises(TritonError, match="left the fleet"):
-            _ = server.client
+        with pytest.raises(EngineError, match="left the fleet"):
+            _ = server.engine
 
         write(file, {"url": url})
         await fleet.refresh()
@@ -221,8 +219,8 @@ async def test_a_question_under_way_is_answered_before_the_connection_closes(fil
     async with open_fleet(settings_for(file)) as fleet:
         await fleet.refresh()
         (server,) = fleet.servers
-        with server.held() as client:
-            question = asyncio.create_task(client.describe("tiny", 3))
+        with server.held() as engine:
+            question = asyncio.create_task(engine.describe("tiny", 3))
             await asyncio.sleep(0)
             write(file)
             await fleet.refresh()
@@ -239,8 +237,7 @@ async def test_a_trial_under_way_when_the_connection_closes_only_fails(file: Pat
         (server,) = fleet.servers
 
         async def trial() -> None:
-            messages = server.client.generate("slow", "x", PARAMETERS, request_id="t", idle_timeout=20, run_timeout=20)
-            async for _ in messages:
+            async for _ in server.engine.run(Request("slow", "x", PARAMETERS, "t", 20, 20)):
                 begun.set()
 
         begun = asyncio.Event()
@@ -250,7 +247,7 @@ async def test_a_trial_under_way_when_the_connection_closes_only_fails(file: Pat
         await fleet.refresh()
         await fleet.follow()
         assert server.connection is None
-        with pytest.raises(TritonError):
+        with pytest.raises(EngineError):
             await task
 
 

@@ -1,7 +1,7 @@
 """vLLM's sampling parameters, checked before anything is stored.
 
-The engine answers every bad parameter with the same misleading sentence (`IN_STREAM_RULES` in faults.py), so each rule
-of vLLM's `SamplingParams` that can be checked without the model is checked here.
+Triton's backend answers every bad parameter with the same misleading sentence (`IN_STREAM_RULES` of its faults.py), so
+each rule of vLLM's `SamplingParams` that can be checked without the model is checked here.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -17,7 +17,7 @@ MAX_CHOICES = 128
 # What a token of an answer takes, and each alternative that is told with it: about what engines were seen to send.
 TEXT_BYTES = 4
 LOGPROB_BYTES = 80
-EMBED: Literal["embed"] = "embed"
+GENERATE = "generate"
 
 StopString = Annotated[StorableText, Field(min_length=1, max_length=1000)]
 LoraName = Annotated[StorableText, Field(min_length=1, max_length=255)]
@@ -124,15 +124,3 @@ def largest_answer(parameters: dict[str, Any]) -> int:
     logprobs = parameters.get("logprobs")
     token = TEXT_BYTES + (0 if logprobs is None else (logprobs + 1) * LOGPROB_BYTES)
     return int(parameters.get("n") or 1) * int(parameters["max_tokens"]) * token
-
-
-class EmbeddingParameters(BaseModel):
-    """Asks for vectors instead of text; the context then holds the JSON array of the texts."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    task: Literal["embed"] = EMBED
-
-    def for_engine(self, _default_max_tokens: int) -> dict[str, Any]:
-        """What is stored and sent."""
-        return {"task": self.task}

@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from app.config import server_address
+from app.engines.base import Endpoint
 from app.telemetry import logger
 
 log = logger("servers")
@@ -22,6 +23,10 @@ class ServerEntry(BaseModel):
     url: Annotated[str, AfterValidator(server_address)]
     name: str | None = None
     hourly_price: float | None = Field(None, ge=0)
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return Endpoint("triton", self.url)
 
 
 class _Contents(BaseModel):

@@ -3,8 +3,7 @@
 import pytest
 from pydantic_core import PydanticCustomError
 
-from app.triton.codec import encode
-from app.triton.sampling import SamplingParameters
+from app.tasks.generate import SamplingParameters
 
 
 def test_defaults_are_filled_in_and_nothing_else() -> None:
@@ -41,9 +40,3 @@ def test_what_was_given_is_kept() -> None:
 def test_min_tokens_is_held_against_the_default_of_max_tokens() -> None:
     with pytest.raises(PydanticCustomError, match="which is 5"):
         SamplingParameters(min_tokens=6).for_engine(5)
-
-
-def test_structured_outputs_travel_as_text_inside_the_json() -> None:
-    inputs = {tensor.name(): tensor for tensor in encode("p", {"structured_outputs": {"json": {"type": "object"}}})}
-    sent = inputs["sampling_parameters"]._get_content()[4:]
-    assert sent == rb'{"structured_outputs":"{\"json\":{\"type\":\"object\"}}"}'

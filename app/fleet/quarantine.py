@@ -1,7 +1,7 @@
 """Finds models that are ready by their server's word but do not answer, and lets them back when they do.
 
 When a backend process dies, its requests in flight hang and readiness stays 200. So a lane that does not move is tested
-with a request of one token, or of one vector. When that is refused, the lane is set aside and its runs are given up;
+with the least that its engine can be asked. When that is refused, the lane is set aside and its runs are given up;
 silence counts only where a run has timed out already, for a busy engine is silent too. A lane set aside is tested until
 it answers. The runs of a server that is down for good are given up as well. Loading a dead model again is
 dispatch/recovery.py's work.
@@ -12,14 +12,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import aclosing, suppress
-from typing import Any
+from contextlib import suppress
 
+from app.engines.base import DEAD_CODES, Disposition, EngineError
+from app.fleet.fleet import Fleet
+from app.fleet.lanes import Lane
 from app.telemetry import logger
-from app.triton.faults import DEAD_CODES, Disposition, TritonError
-from app.triton.fleet import Fleet
-from app.triton.lanes import Lane
-from app.triton.sampling import EMBED
 
 log = logger("quarantine")
 
@@ -27,8 +25,6 @@ log = logger("quarantine")
 TRIAL_SHORTEST_SECONDS = 5.0
 TRIAL_FIRST_SECONDS = 2.0
 TRIAL_LONGEST_SECONDS = 30.0
-# One token of text, or else one vector.
-TRIALS: tuple[tuple[str, dict[str, Any]], ...] = (("ping", {"max_tokens": 1}), ('["ping"]', {"task": EMBED}))
 SILENT_CODES = frozenset({"idle_timeout", "run_timeout"})
 
 
@@ -95,22 +91,11 @@ class Quarantine:
         lane.moved()
 
 
-async def trial(lane: Lane, patience: float) -> TritonError | None:
+async def trial(lane: Lane, patience: float) -> EngineError | None:
     """Why a small request was not answered within `patience` seconds; None if the model is alive."""
-    for prompt, parameters in TRIALS:
-        try:
-            async with aclosing(
-                lane.server.client.generate(
-                    lane.model, prompt, parameters, request_id="trial", idle_timeout=patience, run_timeout=patience
-                )
-            ) as messages:
-                async for _ in messages:
-                    pass
-        except TritonError as error:
-            if error.code == "model_contract":
-                # Triton itself refused the tensors, before the model saw them.
-                continue
-            # An engine that refuses the trial for what it asks is alive.
-            return None if error.disposition is Disposition.FINAL else error
-        return None
+    try:
+        await lane.server.engine.ping(lane.model, patience)
+    except EngineError as error:
+        # An engine that refuses the trial for what it asks is alive.
+        return None if error.disposition is Disposition.FINAL else error
     return None

@@ -5,7 +5,7 @@ import random
 import asyncpg
 import pytest
 
-from app.triton.shares import Share, Shares
+from app.fleet.shares import Share, Shares
 from tests.service import Service
 
 

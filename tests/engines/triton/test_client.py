@@ -8,9 +8,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from app.triton.client import SIMULATED, TritonClient
-from app.triton.codec import Accumulator
-from app.triton.faults import RPC_RULES, Disposition, TritonError, classify_rpc, classify_text, presentable, refusal
+from app.engines.base import Disposition, Endpoint, EngineError, Request, presentable, refusal
+from app.engines.triton.client import SIMULATED, TritonEngine
+from app.engines.triton.faults import RPC_RULES, classify_rpc, classify_text
+from app.tasks.chunks import Accumulator
 from nvidia_triton.local.settings import free_ports
 from tests.engine import busy
 from tests.servers import RunningTriton, start_triton
@@ -21,13 +22,13 @@ Code = grpc.StatusCode
 
 
 @pytest.fixture
-async def client(triton: RunningTriton) -> AsyncIterator[TritonClient]:
-    async with TritonClient(triton.grpc_url) as opened:
+async def client(triton: RunningTriton) -> AsyncIterator[TritonEngine]:
+    async with TritonEngine(Endpoint("triton", triton.grpc_url)) as opened:
         yield opened
 
 
 async def run(
-    client: TritonClient,
+    client: TritonEngine,
     prompt: str = "Hello there.",
     model: str = "tiny",
     *,
@@ -36,21 +37,20 @@ async def run(
     **p: object,
 ) -> Accumulator:
     answer = Accumulator()
-    async with aclosing(
-        client.generate(model, prompt, {"max_tokens": 8, **p}, request_id="test", idle_timeout=idle, run_timeout=total)
-    ) as messages:
-        async for delta in messages:
-            answer.add(delta)
+    request = Request(model, prompt, {"max_tokens": 8, **p}, "test", idle, total)
+    async with aclosing(client.run(request)) as chunks:
+        async for chunk in chunks:
+            answer.add(chunk)
     return answer
 
 
-async def error_of(client: TritonClient, prompt: str = "Hello there.", model: str = "tiny", **p: object) -> TritonError:
-    with pytest.raises(TritonError) as caught:
+async def error_of(client: TritonEngine, prompt: str = "Hello there.", model: str = "tiny", **p: object) -> EngineError:
+    with pytest.raises(EngineError) as caught:
         await run(client, prompt, model, **p)  # type: ignore[arg-type]
     return caught.value
 
 
-async def test_an_answer_adds_up_over_its_messages(client: TritonClient) -> None:
+async def test_an_answer_adds_up_over_its_messages(client: TritonEngine) -> None:
     answer = await run(client, max_tokens=20, ignore_eos=True)
     assert answer.finished
     assert answer.finish_reasons == ["length"]
@@ -59,7 +59,7 @@ async def test_an_answer_adds_up_over_its_messages(client: TritonClient) -> None
     assert answer.joined()[0].startswith("[simulated]")
 
 
-async def test_characters_split_over_messages_come_back_whole(client: TritonClient) -> None:
+async def test_characters_split_over_messages_come_back_whole(client: TritonEngine) -> None:
     text = "naïve 🙂🙃 日本語"
     answer = await run(client, f"[[sim:chunk=1]][[sim:emit={text}]]", max_tokens=200)
     assert answer.joined() == [text]
@@ -80,7 +80,7 @@ async def test_characters_split_over_messages_come_back_whole(client: TritonClie
     ],
 )
 async def test_an_error_of_the_engine_becomes_a_code_and_a_sentence(
-    client: TritonClient, prompt: str, parameters: dict[str, object], code: str, disposition: Disposition, word: str
+    client: TritonEngine, prompt: str, parameters: dict[str, object], code: str, disposition: Disposition, word: str
 ) -> None:
     error = await error_of(client, prompt, **parameters)
     assert (error.code, error.disposition) == (code, disposition)
@@ -88,12 +88,12 @@ async def test_an_error_of_the_engine_becomes_a_code_and_a_sentence(
     assert "/opt" not in error.message
 
 
-async def test_an_unknown_adapter(client: TritonClient) -> None:
+async def test_an_unknown_adapter(client: TritonEngine) -> None:
     error = await error_of(client, model="lora", lora_name="nobody")
     assert (error.code, error.disposition) == ("lora_not_found", FINAL)
 
 
-async def test_an_unknown_model_waits(client: TritonClient) -> None:
+async def test_an_unknown_model_waits(client: TritonEngine) -> None:
     error = await error_of(client, model="nobody")
     assert (error.code, error.disposition) == ("model_unavailable", WAIT)
 
@@ -225,23 +225,21 @@ def test_foreign_messages_are_made_presentable() -> None:
     assert presentable("") == "no reason given"
 
 
-async def test_silence_beyond_the_idle_timeout_is_an_error(client: TritonClient) -> None:
-    with pytest.raises(TritonError) as caught:
+async def test_silence_beyond_the_idle_timeout_is_an_error(client: TritonEngine) -> None:
+    with pytest.raises(EngineError) as caught:
         await run(client, "[[sim:hang]]", idle=0.4)
     assert (caught.value.code, caught.value.disposition) == ("idle_timeout", RETRY)
 
 
-async def test_a_run_longer_than_its_timeout_is_an_error(client: TritonClient) -> None:
-    with pytest.raises(TritonError) as caught:
+async def test_a_run_longer_than_its_timeout_is_an_error(client: TritonEngine) -> None:
+    with pytest.raises(EngineError) as caught:
         await run(client, "[[sim:slow=50]]", total=0.5, max_tokens=200, ignore_eos=True)
     assert (caught.value.code, caught.value.disposition) == ("run_timeout", RETRY)
 
 
 @pytest.mark.parametrize("how", ["cancel", "close"])
-async def test_leaving_a_generation_frees_the_engine(client: TritonClient, triton: RunningTriton, how: str) -> None:
-    generation = client.generate(
-        "slow", "go on", {"max_tokens": 4000, "ignore_eos": True}, request_id="r", idle_timeout=10, run_timeout=60
-    )
+async def test_leaving_a_generation_frees_the_engine(client: TritonEngine, triton: RunningTriton, how: str) -> None:
+    generation = client.run(Request("slow", "go on", {"max_tokens": 4000, "ignore_eos": True}, "r", 10, 60))
 
     async def started() -> bool:
         return await busy(triton, "slow") == 1
@@ -272,16 +270,16 @@ async def test_leaving_a_generation_frees_the_engine(client: TritonClient, trito
 
 async def test_a_server_that_is_not_there_waits() -> None:
     (port,) = free_ports(1)
-    async with TritonClient(f"127.0.0.1:{port}") as client:
+    async with TritonEngine(Endpoint("triton", f"127.0.0.1:{port}")) as client:
         error = await error_of(client)
         assert (error.code, error.disposition) == ("server_unreachable", WAIT)
-        with pytest.raises(TritonError) as caught:
+        with pytest.raises(EngineError) as caught:
             await client.models(2)
         assert caught.value.code == "server_unreachable"
 
 
 async def test_a_name_that_does_not_resolve_waits() -> None:
-    async with TritonClient("no-such-host.invalid:8001") as client:
+    async with TritonEngine(Endpoint("triton", "no-such-host.invalid:8001")) as client:
         error = await error_of(client)
         assert (error.code, error.disposition) == ("server_unreachable", WAIT)
 
@@ -289,7 +287,7 @@ async def test_a_name_that_does_not_resolve_waits() -> None:
 async def test_a_server_that_dies_is_told_from_one_that_is_not_there(tmp_path: Path) -> None:
     victim = start_triton(tmp_path, ("tiny",))
     try:
-        async with TritonClient(victim.grpc_url) as client:
+        async with TritonEngine(Endpoint("triton", victim.grpc_url)) as client:
             task = asyncio.create_task(error_of(client, "[[sim:slow=100]]", max_tokens=200, ignore_eos=True))
 
             async def started() -> bool:
@@ -305,7 +303,7 @@ async def test_a_server_that_dies_is_told_from_one_that_is_not_there(tmp_path: P
         victim.kill()
 
 
-async def test_the_index_tells_states_and_reasons(client: TritonClient, triton: RunningTriton) -> None:
+async def test_the_index_tells_states_and_reasons(client: TritonEngine, triton: RunningTriton) -> None:
     from tritonclient.grpc import aio
     from tritonclient.utils import InferenceServerException
 
@@ -320,7 +318,7 @@ async def test_the_index_tells_states_and_reasons(client: TritonClient, triton: 
     assert "fragile" not in models
 
 
-async def test_a_model_is_described_by_its_server(client: TritonClient) -> None:
+async def test_a_model_is_described_by_its_server(client: TritonEngine) -> None:
     described = await client.describe("tiny", 5)
     assert "text_input" in {tensor["name"] for tensor in described["inputs"]}
     assert "text_output" in {tensor["name"] for tensor in described["outputs"]}

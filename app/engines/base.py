@@ -1,0 +1,178 @@
+"""What every engine can be asked, and what its faults mean for a ticket. An engine is one server's model runner."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+
+from app.tasks.chunks import Chunk
+
+
+class Disposition(StrEnum):
+    """What an error means for the ticket."""
+
+    RETRY = "retry"  # an attempt is spent, another may follow
+    WAIT = "wait"  # the request was never accepted: no attempt is spent
+    FINAL = "final"  # the same request would fail anywhere
+
+
+RETRY, WAIT, FINAL = Disposition.RETRY, Disposition.WAIT, Disposition.FINAL
+
+# The code of an error of an engine that no rule knows.
+UNKNOWN = "engine_error"
+# What says that a model's process or engine is dead while the server still calls itself ready.
+DEAD_CODES = frozenset({"model_process_died", "engine_died"})
+GONE_CODES = frozenset({"server_unreachable", "server_died", "server_draining"})
+
+_PATH = re.compile(r"(?:[A-Za-z]:)?/(?:[\w.@+-]+/)+[\w.@+-]*")
+_SHOWN_CHARS = 300
+
+
+class EngineError(Exception):
+    """A request that did not end with an answer.
+
+    `message` is a sentence for the user. `server_fault` says that the server, not the request, is in trouble.
+    """
+
+    def __init__(
+        self, code: str, message: str, disposition: Disposition, *, server_fault: bool = False, raw: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.disposition = disposition
+        self.server_fault = server_fault
+        self.raw = raw
+
+
+class NotLoaded(EngineError):
+    """A model that could not be loaded or unloaded; `refused` says that the server takes no such orders."""
+
+    def __init__(self, message: str, *, raw: str, refused: bool = False) -> None:
+        super().__init__("not_loaded", message, FINAL, raw=raw)
+        self.refused = refused
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where an engine is reached: the address is of the form that its kind takes."""
+
+    kind: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One generation or embedding. Timeouts in seconds: between two chunks, and for the whole."""
+
+    model: str
+    prompt: str
+    parameters: dict[str, Any]
+    request_id: str
+    idle_timeout: float
+    run_timeout: float
+
+    @property
+    def task(self) -> str:
+        return str(self.parameters.get("task", "generate"))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """A model as one server tells it; `state` is ready, loading or unavailable."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+
+
+class Control(Protocol):
+    """Loads and unloads models; timeouts in seconds."""
+
+    async def unload(self, model: str, timeout: float, patience: float) -> bool:
+        """Unloads a model and waits until it is gone; False where that takes longer than `patience` seconds.
+
+        Raises:
+            EngineError: the server does not answer, or takes no such order.
+        """
+
+    async def load(self, model: str, timeout: float) -> None:
+        """Loads a model and returns when it is ready.
+
+        Raises:
+            EngineError: it could not be loaded, or the server takes no such order.
+        """
+
+
+class Engine(Protocol):
+    """One server, spoken to in the words of its `kind`. It connects on first use. Timeouts in seconds."""
+
+    kind: str
+
+    def takes(self, task: str) -> bool:
+        """Whether requests of this task may be sent to it."""
+
+    async def models(self, timeout: float) -> list[ModelState]:
+        """What the server has loaded, is loading, or failed to load. It is asked every few seconds.
+
+        Raises:
+            EngineError: the server does not answer.
+        """
+
+    async def describe(self, model: str, timeout: float) -> dict[str, Any]:
+        """`inputs`, `outputs` and `statistics` of a loaded model, lists of objects, empty where it tells none.
+
+        Raises:
+            EngineError: the server does not answer or does not have the model.
+        """
+
+    def run(self, request: Request) -> AsyncGenerator[Chunk]:
+        """Yields the answer's chunks, the last one `final`.
+
+        Closing the iterator, or cancelling the task that reads it, stops the engine.
+
+        Raises:
+            EngineError: the request did not end with an answer.
+        """
+
+    async def ping(self, model: str, timeout: float) -> None:
+        """Asks a model for as little as can be, to see that it answers.
+
+        Raises:
+            EngineError: what came instead. A FINAL one means that the model is alive but refuses what it was asked.
+        """
+
+    async def reconnect(self) -> None:
+        """Starts over with a new connection; whatever is in flight on the old one is lost."""
+
+    async def close(self) -> None:
+        """Once closed, it is not used again."""
+
+    def control(self) -> AbstractAsyncContextManager[Control] | None:
+        """A connection of its own that gives orders to load models; None where this kind takes none."""
+
+
+def refusal(error: EngineError) -> EngineError:
+    """What an unknown error is when the same request meets it again while the engine answers others."""
+    return EngineError(
+        "request_refused",
+        sentence(f"The engine fails on this request, and answers others: {presentable(error.raw)}"),
+        FINAL,
+        raw=error.raw,
+    )
+
+
+def presentable(text: str) -> str:
+    """The first line of a foreign message, without paths and not too long."""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
+    line = _PATH.sub("…", line.removeprefix("Error generating stream: "))
+    return line if len(line) <= _SHOWN_CHARS else line[: _SHOWN_CHARS - 1] + "…"
+
+
+def sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?", "…")) else f"{text}."

@@ -1,0 +1,203 @@
+"""One Triton server, by its gRPC endpoint. What its errors mean stands in faults.py."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from typing import Any, Self
+
+from pydantic_core import from_json
+from tritonclient.utils import InferenceServerException
+
+from app.engines.base import FINAL, RETRY, Endpoint, Engine, EngineError, ModelState, Request, presentable
+from app.engines.triton.connection import Connection
+from app.engines.triton.control import TritonControl
+from app.engines.triton.embedding import embedding_contract
+from app.engines.triton.faults import classify_unary
+from app.engines.triton.vllm import decode, encode
+from app.tasks.chunks import Chunk
+from app.tasks.embed import EMBED
+from app.tasks.generate import GENERATE
+
+NOT_AN_EMBEDDER = (
+    "The model does not embed: one text input and one FP32 or FP16 vector output are needed, or vLLM with an embedding "
+    "model."
+)
+SIMULATED = "No model answers here but a simulation, and its texts mean nothing; the server's log says why."
+# An output of this name, which is never sent, is how the local backend says so.
+SIMULATION_OUTPUT = "simulation"
+# One token of text, or else one vector.
+TRIALS: tuple[tuple[str, dict[str, Any]], ...] = (("ping", {"max_tokens": 1}), ('["ping"]', {"task": EMBED}))
+_STATES = {"READY": "ready", "LOADING": "loading"}
+
+
+class TritonEngine(Engine):
+    """One server's gRPC endpoint, `host:port`, for models of the vLLM backend and models that embed."""
+
+    kind = "triton"
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._address = endpoint.address
+        self._connection = Connection(endpoint.address)
+        # Whether a simulation answers, of the models that are ready; asked once.
+        self._simulated: dict[tuple[str, str], bool] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def takes(self, task: str) -> bool:
+        return task in (GENERATE, EMBED)
+
+    def control(self) -> TritonControl:
+        return TritonControl(self._address)
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+    async def reconnect(self) -> None:
+        await self._connection.reconnect()
+
+    async def models(self, timeout: float) -> list[ModelState]:
+        """What the server has loaded, is loading, or failed to load; `timeout` in seconds.
+
+        Raises:
+            EngineError: the server does not answer.
+        """
+        try:
+            index = await self._connection.calls.get_model_repository_index(client_timeout=timeout)
+        except InferenceServerException as error:
+            raise classify_unary(error) from None
+        # A model of the repository that was never asked for has no state.
+        models = [m for m in index.models if m.state]
+        simulated = await self._ask_simulated({(m.name, m.version) for m in models if m.state == "READY"}, timeout)
+        return [
+            ModelState(
+                m.name,
+                m.version,
+                _STATES.get(m.state, "unavailable"),
+                SIMULATED if (m.name, m.version) in simulated else presentable(m.reason) if m.reason else "",
+            )
+            for m in models
+        ]
+
+    async def _ask_simulated(self, ready: set[tuple[str, str]], timeout: float) -> set[tuple[str, str]]:
+        """Those of the ready models behind which there is a simulation; one that does not tell is asked again later."""
+
+        async def ask(model: tuple[str, str]) -> None:
+            with suppress(InferenceServerException):
+                metadata = await self._connection.calls.get_model_metadata(*model, client_timeout=timeout)
+                self._simulated[model] = any(output.name == SIMULATION_OUTPUT for output in metadata.outputs)
+
+        self._simulated = {model: told for model, told in self._simulated.items() if model in ready}
+        await asyncio.gather(*(ask(model) for model in ready - self._simulated.keys()))
+        return {model for model, told in self._simulated.items() if told}
+
+    async def describe(self, model: str, timeout: float) -> dict[str, Any]:
+        """Inputs, outputs and statistics of a loaded model.
+
+        Raises:
+            EngineError: the server does not answer or does not have the model.
+        """
+        try:
+            metadata, statistics = await asyncio.gather(
+                self._connection.calls.get_model_metadata(model, as_json=True, client_timeout=timeout),
+                self._connection.calls.get_inference_statistics(model, as_json=True, client_timeout=timeout),
+            )
+        except InferenceServerException as error:
+            raise classify_unary(error) from None
+        return {
+            "inputs": metadata.get("inputs", []),
+            "outputs": metadata.get("outputs", []),
+            "statistics": statistics.get("model_stats", []),
+        }
+
+    async def run(self, request: Request) -> AsyncGenerator[Chunk]:
+        """As Engine.run, on a stream of its own. With the task `embed`, the texts are vectors in base64.
+
+        Raises:
+            EngineError: the request did not end with an answer.
+        """
+        if request.task == EMBED:
+            async for chunk in self._embed(request):
+                yield chunk
+            return
+        call = {
+            "model_name": request.model,
+            "inputs": encode(request.prompt, request.parameters),
+            "request_id": request.request_id,
+        }
+        async with aclosing(self._connection.messages(call, request.idle_timeout, request.run_timeout)) as messages:
+            async for result in messages:
+                try:
+                    chunk = decode(result)
+                except ValueError as malformed:
+                    raise EngineError(
+                        "model_contract",
+                        "The model's answer is not one of the vLLM backend.",
+                        FINAL,
+                        raw=str(malformed),
+                    ) from None
+                yield chunk
+                if chunk.final:
+                    return
+
+    async def _embed(self, request: Request) -> AsyncGenerator[Chunk]:
+        """The vectors of the texts in the JSON array `prompt`, all in the last chunk; those before show progress."""
+        try:
+            answer = await self._connection.calls.get_model_config(
+                request.model, as_json=True, client_timeout=request.idle_timeout
+            )
+        except InferenceServerException as error:
+            raise classify_unary(error) from None
+        texts: list[str] = from_json(request.prompt)
+        vectors: list[str] = []
+        tokens = None
+        try:
+            contract = embedding_contract(answer["config"])
+        except ValueError as other:
+            raise EngineError("not_supported_by_model", NOT_AN_EMBEDDER, FINAL, raw=str(other)) from None
+        deadline = asyncio.get_running_loop().time() + request.run_timeout
+        for start in range(0, len(texts), contract.batch):
+            left = deadline - asyncio.get_running_loop().time()
+            if left <= 0:
+                raise EngineError("run_timeout", "The embedding took longer than one attempt may.", RETRY)
+            part = texts[start : start + contract.batch]
+            call = {
+                "model_name": request.model,
+                "inputs": contract.encode(part),
+                "request_id": request.request_id,
+            }
+            async with aclosing(self._connection.messages(call, request.idle_timeout, left)) as messages:
+                result = await anext(messages)
+            try:
+                found, counted = contract.decode(result, len(part))
+            except ValueError as malformed:
+                raise EngineError(
+                    "model_contract", "The model's answer is not one vector a text.", FINAL, raw=str(malformed)
+                ) from None
+            vectors += found
+            tokens = tokens if counted is None else (tokens or 0) + counted
+            yield Chunk([], [], size=sum(map(len, found)))
+        yield Chunk(vectors, ["stop"] * len(vectors), tokens, [0], final=True)
+
+    async def ping(self, model: str, timeout: float) -> None:
+        """Asks for one token, or else one vector.
+
+        Raises:
+            EngineError: what came instead.
+        """
+        for prompt, parameters in TRIALS:
+            try:
+                async with aclosing(self.run(Request(model, prompt, parameters, "trial", timeout, timeout))) as chunks:
+                    async for _ in chunks:
+                        pass
+            except EngineError as error:
+                # Triton itself refused the tensors, before the model saw them.
+                if error.code != "model_contract":
+                    raise
+            else:
+                return

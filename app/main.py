@@ -28,7 +28,7 @@ from app.api import usage as usage_routes
 from app.api import webhooks as webhooks_routes
 from app.api.dependencies import PROBLEM_CONTENT, Services
 from app.api.head import Head
-from app.api.http10 import HttpProtocol
+from app.api.http10 import Application
 from app.api.local import Connections
 from app.api.measure import Measure
 from app.api.openai import batches, chat, completions, embeddings, files, responses
@@ -95,7 +95,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any]]]
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Wires the API; nothing connects before the lifespan starts."""
     chosen = settings or load_settings()
-    app = FastAPI(
+    app = Application(
         title="Triton tickets",
         version="0.1.0",
         description=DESCRIPTION,
@@ -245,7 +245,7 @@ def main() -> int:
         host=settings.api_host,
         port=settings.api_port,
         loop="uvloop",
-        http=HttpProtocol,
+        http="httptools",
         access_log=False,
         log_level=settings.log_level.lower(),
         timeout_graceful_shutdown=GRACEFUL_SECONDS,

@@ -1,35 +1,37 @@
-"""HTTP/1.0 has no chunks: an answer of unknown length ends with its connection. uvicorn chunks for everybody."""
+"""HTTP/1.0 has no chunks: an answer of unknown length ends with its connection.
+
+Of uvicorn's two protocols h11 does that by itself. httptools, the default, chunks for everybody.
+"""
 
 from __future__ import annotations
 
-from typing import Any, cast
-
+from fastapi import FastAPI
 from starlette.types import Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 
-class HttpProtocol(HttpToolsProtocol):
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        if cycle.scope["http_version"] == "1.0":
-            app = _ended_by_close(cycle, app)
-        super()._start_asgi_task(cycle, app)
+class Application(FastAPI):
+    """Outside of all middleware, where `send` is still the server's own."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        cycle = getattr(send, "__self__", None)
+        if isinstance(cycle, RequestResponseCycle) and scope["http_version"] == "1.0":
+            send = _ended_by_close(cycle)
+        await super().__call__(scope, receive, send)
 
 
-def _ended_by_close(cycle: RequestResponseCycle, app: Any) -> Any:
-    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
-        length_known = False
+def _ended_by_close(cycle: RequestResponseCycle) -> Send:
+    length_known = False
 
-        async def unchunked(message: Message) -> None:
-            nonlocal length_known
-            if message["type"] == "http.response.start":
-                length_known = any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
-                if not length_known:
-                    cycle.chunked_encoding = False
-            elif not length_known:
-                # Each part is as long as it is.
-                cycle.expected_content_length = len(message.get("body", b""))
-            await send(message)
+    async def unchunked(message: Message) -> None:
+        nonlocal length_known
+        if message["type"] == "http.response.start":
+            length_known = any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
+            if not length_known:
+                cycle.chunked_encoding = False
+        elif not length_known:
+            # Each part is as long as it is.
+            cycle.expected_content_length = len(message.get("body", b""))
+        await cycle.send(message)  # type: ignore[arg-type]
 
-        await app(scope, receive, unchunked)
-
-    return cast(Any, wrapped)
+    return unchunked

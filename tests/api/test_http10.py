@@ -2,8 +2,16 @@
 
 import asyncio
 import json
+import os
+import re
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
 
-from tests.service import Service
+from app.config import Settings
+from tests.service import ROOT, Service, eventually
 
 
 async def ask(service: Service, target: str, *, method: str = "GET") -> tuple[dict[str, str], bytes]:
@@ -34,3 +42,46 @@ async def test_an_answer_of_known_length_is_the_same(service: Service) -> None:
     assert (headers["content-length"], json.loads(body)) == (str(len(body)), {"status": "live"})
     headers, body = await ask(service, "/health/live", method="HEAD")
     assert (headers["content-length"], body) == ("17", b"")
+
+
+async def test_uvicorn_alone_does_it_too(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
+    """`uvicorn app.main:app`, without the settings of `python -m app.main`."""
+    settings = make_settings()
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: ASYNC220
+            [sys.executable, "-m", "uvicorn", "app.main:app", "--port", "0"],
+            cwd=ROOT,
+            env={**os.environ, "DATABASE_URL": settings.database_url, "TRITON_URLS": ",".join(settings.triton_urls)},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+
+        async def address() -> re.Match[str] | None:
+            assert process.poll() is None, log.read_text()
+            return re.search(r"running on http://([\d.]+):(\d+)", log.read_text())
+
+        host, port = (await eventually(address, "uvicorn listens")).groups()
+
+        def sent() -> str:
+            request = urllib.request.Request(
+                f"http://{host}:{port}/contexts/", b'{"content": "x"}', {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                context = json.load(answer)["id"]
+            request = urllib.request.Request(f"http://{host}:{port}/models/send/tiny/{context}", method="POST")
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return str(json.load(answer)["result_id"])
+
+        id_ = await asyncio.to_thread(sent)
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"GET /results/{id_}/stream HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
+        head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)).decode().lower()
+        assert head.startswith("http/1.1 200")
+        assert "transfer-encoding" not in head
+        assert (await asyncio.wait_for(reader.readline(), 60)).startswith(b"retry: ")
+        writer.close()
+    finally:
+        process.kill()
+        process.wait()

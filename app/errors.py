@@ -35,6 +35,10 @@ class InvalidRequest(AppError):
     title = "The request does not have the form this route takes"
 
 
+def invalid(field: str, message: str) -> InvalidRequest:
+    return InvalidRequest(f"{field}: {message}" if field else message, errors=[{"field": field, "message": message}])
+
+
 class MalformedBody(AppError):
     code = "malformed_body"
     status = 400

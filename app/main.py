@@ -43,12 +43,14 @@ from app.config import Settings, SettingsError, load_settings
 from app.db.engine import open_database
 from app.db.faults import DATABASE_FAULT, DatabaseFault
 from app.fleet.fleet import open_fleet
+from app.openai.batch_lines import preparing
+from app.prompts.adapters import Adapters
+from app.prompts.templates import Templates
 from app.queue.deliveries import DeliveryStore
 from app.queue.events import EVENTS_CHANNEL
 from app.queue.notify import Listener, SettledBoard, both
 from app.queue.statements import SETTLED_CHANNEL
 from app.queue.store import QueueStore
-from app.services.adapters import Adapters
 from app.services.audit import Audit
 from app.services.batches import Batches
 from app.services.catalog import Catalog
@@ -61,7 +63,6 @@ from app.services.loading import Loader
 from app.services.results import Results
 from app.services.streams import Streams
 from app.services.submissions import Submissions
-from app.services.templates import Templates
 from app.services.usage import Usage
 from app.services.webhooks import Webhooks
 from app.telemetry import configure_logging
@@ -173,7 +174,7 @@ def _lifespan(settings: Settings) -> Lifespan:
                 fleet=fleet,
                 connections=Connections(),
             )
-            loader = Loader(database, stored_files, batches.preparing(services), services.batches.arrived, settings)
+            loader = Loader(database, stored_files, preparing(services), services.batches.arrived, settings)
             listener = Listener(
                 settings.listen_arguments,
                 {SETTLED_CHANNEL: both(board.received, streams.announced), EVENTS_CHANNEL: streams.announced},

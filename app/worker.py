@@ -13,7 +13,6 @@ from functools import partial
 import uvloop
 from prometheus_client import start_http_server
 
-from app.api.openai.batches import defective_line, render_line
 from app.api.schemas import Result
 from app.background import Background
 from app.config import Settings, SettingsError, load_settings
@@ -25,6 +24,7 @@ from app.dispatch.loop import Dispatcher
 from app.dispatch.recovery import Recovery
 from app.dispatch.webhooks import deliver_forever, drop_deliveries_forever
 from app.fleet.fleet import open_fleet
+from app.openai.batch_lines import defective_line, render_line
 from app.queue.audit import AuditStore
 from app.queue.events import STREAM_CHANNEL, EventStore
 from app.queue.notify import Listener

@@ -12,7 +12,8 @@ from app.api.local import Connections
 from app.config import Settings
 from app.errors import InvalidRequest
 from app.fleet.fleet import Fleet
-from app.services.adapters import Adapters
+from app.prompts.adapters import Adapters
+from app.prompts.templates import Templates
 from app.services.audit import Audit
 from app.services.batches import Batches
 from app.services.callers import Caller
@@ -26,7 +27,6 @@ from app.services.pages import Page, Window
 from app.services.results import Results
 from app.services.streams import Streams
 from app.services.submissions import Submissions
-from app.services.templates import Templates
 from app.services.usage import Usage
 from app.services.webhooks import Webhooks
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -22,6 +22,7 @@ from app.errors import (
     NotFound,
     UnsupportedMediaType,
 )
+from app.openai.failures import LOCATIONS, openai_error, openai_status, parameter
 from app.telemetry import logger
 
 log = logger("api")
@@ -29,9 +30,7 @@ log = logger("api")
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:triton-tickets:error:"
 MESSAGE_CHARS = 500
-LOCATIONS = ("body", "query", "path", "header")
 OPENAI_PREFIX = "/v1"
-OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 def problem_document(error: AppError) -> dict[str, Any]:
@@ -62,32 +61,12 @@ def is_openai(path: str) -> bool:
     return path == OPENAI_PREFIX or path.startswith(OPENAI_PREFIX + "/")
 
 
-def openai_status(error: AppError) -> int:
-    """OpenAI's clients know no 422."""
-    return 400 if error.status == 422 else error.status
-
-
-def openai_error(error: AppError) -> dict[str, Any]:
-    """The `error` object of OpenAI's API."""
-    document: dict[str, Any] = {
-        "message": error.detail,
-        "type": OPENAI_TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error"),
-        "param": error.errors[0]["field"] or None if error.errors else None,
-        "code": error.code,
-    }
-    return document
-
-
 def error_response(path: str, error: AppError) -> Response:
     """In the shape that clients of this path expect."""
     if is_openai(path):
         document = to_json({"error": openai_error(error)})
         return Response(document, openai_status(error), error.headers, "application/json")
     return problem_response(error)
-
-
-def invalid(field: str, message: str) -> InvalidRequest:
-    return InvalidRequest(f"{field}: {message}" if field else message, errors=[{"field": field, "message": message}])
 
 
 def install_handlers(app: FastAPI) -> None:
@@ -138,23 +117,6 @@ def _field(location: Sequence[Any]) -> str:
     if parts[0] in LOCATIONS:
         parts = parts[1:] or parts
     return ".".join(parts)[:200]
-
-
-def parameter(location: Iterable[str | int]) -> str:
-    """The parameter's name as a client writes it; the branches of unions, which pydantic names too, are left out."""
-    parts, text = list(location), ""
-    if parts[:1] == ["header"]:
-        return str(parts[1])
-    for place, part in enumerate(parts):
-        if place == 0 and part in LOCATIONS:
-            continue
-        if isinstance(part, int):
-            text += f"[{part}]"
-        elif not part.isidentifier() or part in ("str", "int", "float", "bool", "dict", "list"):
-            break
-        else:
-            text += f".{part}" if text else part
-    return text
 
 
 def _message(problem: dict[str, Any]) -> str:

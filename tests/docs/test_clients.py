@@ -14,9 +14,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from app.api.openai.batches import NOT_RUN
 from app.config import Settings
 from app.errors import LineDefective
+from app.openai.batch_lines import NOT_RUN
 from tests.servers import TEST_MODELS, RunningTriton, start_triton
 from tests.service import Service
 

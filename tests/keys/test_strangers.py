@@ -8,8 +8,8 @@ import asyncpg
 import httpx
 import pytest
 
-from app.api.openai.ids import object_id
 from app.db.ids import uuid7
+from app.openai.ids import object_id
 from tests.keys.conftest import MakeKey, bearer
 from tests.service import Service
 

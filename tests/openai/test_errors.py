@@ -213,7 +213,7 @@ async def test_a_defect_has_a_request_id_too(api: Service, monkeypatch: pytest.M
     def defect(*_: object) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr("app.services.templates.Templates.render", defect)
+    monkeypatch.setattr("app.prompts.templates.Templates.render", defect)
     answer = await api.client.post("/v1/chat/completions", json=CHAT, headers={"X-Request-Id": "mine"})
     check_error(answer, 500, "internal_error")
     assert answer.headers["x-request-id"] == "mine"

@@ -10,7 +10,7 @@ import pytest
 
 from app.config import Settings
 from app.errors import ChatTemplateBroken, ChatTemplateRefused, NoChatTemplate
-from app.services.templates import Templates
+from app.prompts.templates import Templates
 
 ROOT = Path(__file__).resolve().parents[2]
 HELLO = [{"role": "user", "content": "Hello <b>"}]
@@ -127,7 +127,7 @@ async def test_what_a_template_refuses_is_told(repository: Repository, template:
 async def test_a_template_that_takes_too_long_is_stopped(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.services.templates.LONGEST_SECONDS", 0.05)
+    monkeypatch.setattr("app.prompts.templates.LONGEST_SECONDS", 0.05)
     loops = "{% for a in range(9999) %}{% for b in range(9999) %}{{ '' }}{% endfor %}{% endfor %}"
     with pytest.raises(ChatTemplateRefused, match="seconds"):
         await repository.render(loops)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.services.toolcalls import MARKERS, ToolCall, ToolCallStream, parse
+from app.prompts.toolcalls import MARKERS, ToolCall, ToolCallStream, parse
 
 WEATHER = {
     "type": "function",

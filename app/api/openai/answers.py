@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -13,12 +12,13 @@ from fastapi import Depends, Header, Query, Request, Response
 from pydantic_core import to_json
 
 from app.api.dependencies import Services, caller_of, mark_replayed, services_of
-from app.api.openai.failures import failure_of
-from app.api.openai.ids import object_id, uuid_of
-from app.api.openai.requests import Prepared
-from app.api.openai.sse import Chunks, stream_events
+from app.api.openai.sse import stream_events
 from app.api.sse import EventStream
 from app.errors import DatabaseUnavailable, NotFound, ResultNotFound, ResultPending, ServiceStopping
+from app.openai.answers import Face, Row, model_of
+from app.openai.failures import failure_of
+from app.openai.ids import object_id, uuid_of
+from app.openai.requests import Prepared
 from app.queue.ticket import Status
 from app.services.callers import Caller
 
@@ -27,22 +27,6 @@ DATABASE_RETRY_SECONDS = 1.0
 CLIENT_CLOSED_REQUEST = 499
 CANCEL_HEADER = "x-cancel-on-disconnect"
 _REFERENCE = re.compile(r"[\x21-\x7e]{1,200}")
-
-Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Face:
-    """One kind of object: how a completed result is rendered, and how its stream is.
-
-    `chunks` takes the result's id, when it was made (Unix seconds), the model, the stored request, whether the usage
-    is asked for, and whether an earlier stream is resumed.
-    """
-
-    kind: str
-    path: str
-    render: Callable[[Row, Mapping[str, Any]], dict[str, Any]]
-    chunks: Callable[[UUID, int, str, Mapping[str, Any], bool, bool], Chunks] | None = None
 
 
 class Json(Response):
@@ -197,20 +181,3 @@ def reference_of(request: Request) -> str | None:
     """A request id of the client's own finds its ticket later, also where the answer never arrived."""
     given = request.headers.get("x-request-id", "")
     return given if _REFERENCE.fullmatch(given) else None
-
-
-def model_of(row: Row, request: Mapping[str, Any]) -> str:
-    """The id that was asked for: the row's model is what runs, whichever adapter it is asked for with."""
-    return str(request.get("model") or row["model"])
-
-
-def choices_of(row: Row) -> list[dict[str, Any]]:
-    """Each choice of a completed result as index, text, finish_reason and, where asked for, logprobs."""
-    if row["outputs"]:
-        return [{**each, "finish_reason": each["finish_reason"] or row["finish_reason"]} for each in row["outputs"]]
-    return [{"index": 0, "text": row["output"] or "", "finish_reason": row["finish_reason"], "logprobs": None}]
-
-
-def usage_of(row: Row) -> dict[str, int]:
-    prompt, completion = row["prompt_tokens"] or 0, row["completion_tokens"] or 0
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

@@ -2,46 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic_core import to_json
 
-from app.api.dependencies import IdempotencyKey, Services, caller_of, mark_replayed, services_of
-from app.api.openai import chat, completions, embeddings, responses
+from app.api.dependencies import IdempotencyKey, caller_of, mark_replayed, services_of
 from app.api.openai.documents import openai_errors
-from app.api.openai.failures import failure_of
 from app.api.openai.files import LONGEST_SECONDS, SHORTEST_SECONDS, listed, seconds_of
-from app.api.openai.ids import object_id, uuid_of
-from app.api.openai.requests import Prepared
-from app.api.openai.responses_request import prepare_response
-from app.api.problems import openai_error, openai_status
 from app.api.security import READ, SUBMIT, WORK, GuardedRoute
-from app.errors import LineDefective
-from app.queue.ticket import CANCELLED, EXPIRED, Prompt, Status
+from app.openai.ids import object_id, uuid_of
 from app.services.batches import WINDOW
-from app.services.callers import Caller
-from app.services.lines import Prepare
 from app.storable import StorableText
 
 Row = Mapping[str, Any]
-Preparing = Callable[[Services, Caller, Mapping[str, Any]], Awaitable[Prepared]]
 
-PREPARE: dict[str, Preparing] = {
-    chat.FACE.path: chat.prepare_chat,
-    completions.FACE.path: completions.prepare_completion,
-    embeddings.FACE.path: embeddings.prepare_embedding,
-    responses.FACE.path: prepare_response,
-}
-RENDER = {face.kind: face.render for face in (chat.FACE, completions.FACE, embeddings.FACE, responses.FACE)}
-
-NOT_RUN = {
-    CANCELLED: ("batch_cancelled", "The batch was cancelled before this request was done."),
-    EXPIRED: ("batch_expired", "The batch expired before this request was done."),
-}
 MOMENTS = (
     "in_progress_at",
     "expires_at",
@@ -75,68 +51,6 @@ class BatchRequest(BaseModel):
         | None
     ) = None
     output_expires_after: ExpiresAfter | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A line's request, ready to be stored as a ticket."""
-
-    model: str
-    prompt: Prompt
-    engine_parameters: dict[str, Any]
-    kind: str
-    request: dict[str, Any]
-    webhook: dict[str, Any] | None
-
-
-def preparing(services: Services) -> Prepare:
-    """What makes tickets of lines: the code of the endpoints themselves."""
-
-    async def prepare(caller: Caller, endpoint: str, body: Mapping[str, Any]) -> Line:
-        made = await PREPARE[endpoint](services, caller, body)
-        parameters = services.submissions.for_engine(made.parameters, nested=False)
-        return Line(made.model, made.prompt, parameters, made.kind, made.request, made.webhook)
-
-    return prepare
-
-
-def render_line(batch: Row, row: Row) -> tuple[bool, bytes]:
-    """A final result as a line of the output file (True) or of the error file."""
-    line = _empty(row)
-    completed = row["status"] == Status.COMPLETED
-    code = row["error_code"]
-    if completed:
-        line["response"] = _response(row, 200, RENDER[row["kind"]](row, row["request"] or {}))
-    elif code == EXPIRED or (code == CANCELLED and batch["status"] == "cancelling"):
-        line["error"] = dict(zip(("code", "message"), NOT_RUN[code], strict=True))
-    elif code == LineDefective.code:
-        line["error"] = {"code": code, "message": row["error_message"]}
-    else:
-        failure = failure_of(row, row["kind"])
-        line["response"] = _response(row, openai_status(failure), {"error": openai_error(failure)})
-    return completed, to_json(line) + b"\n"
-
-
-def defective_line(row: Row) -> bytes:
-    """The line of the error file for a result that `render_line` failed on."""
-    message = (
-        f"A defect of the service kept this answer out of the file; its cause is in the log. GET /results/{row['id']} "
-        "has the answer as it was generated."
-    )
-    return to_json(_empty(row) | {"error": {"code": LineDefective.code, "message": message}}) + b"\n"
-
-
-def _empty(row: Row) -> dict[str, Any]:
-    return {
-        "id": f"batch_req_{row['id'].hex}",
-        "custom_id": row["client_reference"],
-        "response": None,
-        "error": None,
-    }
-
-
-def _response(row: Row, status: int, body: dict[str, Any]) -> dict[str, Any]:
-    return {"status_code": status, "request_id": str(row["id"]), "body": body}
 
 
 router = APIRouter(prefix="/v1/batches", tags=["openai"], route_class=GuardedRoute)

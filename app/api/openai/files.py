@@ -14,10 +14,9 @@ from starlette.datastructures import FormData, UploadFile
 from app.api.body import FORM_BYTES
 from app.api.dependencies import IdempotencyKey, caller_of, mark_replayed, services_of
 from app.api.openai.documents import openai_errors
-from app.api.openai.ids import object_id, uuid_of
-from app.api.problems import invalid
 from app.api.security import READ, SUBMIT, UPLOAD, GuardedRoute
-from app.errors import BodyTooLarge
+from app.errors import BodyTooLarge, invalid
+from app.openai.ids import object_id, uuid_of
 from app.queue.files import CHUNK_BYTES
 from app.services.files import INPUT
 

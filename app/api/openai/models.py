@@ -11,7 +11,7 @@ from app.api.dependencies import caller_of, services_of
 from app.api.openai.documents import openai_errors
 from app.api.security import READ, GuardedRoute
 from app.errors import ModelNotFound
-from app.services.adapters import Chosen
+from app.prompts.adapters import Chosen
 from app.services.catalog import CatalogEntry
 
 OWNER = "triton"

@@ -10,31 +10,28 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from app.api.dependencies import IdempotencyKey, caller_of, mark_replayed, services_of
 from app.api.openai.answers import (
     CLIENT_CLOSED_REQUEST,
-    Face,
     Json,
-    Row,
     cancels,
     hold,
     make_ticket,
-    model_of,
     stopping,
 )
 from app.api.openai.documents import ANSWERS, OBJECT, STREAM_OR_JSON
-from app.api.openai.ids import uuid_of
-from app.api.openai.responses_input import items_of
-from app.api.openai.responses_render import render_response
-from app.api.openai.responses_request import KIND, ResponseRequest, prepare_response, spoken
-from app.api.openai.responses_stream import BEFORE_TEXT, ResponseEvents, response_events
-from app.api.problems import invalid
+from app.api.openai.sse import response_events
 from app.api.security import READ, SUBMIT, WORK, GuardedRoute
 from app.api.sse import EventStream
-from app.errors import NotFound, ResultNotFound, ResultPending
+from app.errors import NotFound, ResultNotFound, ResultPending, invalid
+from app.openai.answers import Row, model_of
+from app.openai.ids import uuid_of
+from app.openai.responses_input import items_of
+from app.openai.responses_render import FACE, render_response
+from app.openai.responses_request import KIND, ResponseRequest, prepare_response, spoken
+from app.openai.responses_stream import BEFORE_TEXT, ResponseEvents
 from app.queue.ticket import Status
 
 # How long a cancel waits for the engine to stop.
 CANCEL_SECONDS = 10.0
 
-FACE = Face(KIND, "/v1/responses", render_response)
 router = APIRouter(prefix="/v1/responses", tags=["openai"], route_class=GuardedRoute)
 
 

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic_core import to_json
 
-from app.api.openai.failures import failure_of
-from app.api.problems import openai_error
 from app.api.sse import never_gone
-from app.errors import AppError
+from app.errors import AppError, StreamRestarted
+from app.openai.answers import Chunks
+from app.openai.failures import failure_of, openai_error
+from app.openai.responses_stream import BEFORE_TEXT, ResponseEvents
 from app.queue.ticket import Status
-from app.services.streams import Delta, End, Event, Following
+from app.services.streams import End, Event, Following
 
 DONE = b"data: [DONE]\n\n"
-
-
-class Chunks(Protocol):
-    """Makes the chunks of one stream."""
-
-    def start(self) -> list[dict[str, Any]]: ...
-
-    def delta(self, delta: Delta) -> list[dict[str, Any]]: ...
-
-    def end(self, row: Mapping[str, Any]) -> list[dict[str, Any]]: ...
 
 
 async def stream_events(following: Following, chunks: Chunks, kind: str, stopping: AppError) -> AsyncGenerator[bytes]:
@@ -62,3 +53,45 @@ def _lines(chunks: list[dict[str, Any]], sequence: int | None) -> bytes:
 
 def _data(document: dict[str, Any]) -> bytes:
     return b"data: " + to_json(document) + b"\n\n"
+
+
+async def response_events(
+    following: Following, events: ResponseEvents, after: int | None, stopping: AppError
+) -> AsyncGenerator[bytes]:
+    """What comes after the number `after`; an error carries the last number that was sent, to go on from."""
+    last = -1 if after is None else after
+    try:
+        for number, document in events.start():
+            if number > last:
+                last = number
+                yield _numbered(number, document)
+        first = True
+        async with aclosing(following.events(never_gone)) as items:
+            async for item in items:
+                if isinstance(item, Event):
+                    if first and last >= BEFORE_TEXT and item.sequence > last - BEFORE_TEXT:
+                        # All that was sent up to `last` belongs to an earlier telling.
+                        raise StreamRestarted(
+                            "Another attempt at this response says something else than what was sent so far: drop "
+                            "that text, and follow it from the start."
+                        )
+                    made = events.event(item)
+                else:
+                    made = events.end(item)
+                first = False
+                for number, document in made:
+                    if number > last:
+                        last = number
+                        yield _numbered(number, document)
+                if isinstance(item, End):
+                    return
+        raise stopping
+    except AppError as error:
+        told = openai_error(error)
+        document = {"type": "error", "code": told["code"], "message": told["message"], "param": told["param"]}
+        yield _numbered(last, document)
+
+
+def _numbered(number: int, document: dict[str, Any]) -> bytes:
+    body = to_json(document | {"sequence_number": number})
+    return b"id: %d\nevent: %b\ndata: %b\n\n" % (number, document["type"].encode(), body)

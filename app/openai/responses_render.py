@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from app.api.openai import logprobs as shapes
-from app.api.openai.answers import Row, choices_of, model_of
-from app.api.openai.failures import OF_THE_REQUEST
-from app.api.openai.ids import object_id
-from app.api.openai.responses_request import KIND, tool_use, wants_logprobs
-from app.api.openai.tools import rendered
+from app.openai import logprobs as shapes
+from app.openai.answers import Face, Row, choices_of, model_of
+from app.openai.failures import OF_THE_REQUEST
+from app.openai.ids import object_id
+from app.openai.responses_request import KIND, tool_use, wants_logprobs
+from app.openai.tools import rendered
 from app.queue.ticket import CANCELLED, Phase, Status
 from app.services.results import phase
 
@@ -151,3 +151,6 @@ def logprobs_of(tokens: list[dict[str, Any]] | None, request: Mapping[str, Any])
         for each in (token, *token["top_logprobs"]):
             each["bytes"] = each["bytes"] or []
     return found
+
+
+FACE = Face(KIND, "/v1/responses", render_response)

@@ -8,9 +8,9 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.openai.requests import checked, unsupported
-from app.api.problems import invalid
-from app.services.toolcalls import Parsed, ToolCall, call_id, forced, parse
+from app.errors import invalid
+from app.openai.requests import checked, unsupported
+from app.prompts.toolcalls import Parsed, ToolCall, call_id, forced, parse
 
 MOST_TOOLS = 128
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError, from_json
 
-from app.api.openai.requests import unsupported
-from app.api.problems import invalid
+from app.errors import invalid
+from app.openai.requests import unsupported
 from app.storable import check_document
 
 # OpenAI's newer name for what templates know as the system message.

@@ -7,10 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from app.api.openai.messages import Part, arguments_of
-from app.api.openai.requests import Model, checked, unsupported
-from app.api.problems import invalid
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, invalid
+from app.openai.messages import Part, arguments_of
+from app.openai.requests import Model, checked, unsupported
 
 Messages = list[dict[str, Any]]
 

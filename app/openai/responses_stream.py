@@ -8,14 +8,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import aclosing
+from collections.abc import Iterator, Mapping
 from typing import Any
 from uuid import UUID
 
-from pydantic_core import to_json
-
-from app.api.openai.responses_render import (
+from app.openai.responses_render import (
     head_of,
     logprobs_of,
     message_item,
@@ -23,13 +20,10 @@ from app.api.openai.responses_render import (
     part_of,
     render_response,
 )
-from app.api.openai.responses_request import tool_use
-from app.api.problems import openai_error
-from app.api.sse import never_gone
-from app.errors import AppError, StreamRestarted
+from app.openai.responses_request import tool_use
+from app.prompts.toolcalls import ToolCallStream
 from app.queue.ticket import Status
-from app.services.streams import End, Event, Following
-from app.services.toolcalls import ToolCallStream
+from app.services.streams import End, Event
 
 BEFORE_TEXT = 4
 
@@ -112,45 +106,3 @@ def _call(item: dict[str, Any], index: int) -> Iterator[dict[str, Any]]:
     yield {"type": "response.function_call_arguments.delta", **place, "delta": arguments}
     yield {"type": "response.function_call_arguments.done", **place, "name": item["name"], "arguments": arguments}
     yield {"type": "response.output_item.done", "output_index": index, "item": item}
-
-
-async def response_events(
-    following: Following, events: ResponseEvents, after: int | None, stopping: AppError
-) -> AsyncGenerator[bytes]:
-    """What comes after the number `after`; an error carries the last number that was sent, to go on from."""
-    last = -1 if after is None else after
-    try:
-        for number, document in events.start():
-            if number > last:
-                last = number
-                yield _data(number, document)
-        first = True
-        async with aclosing(following.events(never_gone)) as items:
-            async for item in items:
-                if isinstance(item, Event):
-                    if first and last >= BEFORE_TEXT and item.sequence > last - BEFORE_TEXT:
-                        # All that was sent up to `last` belongs to an earlier telling.
-                        raise StreamRestarted(
-                            "Another attempt at this response says something else than what was sent so far: drop "
-                            "that text, and follow it from the start."
-                        )
-                    made = events.event(item)
-                else:
-                    made = events.end(item)
-                first = False
-                for number, document in made:
-                    if number > last:
-                        last = number
-                        yield _data(number, document)
-                if isinstance(item, End):
-                    return
-        raise stopping
-    except AppError as error:
-        told = openai_error(error)
-        document = {"type": "error", "code": told["code"], "message": told["message"], "param": told["param"]}
-        yield _data(last, document)
-
-
-def _data(number: int, document: dict[str, Any]) -> bytes:
-    body = to_json(document | {"sequence_number": number})
-    return b"id: %d\nevent: %b\ndata: %b\n\n" % (number, document["type"].encode(), body)

@@ -8,15 +8,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.api.dependencies import Services
-from app.api.openai.answers import Row, choices_of
-from app.api.openai.chat import prepare_chat
-from app.api.openai.ids import uuid_of
-from app.api.openai.requests import GenerationRequest, Prepared, checked, documented, unsupported
-from app.api.openai.responses_input import Messages, messages_of, renamed
-from app.api.openai.tools import FunctionTool, ToolUse, rendered
-from app.api.problems import invalid
-from app.errors import InvalidRequest, NotFound, Removed
+from app.errors import InvalidRequest, NotFound, Removed, invalid
+from app.openai.answers import Row, choices_of
+from app.openai.chat_request import prepare_chat
+from app.openai.ids import uuid_of
+from app.openai.requests import GenerationRequest, Prepared, Sources, checked, documented, unsupported
+from app.openai.responses_input import Messages, messages_of, renamed
+from app.openai.tools import FunctionTool, ToolUse, rendered
 from app.queue.ticket import Status
 from app.services.callers import Caller
 
@@ -136,7 +134,7 @@ class ResponseRequest(GenerationRequest):
         return self
 
 
-async def prepare_response(services: Services, caller: Caller, body: ResponseRequest | Mapping[str, Any]) -> Prepared:
+async def prepare_response(services: Sources, caller: Caller, body: ResponseRequest | Mapping[str, Any]) -> Prepared:
     """A response as a ticket's prompt and parameters.
 
     Raises:
@@ -216,7 +214,7 @@ def tool_use(request: Mapping[str, Any]) -> ToolUse:
     return ToolUse(as_chat(request))
 
 
-async def _earlier(services: Services, caller: Caller, id_: str) -> Messages:
+async def _earlier(services: Sources, caller: Caller, id_: str) -> Messages:
     """The conversation up to and with a response, without its instructions."""
     try:
         row = await services.results.get(caller, uuid_of(KIND, id_))

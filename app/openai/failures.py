@@ -1,10 +1,10 @@
-"""Failed results as OpenAI's errors."""
+"""Errors in OpenAI's form, those of failed results among them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from app.api.openai.ids import object_id
 from app.errors import AppError
+from app.openai.ids import object_id
 
 # What the request itself brought about; everything else is the servers' trouble.
 OF_THE_REQUEST = frozenset(
@@ -27,6 +27,9 @@ OF_THE_REQUEST = frozenset(
 STATUSES = {"cancelled": 409, "expired": 504, "idle_timeout": 504, "run_timeout": 504}
 CODES = {"prompt_too_long": "context_length_exceeded"}
 PARAMS = {"chat.completion": "messages", "text_completion": "prompt", "embedding": "input", "response": "input"}
+OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+# What a framework puts before the name of a field.
+LOCATIONS = ("body", "query", "path", "header")
 
 
 class GenerationFailed(AppError):
@@ -51,3 +54,36 @@ def failure_of(row: Mapping[str, Any], kind: str) -> GenerationFailed:
     return GenerationFailed(
         CODES.get(code, code), status, f"{row['error_message']} ({object_id(kind, row['id'])})", param
     )
+
+
+def openai_status(error: AppError) -> int:
+    """OpenAI's clients know no 422."""
+    return 400 if error.status == 422 else error.status
+
+
+def openai_error(error: AppError) -> dict[str, Any]:
+    """The `error` object of OpenAI's API."""
+    document: dict[str, Any] = {
+        "message": error.detail,
+        "type": OPENAI_TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error"),
+        "param": error.errors[0]["field"] or None if error.errors else None,
+        "code": error.code,
+    }
+    return document
+
+
+def parameter(location: Iterable[str | int]) -> str:
+    """The parameter's name as a client writes it; the branches of unions, which pydantic names too, are left out."""
+    parts, text = list(location), ""
+    if parts[:1] == ["header"]:
+        return str(parts[1])
+    for place, part in enumerate(parts):
+        if place == 0 and part in LOCATIONS:
+            continue
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif not part.isidentifier() or part in ("str", "int", "float", "bool", "dict", "list"):
+            break
+        else:
+            text += f".{part}" if text else part
+    return text

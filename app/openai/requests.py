@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.config import JsonDict
 
-from app.api.problems import invalid, parameter
-from app.errors import UnsupportedParameter
+from app.config import Settings
+from app.errors import UnsupportedParameter, invalid
+from app.openai.failures import parameter
+from app.prompts.adapters import Adapters
+from app.prompts.templates import Templates
 from app.queue.ticket import Prompt
+from app.services.contexts import Contexts
+from app.services.results import Results
+from app.services.submissions import Submissions
 from app.services.webhooks import Webhook
 from app.storable import check_document
 from app.tasks.embed import EmbeddingParameters
@@ -50,6 +56,23 @@ class Prepared:
     request: dict[str, Any]
     # As `accepted` gives it.
     webhook: dict[str, Any] | None = None
+
+
+class Sources(Protocol):
+    """What a request is prepared from."""
+
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def adapters(self) -> Adapters: ...
+    @property
+    def templates(self) -> Templates: ...
+    @property
+    def contexts(self) -> Contexts: ...
+    @property
+    def results(self) -> Results: ...
+    @property
+    def submissions(self) -> Submissions: ...
 
 
 class StreamOptions(BaseModel):

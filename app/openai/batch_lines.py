@@ -1,0 +1,98 @@
+"""The lines of a batch's files: a request as a ticket, and a final result as the line that answers it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import to_json
+
+from app.errors import LineDefective
+from app.openai import chat_render, completions, embeddings, responses_render
+from app.openai.chat_request import prepare_chat
+from app.openai.failures import failure_of, openai_error, openai_status
+from app.openai.requests import Prepared, Sources
+from app.openai.responses_request import prepare_response
+from app.queue.ticket import CANCELLED, EXPIRED, Prompt, Status
+from app.services.callers import Caller
+from app.services.lines import Prepare
+
+Row = Mapping[str, Any]
+Preparing = Callable[[Sources, Caller, Mapping[str, Any]], Awaitable[Prepared]]
+
+PREPARE: dict[str, Preparing] = {
+    chat_render.FACE.path: prepare_chat,
+    completions.FACE.path: completions.prepare_completion,
+    embeddings.FACE.path: embeddings.prepare_embedding,
+    responses_render.FACE.path: prepare_response,
+}
+FACES = (chat_render.FACE, completions.FACE, embeddings.FACE, responses_render.FACE)
+RENDER = {face.kind: face.render for face in FACES}
+
+NOT_RUN = {
+    CANCELLED: ("batch_cancelled", "The batch was cancelled before this request was done."),
+    EXPIRED: ("batch_expired", "The batch expired before this request was done."),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line's request, ready to be stored as a ticket."""
+
+    model: str
+    prompt: Prompt
+    engine_parameters: dict[str, Any]
+    kind: str
+    request: dict[str, Any]
+    webhook: dict[str, Any] | None
+
+
+def preparing(services: Sources) -> Prepare:
+    """What makes tickets of lines: the code of the endpoints themselves."""
+
+    async def prepare(caller: Caller, endpoint: str, body: Mapping[str, Any]) -> Line:
+        made = await PREPARE[endpoint](services, caller, body)
+        parameters = services.submissions.for_engine(made.parameters, nested=False)
+        return Line(made.model, made.prompt, parameters, made.kind, made.request, made.webhook)
+
+    return prepare
+
+
+def render_line(batch: Row, row: Row) -> tuple[bool, bytes]:
+    """A final result as a line of the output file (True) or of the error file."""
+    line = _empty(row)
+    completed = row["status"] == Status.COMPLETED
+    code = row["error_code"]
+    if completed:
+        line["response"] = _response(row, 200, RENDER[row["kind"]](row, row["request"] or {}))
+    elif code == EXPIRED or (code == CANCELLED and batch["status"] == "cancelling"):
+        line["error"] = dict(zip(("code", "message"), NOT_RUN[code], strict=True))
+    elif code == LineDefective.code:
+        line["error"] = {"code": code, "message": row["error_message"]}
+    else:
+        failure = failure_of(row, row["kind"])
+        line["response"] = _response(row, openai_status(failure), {"error": openai_error(failure)})
+    return completed, to_json(line) + b"\n"
+
+
+def defective_line(row: Row) -> bytes:
+    """The line of the error file for a result that `render_line` failed on."""
+    message = (
+        f"A defect of the service kept this answer out of the file; its cause is in the log. GET /results/{row['id']} "
+        "has the answer as it was generated."
+    )
+    return to_json(_empty(row) | {"error": {"code": LineDefective.code, "message": message}}) + b"\n"
+
+
+def _empty(row: Row) -> dict[str, Any]:
+    return {
+        "id": f"batch_req_{row['id'].hex}",
+        "custom_id": row["client_reference"],
+        "response": None,
+        "error": None,
+    }
+
+
+def _response(row: Row, status: int, body: dict[str, Any]) -> dict[str, Any]:
+    return {"status_code": status, "request_id": str(row["id"]), "body": body}

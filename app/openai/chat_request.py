@@ -1,0 +1,123 @@
+"""The request of POST /v1/chat/completions, as a prompt for the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.errors import invalid
+from app.openai.messages import Message, for_template
+from app.openai.requests import GenerationRequest, Prepared, Sources, checked, unsupported
+from app.openai.tools import NamedChoice, Tool, ToolUse
+from app.queue.ticket import Prompt
+from app.services.callers import Caller
+from app.services.webhooks import accepted
+
+KIND = "chat.completion"
+MOST_MESSAGES = 10_000
+EXAMPLE = [[{"role": "user", "content": "Write a haiku about queues."}]]
+
+
+class JsonSchema(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
+
+    name: str
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class ChatRequest(GenerationRequest):
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES, examples=EXAMPLE)]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
+    response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = None
+    tool_choice: str | NamedChoice | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    modalities: list[str] | None = Field(None, description="text is all there is")
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="variables for the model's chat template")
+    documents: list[dict[str, Any]] | None = Field(None, description="for templates that take them")
+    add_generation_prompt: bool | None = None
+
+
+async def prepare_chat(services: Sources, caller: Caller, body: ChatRequest | Mapping[str, Any]) -> Prepared:
+    """A chat as a ticket's prompt and parameters.
+
+    Raises:
+        AppError: whatever is wrong with it, naming the parameter.
+    """
+    chat = body if isinstance(body, ChatRequest) else checked(ChatRequest, body)
+    chosen = await services.adapters.resolve(caller, chat.model)
+    if any(modality != "text" for modality in chat.modalities or ()):
+        raise unsupported("modalities", "text is all there is")
+    given = chat.stored("messages")
+    tools = ToolUse(given)
+    derived: dict[str, Any] = {
+        "logprobs": _logprobs(chat),
+        "max_tokens": _max_tokens(chat),
+        "lora_name": chosen.adapter,
+    }
+    if (form := _form(chat, tools)) is not None:
+        derived["structured_outputs"] = form
+    if tools.parsed and chat.skip_special_tokens is None:
+        # In some vocabularies the marks around a call are special tokens.
+        derived["skip_special_tokens"] = False
+    names = {"max_tokens": "max_completion_tokens"} if chat.max_tokens is None else {}
+    parameters = chat.sampling(names, **derived)
+    messages = [message.model_dump(mode="json", exclude_none=True) for message in chat.messages]
+    variables = dict(chat.chat_template_kwargs or {})
+    if clash := {"messages", "tools", "documents", "add_generation_prompt"} & set(variables):
+        raise invalid("chat_template_kwargs", f"{min(clash)} has a parameter of its own")
+    prompt = await services.templates.render(
+        chosen.model,
+        for_template(chat.messages),
+        **variables,
+        tools=tools.for_template(),
+        documents=chat.documents,
+        add_generation_prompt=chat.add_generation_prompt is not False,
+    )
+    webhook = accepted(chat.webhook, services.settings)
+    return Prepared(chosen.model, Prompt(prompt, messages, chat.metadata), parameters, KIND, given, webhook)
+
+
+def _logprobs(chat: ChatRequest) -> int | None:
+    if chat.top_logprobs is not None and not chat.logprobs:
+        raise invalid("top_logprobs", "needs logprobs: true")
+    return (chat.top_logprobs or 0) if chat.logprobs else None
+
+
+def _max_tokens(chat: ChatRequest) -> int | None:
+    both = {chat.max_tokens, chat.max_completion_tokens} - {None}
+    if len(both) > 1:
+        raise invalid("max_tokens", "differs from max_completion_tokens; give one of them")
+    return chat.max_completion_tokens if chat.max_tokens is None else chat.max_tokens
+
+
+def _form(chat: ChatRequest, tools: ToolUse) -> dict[str, Any] | None:
+    """What the text is held to by response_format or tool_choice."""
+    kind = chat.response_format.type if chat.response_format else "text"
+    if kind != "text" and tools.mode != "none":
+        raise unsupported(
+            "response_format", f"{kind} cannot be combined with tools here; send tool_choice none, or leave it out"
+        )
+    if (schema := tools.schema()) is not None:
+        return {"json": schema}
+    if kind == "json_object":
+        return {"json_object": True}
+    if kind == "json_schema":
+        assert chat.response_format is not None
+        if chat.response_format.json_schema is None:
+            raise invalid("response_format.json_schema", "is required")
+        return {"json": chat.response_format.json_schema.schema_}
+    return None

@@ -22,8 +22,9 @@ MODEL_CONCURRENCY = "16"
 # What ENGINE may ask for: no model runs, for all of models/.
 SIMULATION = "simulation"
 UNASSIGNED_PORTS = (15000, 32000)
-# One that writes and one that embeds. The others of models/ are for GPUs; here each would cost a process.
-DEFAULT_MODELS = ("demo", "minilm")
+# One of each kind. The three of rules together add half a second of one core to the start.
+# The others of models/ are for GPUs; here each would cost a process.
+DEFAULT_MODELS = ("demo", "minilm", "image-rules", "ner-rules", "vision-rules")
 
 
 @dataclass(frozen=True)

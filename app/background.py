@@ -8,7 +8,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from app.telemetry import TASK_RESTARTS, logger
+from app.telemetry import logger
+from app.telemetry.metrics import TASK_RESTARTS
 
 log = logger("background")
 

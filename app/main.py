@@ -52,6 +52,7 @@ from app.queue.notify import Listener, SettledBoard, both
 from app.queue.statements import SETTLED_CHANNEL
 from app.queue.store import QueueStore
 from app.services.audit import Audit
+from app.services.backlog import BacklogGauges
 from app.services.batches import Batches
 from app.services.catalog import Catalog
 from app.services.contexts import Contexts
@@ -154,6 +155,8 @@ def _lifespan(settings: Settings) -> Lifespan:
             results = Results(database, store, catalog, board, settings)
             streams = Streams(database, results, settings)
             stored_files = Files(database, store, settings)
+            backlog = BacklogGauges(database, catalog)
+            stack.push_async_callback(backlog.close)
             services = Services(
                 settings=settings,
                 contexts=contexts,
@@ -171,6 +174,7 @@ def _lifespan(settings: Settings) -> Lifespan:
                 webhooks=Webhooks(DeliveryStore(database), results),
                 files=stored_files,
                 batches=Batches(database, store, stored_files, settings),
+                backlog=backlog,
                 fleet=fleet,
                 connections=Connections(),
             )

@@ -15,6 +15,7 @@ from app.fleet.fleet import Fleet
 from app.prompts.adapters import Adapters
 from app.prompts.templates import Templates
 from app.services.audit import Audit
+from app.services.backlog import BacklogGauges
 from app.services.batches import Batches
 from app.services.callers import Caller
 from app.services.catalog import Catalog
@@ -54,6 +55,7 @@ class Services:
     webhooks: Webhooks
     files: Files
     batches: Batches
+    backlog: BacklogGauges
     fleet: Fleet
     connections: Connections
 

@@ -72,6 +72,7 @@ def _health_of(server: Server, set_aside: list[SetAside]) -> ServerHealth:
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-async def metrics() -> Response:
-    """Prometheus metrics of this process."""
+async def metrics(request: Request) -> Response:
+    """Prometheus metrics of this process, and of the queue."""
+    await services_of(request).backlog.refresh()
     return Response(await run_in_threadpool(generate_latest), media_type=CONTENT_TYPE_LATEST)

@@ -4,7 +4,7 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.telemetry import HTTP_SECONDS
+from app.telemetry.metrics import HTTP_SECONDS, method_label
 
 
 class Measure:
@@ -29,4 +29,4 @@ class Measure:
         finally:
             # The route's template, not the path: ids would make a series each.
             route = getattr(scope.get("route"), "path", "unmatched")
-            HTTP_SECONDS.labels(scope["method"], route, status).observe(time.monotonic() - started)
+            HTTP_SECONDS.labels(method_label(scope["method"]), route, status).observe(time.monotonic() - started)

@@ -14,6 +14,7 @@ from app.db.connect import Connector, set_config
 from app.db.faults import CONNECTION_ERRORS, is_unavailable
 from app.db.queries import Queries
 from app.errors import DatabaseUnavailable
+from app.telemetry.metrics import DATABASE_FAULTS
 
 # Waiting for a connection of the pool is no sign of a lost database, unless it lasts.
 ACQUIRE_SECONDS = 30
@@ -138,6 +139,7 @@ def translated_errors(*, stored_nothing: bool = False) -> Iterator[None]:
         yield
     except Exception as error:
         if is_unavailable(error):
+            DATABASE_FAULTS.labels(getattr(error, "sqlstate", None) or "").inc()
             raise DatabaseUnavailable(stored_nothing=stored_nothing) from error
         raise
 

@@ -13,6 +13,7 @@ from contextlib import aclosing
 from typing import Any
 
 from app.config import Settings
+from app.dispatch.speed import Speed
 from app.engines.base import Disposition, EngineError, Request
 from app.fleet.fleet import Fleet
 from app.fleet.lanes import Lane
@@ -139,6 +140,7 @@ class Choices:
         claim = self._claim
         request_id = str(claim.id) if self._answer.choices == 1 else f"{claim.id}-{choice}"
         pace = _Pace(claim.parameters.get("max_tokens"))
+        speed = Speed(claim.model)
         share = self.lane.server.shares.join()
         self._shares.append(share)
         try:
@@ -153,6 +155,7 @@ class Choices:
             async with aclosing(self.lane.server.engine.run(request)) as chunks:
                 async for chunk in chunks:
                     self.lane.moved()
+                    speed.add(sum(chunk.completion_tokens), final=chunk.final)
                     if self._answer.size + chunk.size > self._settings.max_answer_bytes:
                         raise _too_large(self._settings.max_answer_bytes)
                     self._answer.add(chunk, choice)

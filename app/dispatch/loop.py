@@ -20,8 +20,9 @@ from app.fleet.lanes import Lane
 from app.fleet.quarantine import Quarantine
 from app.queue.events import EventStore
 from app.queue.store import QueueStore
-from app.queue.ticket import Claim, Outcome, Release, Settlement, backoff_seconds
-from app.telemetry import ATTEMPT_SECONDS, ATTEMPTS_RETURNED, LEASES_LOST, SETTLED, logger
+from app.queue.ticket import Claim, Outcome, Release, backoff_seconds
+from app.telemetry import logger
+from app.telemetry.metrics import ATTEMPT_SECONDS, LEASES_LOST, model_label
 
 log = logger("dispatch")
 
@@ -183,16 +184,12 @@ class Dispatcher:
             end = _after_defect(run)
         run.settling = True
         self._wake.set()
-        ATTEMPT_SECONDS.labels(run.claim.model).observe(time.monotonic() - started)
+        ATTEMPT_SECONDS.labels(model_label(run.claim.model)).observe(time.monotonic() - started)
         if end is None:
             LEASES_LOST.inc()
             log.warning("lease lost, the run was stopped", result=run.claim.id)
             self._written([run.claim.token])
             return
-        if isinstance(end, Settlement):
-            SETTLED.labels(run.claim.model, end.status.value, end.error_code or "").inc()
-        else:
-            ATTEMPTS_RETURNED.labels(run.claim.model, end.error_code or "").inc()
         self._outbox.put(end)
 
     def _written(self, tokens: Sequence[UUID]) -> None:
@@ -235,6 +232,7 @@ class Dispatcher:
         while True:
             await asyncio.sleep(self._settings.poll_seconds)
             self.work_announced()
+            self._fleet.show_slots()
             if not self._runs:
                 continue
             try:

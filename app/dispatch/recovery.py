@@ -18,7 +18,8 @@ from app.fleet.fleet import Fleet
 from app.fleet.lanes import Lane
 from app.fleet.quarantine import TRIAL_SHORTEST_SECONDS, trial
 from app.queue.set_aside import RELOAD_LEASE_SECONDS, Key, SetAside, SetAsideStore, Step
-from app.telemetry import RELOADS, logger
+from app.telemetry import logger
+from app.telemetry.metrics import RELOADS
 
 log = logger("recovery")
 

@@ -29,7 +29,8 @@ from app.queue.deliveries import Close, DeliveryStore
 from app.services.addresses import AddressPolicy
 from app.services.retention import oldest_kept
 from app.services.webhooks import rows_of, secret_of
-from app.telemetry import WEBHOOKS, logger
+from app.telemetry import logger
+from app.telemetry.metrics import WEBHOOKS
 
 log = logger("webhooks")
 

@@ -12,7 +12,8 @@ from app.engines.base import DEAD_CODES, GONE_CODES, Engine, EngineError
 from app.engines.registry import open_engine
 from app.fleet.lanes import Lane, Server
 from app.fleet.servers import ServerEntry, ServerList
-from app.telemetry import IN_FLIGHT, QUARANTINED, SERVER_UP, logger
+from app.telemetry import logger
+from app.telemetry.metrics import IN_FLIGHT, QUARANTINED, SERVER_UP, SLOTS
 
 log = logger("fleet")
 
@@ -190,12 +191,18 @@ class Fleet:
         if not lane.in_flight:
             lane.moved()
         lane.in_flight += 1
-        IN_FLIGHT.labels(lane.server.url).inc()
+        IN_FLIGHT.labels(lane.server.url, lane.model).inc()
 
     def release(self, lane: Lane) -> None:
         lane.in_flight -= 1
-        IN_FLIGHT.labels(lane.server.url).dec()
+        IN_FLIGHT.labels(lane.server.url, lane.model).dec()
         self.freed()
+
+    def show_slots(self) -> None:
+        """Tells the metrics how many requests of a model each server may get from here."""
+        for lane in self.lanes():
+            most = min(self._concurrency, self._server_concurrency)
+            SLOTS.labels(lane.server.url, lane.model).set(most if lane.open else 0)
 
     def wait_for_slots(self, lane: Lane, start: Callable[[], bool]) -> None:
         """`start` is called in each slot that `share_out` takes for it, until it returns False."""
@@ -221,10 +228,10 @@ def _ready(server: Server) -> set[str]:
 
 
 def _forget_metrics(server: Server) -> None:
-    IN_FLIGHT.remove(server.url)
     SERVER_UP.remove(server.url)
     for model in server.lanes:
-        QUARANTINED.remove(server.url, model)
+        for gauge in (IN_FLIGHT, SLOTS, QUARANTINED):
+            gauge.remove(server.url, model)
 
 
 @asynccontextmanager

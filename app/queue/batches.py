@@ -19,6 +19,7 @@ from app.db.engine import Database
 from app.errors import DatabaseUnavailable
 from app.queue import locks
 from app.queue.audit import Action, Actor, recorded
+from app.queue.counting import count_final
 from app.queue.statements import QUEUED_CHANNEL, TAKE_OVER_OLD_KEY, cancel_where
 from app.queue.ticket import Idempotency
 
@@ -300,7 +301,9 @@ class BatchStore:
         cancelled = 0
         async with self._database.hot() as connection:
             for row in await connection.fetch(CANCELLING):
-                cancelled += len(await connection.fetch(CANCEL_LINES, row["id"]))
+                rows = await connection.fetch(CANCEL_LINES, row["id"])
+                count_final(rows)
+                cancelled += len(rows)
         return cancelled
 
     async def count(self) -> None:

@@ -15,6 +15,7 @@ from app.database_url import ConnectArguments
 from app.db.connect import Connector
 from app.db.faults import diagnose, is_unavailable
 from app.telemetry import logger
+from app.telemetry.metrics import LISTENING
 
 log = logger("notify")
 
@@ -46,6 +47,7 @@ class Listener:
                 log.warning("listening stopped", reason=diagnose(error).sentence, again_in=delay)
             finally:
                 was_connected, self._connected = self._connected, False
+                LISTENING.set(0)
             delay = RECONNECT_FIRST_SECONDS if was_connected else min(delay * 2, RECONNECT_LONGEST_SECONDS)
             await asyncio.sleep(delay)
 
@@ -57,6 +59,7 @@ class Listener:
             for channel in self._callbacks:
                 await connection.add_listener(channel, self._received)
             self._connected = True
+            LISTENING.set(1)
             for callback in self._callbacks.values():
                 callback("")
             while not ended.is_set():

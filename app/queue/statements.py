@@ -22,8 +22,9 @@ LOST_LEASE = """INSERT INTO attempts (result_id, number, dispatcher, server, sta
     SELECT id, lost_number, lost_dispatcher, lost_server, lost_started_at, now(), 'lease_lost', 'dispatcher_lost',
            'The dispatcher stopped renewing its lease; the attempt counts as lost.'"""
 
-# What a statement that makes results final returns of them, for the two inserts below.
-ENDED = "r.owner_id, r.key_id, r.model, r.status, r.webhook"
+# What a statement that makes results final returns of them, for the two inserts below and for the metrics.
+ENDED = """r.owner_id, r.key_id, r.model, r.status, r.webhook, r.error_code,
+        extract(epoch FROM now() - r.created_at)::float8 AS seconds"""
 WEBHOOKS = """INSERT INTO webhook_deliveries (owner_id, result_id, event, url)
     SELECT owner_id, id, 'result.' || status, webhook->>'url'"""
 WEBHOOK_WANTED = "webhook IS NOT NULL AND webhook->'events' ? ('result.' || status)"
@@ -190,6 +191,7 @@ WITH RECURSIVE unflushed AS MATERIALIZED (
         extract(epoch FROM r.expires_at - now())::float8 AS expires_in,
         r.cancel_requested_at IS NOT NULL AS cancel_requested,
         r.error_code, r.error_message,
+        extract(epoch FROM now() - r.created_at)::float8 AS age, old.started_at IS NULL AS first_claim,
         {OLD_CLAIM}, old.attempt_count AS lost_number
 ), recorded AS (
     {LOST_LEASE}
@@ -240,7 +242,7 @@ WITH given AS (
     FROM given g
     WHERE {HELD}
     RETURNING r.id, r.attempt_count, r.dispatcher, r.server, old.attempt_started_at AS attempt_started_at,
-              g.outcome, g.spent, r.error_code, r.error_message, r.prompt_tokens, r.completion_tokens,
+              g.outcome, g.spent, r.error_message, r.prompt_tokens, r.completion_tokens,
               g.gpu_seconds, g.cost, {ENDED}
 ), recorded AS (
     INSERT INTO attempts (result_id, number, dispatcher, server, started_at, ended_at, outcome, error_code,
@@ -257,7 +259,9 @@ WITH given AS (
 ), woken AS (
     SELECT pg_notify('{SETTLED_CHANNEL}', string_agg(id::text, ',')) FROM settled HAVING count(*) > 0
 )
-SELECT id, (SELECT count(*) FROM woken) FROM settled
+SELECT id, model, status, error_code, prompt_tokens, completion_tokens, gpu_seconds, cost, seconds,
+       (SELECT count(*) FROM woken)
+FROM settled
 """
 
 RELEASE = f"""
@@ -293,7 +297,7 @@ WITH given AS (
 ), woken AS (
     SELECT pg_notify('{QUEUED_CHANNEL}', '') WHERE EXISTS (SELECT FROM released)
 )
-SELECT id, (SELECT count(*) FROM woken) FROM released
+SELECT id, model, error_code, gpu_seconds, cost, (SELECT count(*) FROM woken) FROM released
 """
 
 
@@ -324,7 +328,8 @@ WITH asked AS (
 ), audited AS (
     {audited}
 )
-SELECT pg_notify(CASE WHEN status = 'failed' THEN '{SETTLED_CHANNEL}' ELSE '{CANCEL_CHANNEL}' END, id::text)
+SELECT pg_notify(CASE WHEN status = 'failed' THEN '{SETTLED_CHANNEL}' ELSE '{CANCEL_CHANNEL}' END, id::text),
+       model, status, error_code, seconds
 FROM asked
 """
 
@@ -382,5 +387,5 @@ WITH expired AS MATERIALIZED (
 ), woken AS (
     SELECT pg_notify('{SETTLED_CHANNEL}', string_agg(id::text, ',')) FROM swept HAVING count(*) > 0
 )
-SELECT id, (SELECT count(*) FROM woken) FROM swept
+SELECT id, model, status, error_code, seconds, (SELECT count(*) FROM woken) FROM swept
 """

@@ -9,6 +9,7 @@ from pydantic_core import to_json
 
 from app.db.engine import Database
 from app.queue.audit import KEYLESS, Actor
+from app.queue.counting import count_claims, count_final, count_returned
 from app.queue.housekeeping import (
     COMPACT_USAGE,
     FORGET_KEYS,
@@ -110,7 +111,9 @@ class QueueStore:
                 [owner_id for _, owner_id in busy],
                 list(busy.values()),
             )
-        claims = [_claim(row) for row in rows if row["id"] is not None]
+        claimed = [row for row in rows if row["id"] is not None]
+        count_claims(claimed)
+        claims = [_claim(row) for row in claimed]
         return Claims(claims, rows[0]["seen"] > len(claims))
 
     async def renew(self, held: Sequence[tuple[UUID, UUID, str | None]], *, lease_seconds: float) -> dict[UUID, Held]:
@@ -123,7 +126,9 @@ class QueueStore:
         """Writes final states; returns the ids that were still claimed under their token."""
         columns = _columns(settlements, _settlement_row)
         async with self._database.hot() as connection:
-            return {row[0] for row in await connection.fetch(SETTLE, *columns)}
+            rows = await connection.fetch(SETTLE, *columns)
+        count_final(rows)
+        return {row["id"] for row in rows}
 
     async def release(self, releases: Sequence[Release]) -> set[UUID]:
         """Puts claimed results back; returns the ids that were still claimed under their token."""
@@ -143,12 +148,14 @@ class QueueStore:
             ),
         )
         async with self._database.hot() as connection:
-            return {row[0] for row in await connection.fetch(RELEASE, *columns)}
+            rows = await connection.fetch(RELEASE, *columns)
+        count_returned(rows)
+        return {row["id"] for row in rows}
 
     async def cancel(self, id_: UUID, owner_id: int = 0, actor: Actor = KEYLESS) -> None:
         """Asks for a cancel; a final result stays as it is. What another key made is noted in the audit log."""
         async with self._database.hot() as connection:
-            await connection.execute(CANCEL, id_, owner_id, actor.key_id, actor.name)
+            count_final(await connection.fetch(CANCEL, id_, owner_id, actor.key_id, actor.name))
 
     async def position(self, model: str, rank: datetime, id_: UUID, owner_id: int = 0) -> int:
         """The place among the owner's own results for a model, 1 being next; POSITION_LIMIT + 1 stands for beyond."""
@@ -163,7 +170,9 @@ class QueueStore:
     async def sweep(self, limit: int = IDS_PER_NOTIFY // 2) -> int:
         """Settles expired and cancelled results that nobody runs; returns how many."""
         async with self._database.hot() as connection:
-            return len(await connection.fetch(SWEEP, limit))
+            rows = await connection.fetch(SWEEP, limit)
+        count_final(rows)
+        return len(rows)
 
     async def remove(self, older_than: UUID, seconds: float, limit: int) -> int:
         """Removes final results made before the id `older_than` and ended `seconds` ago; returns how many."""

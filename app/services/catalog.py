@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC
-from typing import Any
+from typing import Any, Literal
 
 from app.db.engine import Database
 from app.engines.base import EngineError, ModelState
@@ -27,6 +27,8 @@ INSERT INTO models (name, version) SELECT * FROM unnest($1::text[], $2::text[])
 ON CONFLICT (name) DO UPDATE SET version = excluded.version, last_seen_at = now()
 """
 SET_ASIDE = "set_aside"
+WaitingReason = Literal["queued", "no_server", "model_loading", "model_down", "backoff"]
+_WAITING: dict[str, WaitingReason] = {"ready": "queued", "loading": "model_loading", SET_ASIDE: "model_down"}
 _ORDER = {"ready": 0, "loading": 1, SET_ASIDE: 2, "unavailable": 3}
 
 
@@ -127,6 +129,10 @@ class Catalog:
         found = [(state, reason) for _, model, state, reason in self._states() if model.name == name]
         state, reason = min(found, key=lambda each: _ORDER[each[0]], default=("unavailable", ""))
         return state, reason if state == SET_ASIDE else ""
+
+    def waiting_reason(self, name: str) -> WaitingReason:
+        """Why a ticket waits that is due; asks nobody."""
+        return _WAITING.get(self.state_of(name)[0], "no_server")
 
     def set_aside_on(self, server: Server) -> list[SetAside]:
         """Models that the server calls ready, or has just been told to load again, and that do not answer."""

@@ -27,7 +27,8 @@ from app.services.callers import Caller
 from app.services.files import Files
 from app.services.keys import Keys
 from app.services.lines import DEFECTIVE, LineError, Prepare, PreparedLine, Unprepared
-from app.telemetry import SUBMITTED, logger
+from app.telemetry import logger
+from app.telemetry.metrics import SUBMITTED, model_label
 
 log = logger("batches")
 
@@ -109,7 +110,7 @@ class Loader:
             results.seek(0)
             await self._store.load(batch, check.count, contexts, results)
         for model, count in check.models.items():
-            SUBMITTED.labels(model).inc(count)
+            SUBMITTED.labels(model_label(model)).inc(count)
         log.info(
             "batch loaded",
             batch=batch["id"],

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import select
@@ -20,7 +20,7 @@ from app.queue.store import QueueStore
 from app.queue.ticket import Phase, Status, phase_of
 from app.services.audit import actor_of
 from app.services.callers import Caller
-from app.services.catalog import SET_ASIDE, Catalog
+from app.services.catalog import Catalog, WaitingReason
 from app.services.pages import Listed, Page, Window, fetch_bounded_page
 from app.services.retention import removed_or
 
@@ -79,7 +79,7 @@ class Filters:
 class Waiting:
     """`position` 1 is next; beyond the store's limit it stays at the limit plus one. `detail` explains `model_down`."""
 
-    reason: Literal["queued", "no_server", "model_loading", "model_down", "backoff"]
+    reason: WaitingReason
     position: int
     detail: str | None = None
 
@@ -149,18 +149,10 @@ class Results:
         """Why a queued result does not run yet; None for every other one."""
         if phase(row) != Phase.QUEUED:
             return None
-        state, detail = self._catalog.state_of(row["model"])
-        reason: Literal["queued", "no_server", "model_loading", "model_down", "backoff"]
-        if state == "loading":
-            reason = "model_loading"
-        elif state == SET_ASIDE:
-            reason = "model_down"
-        elif state != "ready":
-            reason = "no_server"
-        elif row["available_at"] > datetime.now(UTC):
+        reason = self._catalog.waiting_reason(row["model"])
+        if reason == "queued" and row["available_at"] > datetime.now(UTC):
             reason = "backoff"
-        else:
-            reason = "queued"
+        _, detail = self._catalog.state_of(row["model"])
         position = await self._store.position(row["model"], row["rank"], row["id"], row["owner_id"])
         return Waiting(reason, position, detail or None)
 

@@ -16,7 +16,8 @@ from app.services.callers import Caller
 from app.services.channels import Channel, End, Event
 from app.services.replay import Delta
 from app.services.results import VISIBLE, Results
-from app.telemetry import STREAM_FOLLOWERS, logger
+from app.telemetry import logger
+from app.telemetry.metrics import STREAM_FOLLOWERS
 
 __all__ = ["Delta", "End", "Event", "Following", "Streams"]
 

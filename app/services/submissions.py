@@ -24,7 +24,7 @@ from app.services.limits import Limits
 from app.services.results import Results
 from app.tasks.embed import EmbeddingParameters
 from app.tasks.generate import SamplingParameters, largest_answer
-from app.telemetry import SUBMITTED
+from app.telemetry.metrics import SUBMITTED, model_label
 
 
 class Submissions:
@@ -250,7 +250,7 @@ class Submissions:
             # Not the key, or a key that ran out just now: then the context decides.
             if submission.prompt is None:
                 await self._contexts.get(caller, submission.context_id)
-        SUBMITTED.labels(submission.model).inc()
+        SUBMITTED.labels(model_label(submission.model)).inc()
         return _as_row(submission), False
 
     async def _store_within_limits(self, caller: Caller, submission: Submission) -> bool:

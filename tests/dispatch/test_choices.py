@@ -15,7 +15,7 @@ from app.fleet.fleet import Fleet, open_fleet
 from app.fleet.lanes import Lane
 from app.queue.ticket import Claim
 from app.tasks.chunks import Accumulator
-from app.telemetry import IN_FLIGHT
+from app.telemetry.metrics import IN_FLIGHT
 from tests.engine import busy
 from tests.servers import RunningTriton
 from tests.service import Service, eventually, running_api, running_dispatcher

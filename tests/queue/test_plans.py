@@ -11,7 +11,7 @@ import pytest
 
 from app.db.engine import HOT_SETTINGS
 from app.db.ids import uuid7
-from app.queue import statements
+from app.queue import backlog, statements
 from app.services.results import GET
 from tests.conftest import with_database
 from tests.postgres_server import RunningPostgres
@@ -103,6 +103,10 @@ async def test_a_claim_among_several_owners_reads_little_of_each(history: Any) -
 
 async def test_a_claim_of_an_empty_queue_reads_nothing(history: Any) -> None:
     check(await plan(history, statements.CLAIM, ["nobody"], ["s"], 30.0, "d", [], [], [], []), "results_claim", 10)
+
+
+async def test_the_gauges_read_what_is_pending_and_nothing_else(history: Any) -> None:
+    check(await plan(history, backlog.PENDING), "results_claim", PENDING + 10)
 
 
 async def test_cost_of_a_poll_does_not_grow_with_history(history: Any) -> None:

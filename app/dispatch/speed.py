@@ -1,0 +1,27 @@
+"""How fast an engine generates, for the metrics."""
+
+import time
+
+from app.telemetry.metrics import FIRST_TOKEN_SECONDS, TOKEN_SECONDS, model_label
+
+
+class Speed:
+    """Of one generation, which begins now."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._started = time.monotonic()
+        self._first_at: float | None = None
+        self._tokens = 0
+
+    def add(self, tokens: int, *, final: bool) -> None:
+        """Takes the tokens of a message; an answer that comes in one piece has no first token to be measured."""
+        now = time.monotonic()
+        if tokens and self._first_at is None and not final:
+            self._first_at = now
+            FIRST_TOKEN_SECONDS.labels(model_label(self._model)).observe(now - self._started)
+            # Those of the first message came together: the pace is that of the messages after it.
+            return
+        self._tokens += tokens
+        if final and self._first_at is not None and self._tokens:
+            TOKEN_SECONDS.labels(model_label(self._model)).observe((now - self._first_at) / self._tokens)

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.db.tables import results
 from app.queue.ticket import PRIORITY_HIGHEST, PRIORITY_LOWEST, Phase, Status
 from app.services.results import Waiting, phase
 from app.services.webhooks import Webhook
@@ -117,7 +118,7 @@ class Result(BaseModel):
 
     @classmethod
     def of(cls, row: Mapping[str, Any], waiting: Waiting | None = None) -> Self:
-        fields = {name: row[name] for name in _SAME_NAME}
+        fields = {name: row[name] for name in _COLUMNS}
         error = None
         if row["error_code"] is not None:
             error = ResultError(code=row["error_code"], message=row["error_message"])
@@ -137,24 +138,8 @@ class Result(BaseModel):
         )
 
 
-_SAME_NAME = (
-    "id",
-    "context_id",
-    "retry_of",
-    "model",
-    "status",
-    "parameters",
-    "output",
-    "outputs",
-    "finish_reason",
-    "attempt_count",
-    "priority",
-    "client_reference",
-    "created_at",
-    "started_at",
-    "completed_at",
-    "expires_at",
-)
+# A field of a column's name is that column.
+_COLUMNS = tuple(name for name in Result.model_fields if name in results.c)
 
 
 class Attempt(BaseModel):

@@ -14,10 +14,10 @@ from app.db.engine import Database
 from app.db.ids import uuid7
 from app.errors import DatabaseUnavailable
 from app.queue.batches import CANCEL_LINES_AT_ONCE, BatchStore, LeaseLost
+from app.queue.columns import RESULT
 from app.queue.files import FileStore, FileWriter
 from app.queue.ticket import EXPIRED
 from app.services.files import OUTPUT
-from app.services.results import VISIBLE
 from app.services.retention import oldest_kept
 from app.telemetry import logger
 
@@ -33,7 +33,7 @@ DEFECTS_LOGGED = 10
 TIDY_SECONDS = 60.0
 
 LINES = f"""
-SELECT {", ".join(column.name for column in VISIBLE)}, batch_line FROM results
+SELECT {RESULT} FROM results
 WHERE batch_id = $1 AND batch_line > $2 ORDER BY batch_line LIMIT {ROWS_AT_ONCE}
 """  # noqa: S608
 

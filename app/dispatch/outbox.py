@@ -11,11 +11,12 @@ from typing import TypeVar
 from uuid import UUID
 
 from app.db.faults import is_of_the_row, may_be_the_statement
+from app.db.tables.results import SettledColumns
 from app.errors import DatabaseUnavailable
 from app.queue.bulk import statements_of, write_apart
 from app.queue.statements import IDS_PER_NOTIFY
 from app.queue.store import QueueStore
-from app.queue.ticket import Generated, Outcome, Release, Settlement, Status
+from app.queue.ticket import Outcome, Release, Settlement, Status
 from app.telemetry import logger
 
 log = logger("outbox")
@@ -68,7 +69,7 @@ class Outbox:
         self._filled.clear()
         ends, self._ends = self._ends, []
         settlements = [end for end in ends if isinstance(end, Settlement)]
-        for batch in statements_of(settlements, IDS_PER_NOTIFY, lambda end: end.generated.size):
+        for batch in statements_of(settlements, IDS_PER_NOTIFY, lambda end: end.size):
             await write_apart(batch, partial(self._write, self._store.settle), self._refused)
         releases = [end for end in ends if isinstance(end, Release)]
         for small in statements_of(releases, IDS_PER_NOTIFY, lambda end: len(end.error_message or "")):
@@ -127,7 +128,7 @@ def _plain(end: End) -> End:
         status=Status.FAILED,
         outcome=Outcome.FAILED,
         server=None,
-        generated=Generated(),
+        answer=SettledColumns(),
         error_code=NOT_STORABLE,
         error_message="The engine's answer cannot be stored in Postgres.",
         gpu_seconds=0.0,

@@ -9,6 +9,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from app.config import Settings
+from app.dispatch.answers import answer_of
 from app.dispatch.choices import STOP_SECONDS, Choices
 from app.engines.base import UNKNOWN, Disposition, EngineError, refusal
 from app.fleet.fleet import Fleet
@@ -20,7 +21,6 @@ from app.queue.ticket import (
     EXPIRED,
     EXPIRED_MESSAGE,
     Claim,
-    Generated,
     Outcome,
     Release,
     Settlement,
@@ -154,7 +154,8 @@ def _after_answer(run: Run, settings: Settings) -> Settlement | Release:
         status=Status.COMPLETED,
         outcome=Outcome.COMPLETED,
         server=server_of(run),
-        generated=_generated(run),
+        answer=answer_of(run.answer),
+        size=run.answer.size,
         gpu_seconds=used.seconds,
         cost=used.cost,
     )
@@ -204,7 +205,8 @@ def _failed(
         status=Status.FAILED,
         outcome=outcome,
         server=server_of(run),
-        generated=_generated(run),
+        answer=answer_of(run.answer),
+        size=run.answer.size,
         error_code=code,
         error_message=message,
         attempt_spent=spent,
@@ -244,19 +246,6 @@ def _used(run: Run) -> Used:
         return Used()
     hourly_price = run.lane.server.hourly_price
     return Used(seconds, None if hourly_price is None else seconds * hourly_price / 3600)
-
-
-def _generated(run: Run) -> Generated:
-    answer = run.answer
-    return Generated(
-        texts=answer.joined(),
-        finish_reasons=[reason or "" for reason in answer.finish_reasons] if answer.finished else [],
-        logprobs=answer.logprobs,
-        cumulative_logprobs=answer.cumulative_logprobs,
-        prompt_tokens=answer.prompt_tokens,
-        completion_tokens=answer.completion_tokens,
-        size=answer.size,
-    )
 
 
 def server_of(run: Run) -> str | None:

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.db.tables.contexts import Prompt
 from app.errors import invalid
 from app.openai.messages import Message, for_template
 from app.openai.requests import GenerationRequest, Prepared, Sources, checked, unsupported
 from app.openai.tools import NamedChoice, Tool, ToolUse
-from app.queue.ticket import Prompt
 from app.services.callers import Caller
 from app.services.webhooks import accepted
 

@@ -8,12 +8,12 @@ from uuid import UUID
 
 from pydantic import Field
 
+from app.db.tables.contexts import Prompt
 from app.errors import invalid
 from app.openai import logprobs as shapes
 from app.openai.answers import Face, Row, choices_of, model_of, usage_of
 from app.openai.ids import object_id
 from app.openai.requests import GenerationRequest, Prepared, Sources, checked, unsupported
-from app.queue.ticket import Prompt
 from app.services.callers import Caller
 from app.services.streams import Delta
 from app.services.webhooks import accepted

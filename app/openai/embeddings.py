@@ -8,10 +8,10 @@ from typing import Any, Literal
 from pydantic import Field
 from pydantic_core import to_json
 
+from app.db.tables.contexts import Prompt
 from app.errors import invalid
 from app.openai.answers import Face, Row, choices_of, model_of
 from app.openai.requests import OpenAIRequest, Prepared, Sources, checked, unsupported
-from app.queue.ticket import Prompt
 from app.services.callers import Caller
 from app.services.webhooks import accepted
 from app.tasks.embed import EmbeddingParameters, vector

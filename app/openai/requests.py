@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.config import JsonDict
 
 from app.config import Settings
+from app.db.tables.contexts import Prompt
 from app.errors import UnsupportedParameter, invalid
 from app.openai.failures import parameter
 from app.prompts.adapters import Adapters
 from app.prompts.templates import Templates
-from app.queue.ticket import Prompt
 from app.services.contexts import Contexts
 from app.services.results import Results
 from app.services.submissions import Submissions

@@ -9,16 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
-from datetime import datetime
 from typing import Any
 from uuid import UUID
-
-from pydantic_core import to_json
 
 from app.db.engine import Database
 from app.errors import DatabaseUnavailable
 from app.queue import locks
 from app.queue.audit import Action, Actor, recorded
+from app.queue.batch_lines import CONTEXT_COLUMNS, RESULT_COLUMNS
 from app.queue.counting import count_final
 from app.queue.statements import QUEUED_CHANNEL, TAKE_OVER_OLD_KEY, cancel_where
 from app.queue.ticket import Idempotency
@@ -321,29 +319,3 @@ class BatchStore:
         async with self._database.hot() as connection:
             row: Row | None = await connection.fetchrow(statement, *values)
         return row
-
-
-CONTEXT_COLUMNS = ["id", "owner_id", "content", "messages", "metadata", "created_at"]
-RESULT_COLUMNS = [
-    "id", "owner_id", "key_id", "context_id", "kind", "request", "batch_id", "batch_line", "model", "parameters",
-    "priority", "client_reference", "created_at", "expires_at", "rank", "available_at", "webhook",
-    "status", "completed_at", "error_code", "error_message",
-]  # fmt: skip
-
-
-def copied(*values: Any) -> bytes:
-    """A line of COPY's text form. Times are given as datetime, documents as dict or list."""
-    return "\t".join(map(_cell, values)).encode() + b"\n"
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "\\N"
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, (dict, list)):
-        value = to_json(value).decode()
-    text = value if isinstance(value, str) else str(value)
-    if "\x00" in text:
-        raise ValueError("Postgres holds no text with NUL characters")
-    return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")

@@ -5,6 +5,7 @@ release name the token, so a dispatcher that lost its lease changes no row.
 """
 
 from app.queue.audit import Action, recorded
+from app.queue.columns import CLAIMED, PROMPT, SETTLED, SUBMITTED, unnested
 from app.queue.ticket import CANCELLED, CANCELLED_MESSAGE, EXPIRED, EXPIRED_MESSAGE
 
 QUEUED_CHANNEL = "results_queued"
@@ -46,15 +47,19 @@ TAKE_OVER_OLD_KEY = f"""ON CONFLICT (owner_id, key) DO UPDATE
     SET fingerprint = excluded.fingerprint, resource_id = excluded.resource_id, created_at = now()
     WHERE k.created_at < now() - interval '{IDEMPOTENCY_HOURS} hours'"""
 
+_KEYED = [("key", "text"), ("fingerprint", "bytea")]
+_NEW_CONTEXT = [("id", "uuid"), ("owner_id", "int"), ("created_at", "timestamptz"), *_KEYED, *PROMPT.sent]
 CREATE_CONTEXT = f"""
-WITH keyed AS (
+WITH given AS (
+    SELECT * FROM {unnested(_NEW_CONTEXT, "g")}
+), keyed AS (
     INSERT INTO idempotency_keys AS k (owner_id, key, fingerprint, resource_id)
-    SELECT $7::int, $5::text, $6::bytea, $1::uuid WHERE $5::text IS NOT NULL
+    SELECT owner_id, key, fingerprint, id FROM given WHERE key IS NOT NULL
     {TAKE_OVER_OLD_KEY}
     RETURNING resource_id
 )
-INSERT INTO contexts (id, owner_id, content, metadata, created_at)
-SELECT $1, $7, $2, $3::text::jsonb, $4 WHERE $5::text IS NULL OR EXISTS (SELECT FROM keyed)
+INSERT INTO contexts (id, owner_id, created_at, {PROMPT})
+SELECT id, owner_id, created_at, {PROMPT.stored} FROM given WHERE key IS NULL OR EXISTS (SELECT FROM keyed)
 RETURNING id
 """
 
@@ -69,21 +74,17 @@ SELECT fingerprint, resource_id FROM idempotency_keys
 WHERE owner_id = $1 AND key = $2 AND created_at >= now() - interval '{IDEMPOTENCY_HOURS} hours'
 """
 
-# A ticket comes for a stored context of its owner, or with `content`: then its context is stored with it.
+# A ticket comes for a stored context of its owner, or `with_prompt`: then its context is stored with it.
+_NEW_TICKET = [*SUBMITTED.sent, *_KEYED, ("with_prompt", "bool"), *PROMPT.sent]
 SUBMIT = f"""
 WITH given AS (
-    SELECT * FROM unnest(
-        $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::int[], $6::timestamptz[], $7::timestamptz[],
-        $8::timestamptz[], $9::text[], $10::uuid[], $11::text[], $12::bytea[], $13::int[], $14::uuid[], $15::text[],
-        $16::text[], $17::bool[], $18::text[], $19::text[], $20::text[], $21::text[]
-    ) AS g(id, context_id, model, parameters, priority, rank, created_at, expires_at, client_reference, retry_of,
-           key, fingerprint, owner_id, key_id, kind, request, streamed, webhook, content, messages, metadata)
+    SELECT * FROM {unnested(_NEW_TICKET, "g")}
 ), for_stored AS (
     -- A context that is being deleted is waited for: then it is there and stays, or is not there.
     SELECT g.* FROM given g JOIN contexts c ON c.id = g.context_id AND c.owner_id = g.owner_id
-    WHERE g.content IS NULL FOR KEY SHARE OF c
+    WHERE NOT g.with_prompt FOR KEY SHARE OF c
 ), possible AS (
-    SELECT g.* FROM given g WHERE g.content IS NOT NULL
+    SELECT g.* FROM given g WHERE g.with_prompt
     UNION ALL
     SELECT * FROM for_stored
 ), keyed AS (
@@ -94,16 +95,11 @@ WITH given AS (
 ), accepted AS (
     SELECT * FROM possible p WHERE key IS NULL OR EXISTS (SELECT FROM keyed WHERE resource_id = p.id)
 ), worded AS (
-    INSERT INTO contexts (id, owner_id, content, messages, metadata, created_at)
-    SELECT context_id, owner_id, content, messages::jsonb, metadata::jsonb, created_at
-    FROM accepted WHERE content IS NOT NULL
+    INSERT INTO contexts (id, owner_id, created_at, {PROMPT})
+    SELECT context_id, owner_id, created_at, {PROMPT.stored} FROM accepted WHERE with_prompt
 ), stored AS (
-    INSERT INTO results (
-        id, context_id, model, parameters, priority, rank, created_at, expires_at, client_reference, retry_of,
-        owner_id, key_id, kind, request, streamed, webhook
-    )
-    SELECT id, context_id, model, parameters::jsonb, priority, rank, created_at, expires_at, client_reference, retry_of,
-           owner_id, key_id, kind, request::jsonb, streamed, webhook::jsonb
+    INSERT INTO results ({SUBMITTED})
+    SELECT {SUBMITTED.stored}
     FROM accepted
     RETURNING id
 ), woken AS (
@@ -186,8 +182,7 @@ WITH RECURSIVE unflushed AS MATERIALIZED (
     -- The array says that they are few; the planner cannot know, and would read the whole table.
     WHERE r.id = picked.id AND r.id = ANY (ARRAY(SELECT id FROM picked))
     RETURNING
-        r.id, r.owner_id, r.server, r.attempt_token, r.model, r.context_id, r.parameters, r.attempt_count, r.rank,
-        r.streamed,
+        {CLAIMED.of("r")}, r.rank, r.server, r.attempt_token, r.attempt_count,
         extract(epoch FROM r.expires_at - now())::float8 AS expires_in,
         r.cancel_requested_at IS NOT NULL AS cancel_requested,
         r.error_code, r.error_message,
@@ -216,13 +211,14 @@ RETURNING r.attempt_token AS token, r.cancel_requested_at IS NOT NULL AS cancel_
           coalesce(r.expires_at <= now(), false) AS expired
 """
 
+_SETTLEMENT = [
+    *(("id", "uuid"), ("token", "uuid"), ("status", "text"), ("outcome", "text"), ("server", "text")),
+    *(("error_code", "text"), ("error_message", "text"), ("spent", "bool"), ("engine_stopped", "bool")),
+    *(("gpu_seconds", "float8"), ("cost", "float8"), *SETTLED.sent),
+]
 SETTLE = f"""
 WITH given AS (
-    SELECT * FROM unnest(
-        $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::int[],
-        $10::int[], $11::text[], $12::text[], $13::bool[], $14::bool[], $15::float8[], $16::float8[]
-    ) AS g(id, token, status, outcome, server, output, outputs, finish_reason, prompt_tokens, completion_tokens,
-           error_code, error_message, spent, engine_stopped, gpu_seconds, cost)
+    SELECT * FROM {unnested(_SETTLEMENT, "g")}
 ), settled AS (
     UPDATE results r SET
         status = g.status,
@@ -231,11 +227,7 @@ WITH given AS (
         attempt_started_at = NULL,
         attempt_count = r.attempt_count - CASE WHEN g.spent THEN 0 ELSE 1 END,
         server = coalesce(g.server, r.server),
-        output = g.output,
-        outputs = g.outputs::jsonb,
-        finish_reason = g.finish_reason,
-        prompt_tokens = g.prompt_tokens,
-        completion_tokens = g.completion_tokens,
+        {SETTLED.assigned("g")},
         error_code = g.error_code,
         error_message = g.error_message,
         engine_stopped_at = CASE WHEN g.engine_stopped THEN now() END

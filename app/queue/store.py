@@ -5,10 +5,10 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from pydantic_core import to_json
-
 from app.db.engine import Database
+from app.db.tables.contexts import Prompt
 from app.queue.audit import KEYLESS, Actor
+from app.queue.columns import CLAIMED, PROMPT, SETTLED, SUBMITTED
 from app.queue.counting import count_claims, count_final, count_returned
 from app.queue.housekeeping import (
     COMPACT_USAGE,
@@ -35,6 +35,7 @@ from app.queue.statements import (
 from app.queue.ticket import Claim, Claims, Held, Idempotency, Release, Settlement, Submission
 
 SubmissionRow = tuple[Any, ...]
+_NO_PROMPT = [None] * len(PROMPT.names)
 
 
 class QueueStore:
@@ -44,22 +45,12 @@ class QueueStore:
         self._database = database
 
     async def create_context(
-        self,
-        id_: UUID,
-        content: str,
-        metadata: dict[str, Any] | None,
-        created_at: datetime,
-        idempotency: Idempotency | None,
-        owner_id: int = 0,
+        self, id_: UUID, prompt: Prompt, created_at: datetime, idempotency: Idempotency | None, owner_id: int = 0
     ) -> bool:
         """Stores a prompt; False when its Idempotency-Key is in use."""
-        key, fingerprint = (idempotency.key, idempotency.fingerprint) if idempotency else (None, None)
-        document = None if metadata is None else to_json(metadata).decode()
+        row = (id_, owner_id, created_at, *_keyed(idempotency), *PROMPT.values(prompt))
         async with self._database.hot() as connection:
-            stored = await connection.fetchval(
-                CREATE_CONTEXT, id_, content, document, created_at, key, fingerprint, owner_id
-            )
-        return stored is not None
+            return await connection.fetchval(CREATE_CONTEXT, *([value] for value in row)) is not None
 
     async def key_in_use(self, owner_id: int, key: str) -> tuple[bytes, UUID] | None:
         """What an Idempotency-Key was used for: the digest of the request and the id it made."""
@@ -124,7 +115,7 @@ class QueueStore:
 
     async def settle(self, settlements: Sequence[Settlement]) -> set[UUID]:
         """Writes final states; returns the ids that were still claimed under their token."""
-        columns = _columns(settlements, _settlement_row)
+        columns = _columns(settlements, settlement_row)
         async with self._database.hot() as connection:
             rows = await connection.fetch(SETTLE, *columns)
         count_final(rows)
@@ -207,91 +198,47 @@ def _columns(rows: Sequence[Any], fields: Any) -> list[list[Any]]:
     return [list(column) for column in zip(*map(fields, rows), strict=True)]
 
 
+def _keyed(idempotency: Idempotency | None) -> tuple[str | None, bytes | None]:
+    return (idempotency.key, idempotency.fingerprint) if idempotency else (None, None)
+
+
 def submission_row(submission: Submission) -> SubmissionRow:
     """The ticket as the statement takes it."""
-    idempotency, prompt = submission.idempotency, submission.prompt
+    prompt = submission.prompt
     return (
-        submission.id,
-        submission.context_id,
-        submission.model,
-        to_json(submission.parameters).decode(),
-        submission.priority,
-        submission.rank,
-        submission.created_at,
-        submission.expires_at,
-        submission.client_reference,
-        submission.retry_of,
-        idempotency.key if idempotency else None,
-        idempotency.fingerprint if idempotency else None,
-        submission.owner_id,
-        submission.key_id,
-        submission.kind,
-        _document(submission.request),
-        submission.streamed,
-        _document(submission.webhook),
-        prompt.content if prompt else None,
-        _document(prompt.messages) if prompt else None,
-        _document(prompt.metadata) if prompt else None,
+        *SUBMITTED.values(submission),
+        *_keyed(submission.idempotency),
+        prompt is not None,
+        *(_NO_PROMPT if prompt is None else PROMPT.values(prompt)),
     )
-
-
-def _document(value: Any) -> str | None:
-    return None if value is None else to_json(value).decode()
 
 
 def _claim(row: Any) -> Claim:
     code = row["error_code"]
     return Claim(
-        id=row["id"],
+        **{name: row[name] for name in CLAIMED.names},
         token=row["attempt_token"],
-        model=row["model"],
         server=row["server"],
         prompt=row["content"],
-        parameters=row["parameters"],
         attempt=row["attempt_count"],
         expires_in=row["expires_in"],
         cancel_requested=row["cancel_requested"],
         last_error=None if code is None else (code, row["error_message"]),
-        owner_id=row["owner_id"],
-        streamed=row["streamed"],
     )
 
 
-def _settlement_row(settlement: Settlement) -> tuple[Any, ...]:
-    made = settlement.generated
-    # Postgres text has no NUL; an engine may well emit one.
-    texts = [text.replace("\x00", "\ufffd") for text in made.texts]
-    outputs = None
-    if len(texts) > 1 or any(made.logprobs):
-        outputs = [
-            {
-                "index": index,
-                "text": text,
-                "finish_reason": _at(made.finish_reasons, index),
-                "cumulative_logprob": _at(made.cumulative_logprobs, index),
-                "logprobs": _at(made.logprobs, index),
-            }
-            for index, text in enumerate(texts)
-        ]
+def settlement_row(settlement: Settlement) -> tuple[Any, ...]:
     return (
         settlement.id,
         settlement.token,
         settlement.status.value,
         settlement.outcome.value,
         settlement.server,
-        texts[0] if texts else None,
-        None if outputs is None else to_json(outputs, inf_nan_mode="null").decode(),
-        _at(made.finish_reasons, 0),
-        made.prompt_tokens,
-        made.completion_tokens,
         settlement.error_code,
         settlement.error_message,
         settlement.attempt_spent,
         settlement.engine_stopped,
         settlement.gpu_seconds,
         settlement.cost,
+        *SETTLED.values(settlement.answer),
     )
-
-
-def _at(values: Sequence[Any], index: int) -> Any:
-    return values[index] if index < len(values) else None

@@ -1,11 +1,13 @@
 """States of a result and the rules between them: pure, no I/O."""
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any
 from uuid import UUID
+
+from app.db.tables.contexts import Prompt
+from app.db.tables.results import ClaimedColumns, SettledColumns, SubmittedColumns
 
 
 class Status(StrEnum):
@@ -79,56 +81,26 @@ class Idempotency:
     fingerprint: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Submission:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission(SubmittedColumns):
     """A ticket about to be stored."""
 
-    id: UUID
-    context_id: UUID
-    model: str
-    parameters: dict[str, Any]
-    priority: int
-    rank: datetime
-    created_at: datetime
-    expires_at: datetime | None = None
-    client_reference: str | None = None
-    retry_of: UUID | None = None
     idempotency: Idempotency | None = None
-    owner_id: int = 0
-    key_id: UUID | None = None
-    kind: str | None = None
-    request: dict[str, Any] | None = None
-    streamed: bool = False
-    webhook: dict[str, Any] | None = None
     # A prompt to store with the ticket, under `context_id`.
-    prompt: "Prompt | None" = None
+    prompt: Prompt | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """What an engine gets, and the chat it was made from."""
-
-    content: str
-    messages: list[dict[str, Any]] | None = None
-    metadata: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim(ClaimedColumns):
     """One attempt to run a result, held until its lease ends; `token` fences it, `server` is where it should run."""
 
-    id: UUID
     token: UUID
-    model: str
     server: str
     prompt: str
-    parameters: dict[str, Any]
     attempt: int
-    expires_in: float | None
-    cancel_requested: bool
-    last_error: tuple[str, str] | None
-    owner_id: int = 0
-    streamed: bool = False
+    expires_in: float | None = None
+    cancel_requested: bool = False
+    last_error: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,34 +112,22 @@ class Claims:
 
 
 @dataclass(frozen=True, slots=True)
-class Generated:
-    """What an engine produced: one text per choice, token counts over all of them; `size` in bytes, as it came."""
-
-    texts: list[str] = field(default_factory=list)
-    finish_reasons: list[str] = field(default_factory=list)
-    logprobs: list[list[dict[str, Any]] | None] = field(default_factory=list)
-    cumulative_logprobs: list[float | None] = field(default_factory=list)
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    size: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Settlement:
-    """The final status of a claimed result."""
+    """The final status of a claimed result; `size` is that of its answer in bytes, as it came."""
 
     id: UUID
     token: UUID
     status: Status
     outcome: Outcome
     server: str | None
-    generated: Generated
+    answer: SettledColumns
     error_code: str | None = None
     error_message: str | None = None
     attempt_spent: bool = True
     engine_stopped: bool = False
     gpu_seconds: float = 0.0
     cost: float | None = None
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

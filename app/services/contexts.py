@@ -1,6 +1,7 @@
 """Stored prompts."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 from uuid import UUID
 
@@ -11,6 +12,8 @@ from app.db.engine import Database
 from app.db.ids import time_of, uuid7
 from app.db.queries import Queries
 from app.db.tables import audit, batches, contexts, result_events, results
+from app.db.tables.contexts import Prompt
+from app.db.tables.declared import is_large
 from app.errors import AppError, BatchNotEnded, ContextInUse, ContextNotFound, ResultNotFound, ResultPending
 from app.queue.audit import Action
 from app.queue.store import QueueStore
@@ -23,11 +26,9 @@ from app.services.retention import removed_or
 
 # Two keys are enough to tell that another one is among them.
 MAKERS = 2
-LISTED = Listed(
-    contexts,
-    columns=(contexts.c.id, contexts.c.content, contexts.c.metadata, contexts.c.created_at),
-    large=(contexts.c.content, contexts.c.metadata),
-)
+# A list shows prompts as the engine gets them, without the chats they were made of.
+_LISTED = [column for column in contexts.c if column is not contexts.c.messages]
+LISTED = Listed(contexts, columns=_LISTED, large=[column for column in _LISTED if is_large(column)])
 
 
 async def _require_ended_batches(queries: Queries, which: ColumnElement[bool]) -> None:
@@ -80,14 +81,14 @@ class Contexts:
             IdempotencyMismatch: the key came with another request before.
         """
         idempotency = idempotency_of(idempotency_key, "contexts", content, metadata)
+        prompt = Prompt(content, metadata=metadata)
         id_ = uuid7()
         created_at = time_of(id_)
-        while not await self._store.create_context(id_, content, metadata, created_at, idempotency, caller.owner_id):
+        while not await self._store.create_context(id_, prompt, created_at, idempotency, caller.owner_id):
             # The key may have run out between the two statements: then it is free.
             if earlier := await made_before(self._store, caller.owner_id, idempotency):
                 return await self.get(caller, earlier), True
-        row = {"id": id_, "content": content, "messages": None, "metadata": metadata, "created_at": created_at}
-        return row, False
+        return {"id": id_, "created_at": created_at, **asdict(prompt)}, False
 
     async def get(self, caller: Caller, id_: UUID) -> Mapping[str, Any]:
         """Raises ContextNotFound, or Removed when the retention took it."""

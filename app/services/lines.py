@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol
 
 from pydantic_core import to_json
 
-from app.queue.ticket import Prompt
+from app.db.tables.contexts import Prompt
 from app.services.callers import Caller
 
 DEFECTIVE = (

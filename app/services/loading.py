@@ -20,8 +20,9 @@ from app.config import Settings
 from app.db.engine import Database
 from app.db.ids import time_of, uuid7
 from app.errors import AppError, DatabaseUnavailable, FileNotFound, LineDefective, ModelNotFound
-from app.queue.batches import BatchStore, LeaseLost, copied
-from app.queue.ticket import Status
+from app.queue.batch_lines import context_line, result_line
+from app.queue.batches import BatchStore, LeaseLost
+from app.queue.ticket import Submission
 from app.services.batches import WINDOW_SECONDS
 from app.services.callers import Caller
 from app.services.files import Files
@@ -204,7 +205,7 @@ class Check:
             raise
         except Exception as error:
             self._note(number, error)
-            row = self._row(number, custom_id, Unprepared(body), LineDefective.code, DEFECTIVE)
+            row = self._row(number, custom_id, Unprepared(body), (LineDefective.code, DEFECTIVE))
         else:
             self.models[prepared.model] = self.models.get(prepared.model, 0) + 1
         if not self.problems:
@@ -220,36 +221,27 @@ class Check:
             )
 
     def _row(
-        self, number: int, custom_id: str, line: PreparedLine, code: str | None = None, message: str | None = None
+        self, number: int, custom_id: str, line: PreparedLine, failed: tuple[str, str] | None = None
     ) -> tuple[bytes, bytes]:
-        """A line's context and result as they are stored; with a `code`, the result has failed already."""
-        id_, context_id = uuid7(), uuid7()
-        batch, prompt, created_at = self._batch, line.prompt, time_of(id_)
-        context = copied(context_id, batch["owner_id"], prompt.content, prompt.messages, prompt.metadata, created_at)
-        result = copied(
+        """A line's context and result as they are stored; with the code and message of an error, it has failed."""
+        id_, batch = uuid7(), self._batch
+        ticket = Submission(
             id_,
-            batch["owner_id"],
-            batch["key_id"],
-            context_id,
-            line.kind,
-            line.request,
-            batch["id"],
-            number,
+            uuid7(),
             line.model,
             line.engine_parameters,
             PRIORITY,
-            custom_id,
-            created_at,
-            batch["expires_at"],
             self._rank,
-            created_at,
-            line.webhook,
-            Status.PENDING if code is None else Status.FAILED,
-            None if code is None else created_at,
-            code,
-            message,
+            time_of(id_),
+            expires_at=batch["expires_at"],
+            client_reference=custom_id,
+            owner_id=batch["owner_id"],
+            key_id=batch["key_id"],
+            kind=line.kind,
+            request=line.request,
+            webhook=line.webhook,
         )
-        return context, result
+        return context_line(ticket, line.prompt), result_line(ticket, batch["id"], number, failed)
 
     def _request(self, number: int, line: bytes) -> tuple[str, dict[str, Any]]:
         try:

@@ -14,7 +14,9 @@ from sqlalchemy import select
 from app.config import Settings
 from app.db.engine import Database
 from app.db.tables import attempts, results
+from app.db.tables.declared import is_large
 from app.errors import AppError, ResultNotFound
+from app.queue.columns import RESULT
 from app.queue.notify import SettledBoard
 from app.queue.store import QueueStore
 from app.queue.ticket import Phase, Status, phase_of
@@ -26,45 +28,10 @@ from app.services.retention import removed_or
 
 LOOK_AGAIN_SECONDS = 2.0
 
-VISIBLE = (
-    results.c.id,
-    results.c.context_id,
-    results.c.retry_of,
-    results.c.owner_id,
-    results.c.kind,
-    results.c.batch_id,
-    results.c.request,
-    results.c.webhook,
-    results.c.model,
-    results.c.status,
-    results.c.parameters,
-    results.c.output,
-    results.c.outputs,
-    results.c.finish_reason,
-    results.c.prompt_tokens,
-    results.c.completion_tokens,
-    results.c.error_code,
-    results.c.error_message,
-    results.c.attempt_count,
-    results.c.attempt_token,
-    results.c.priority,
-    results.c.client_reference,
-    results.c.cancel_requested_at,
-    results.c.engine_stopped_at,
-    results.c.created_at,
-    results.c.started_at,
-    results.c.completed_at,
-    results.c.expires_at,
-    results.c.available_at,
-    results.c.rank,
-)
 # The request, as it came, is no part of what a list shows.
-LISTED = Listed(
-    results,
-    columns=[column for column in VISIBLE if column is not results.c.request],
-    large=(results.c.parameters, results.c.output, results.c.outputs),
-)
-GET = f"SELECT {', '.join(column.name for column in VISIBLE)} FROM results WHERE id = $1 AND owner_id = $2"  # noqa: S608
+_LISTED = [column for column in results.c if column is not results.c.request]
+LISTED = Listed(results, columns=_LISTED, large=[column for column in _LISTED if is_large(column)])
+GET = f"SELECT {RESULT} FROM results WHERE id = $1 AND owner_id = $2"  # noqa: S608
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,12 @@ from uuid import UUID
 from app.config import Settings
 from app.db.engine import Database
 from app.errors import DatabaseUnavailable, InvalidRequest, ResultNotFound, StreamExpired, StreamRestarted
+from app.queue.columns import RESULT
 from app.queue.events import EventStore
 from app.services.callers import Caller
 from app.services.channels import Channel, End, Event
 from app.services.replay import Delta
-from app.services.results import VISIBLE, Results
+from app.services.results import Results
 from app.telemetry import logger
 from app.telemetry.metrics import STREAM_FOLLOWERS
 
@@ -28,7 +29,7 @@ RESULTS_PER_READ = 200
 LOOK_AGAIN_SECONDS = 1.0
 RETRY_SECONDS = 0.5
 PATIENCE_SECONDS = 5.0
-FINAL_ROWS = f"SELECT {', '.join(column.name for column in VISIBLE)} FROM results WHERE id = ANY ($1::uuid[])"  # noqa: S608
+FINAL_ROWS = f"SELECT {RESULT} FROM results WHERE id = ANY ($1::uuid[])"  # noqa: S608
 
 
 class Streams:

@@ -12,10 +12,12 @@ from pydantic_core import PydanticCustomError
 
 from app.config import Settings
 from app.db.ids import time_of, uuid7
+from app.db.tables.contexts import Prompt
 from app.errors import InvalidParameters, LineDefective, ResultPending
+from app.queue import columns
 from app.queue.store import QueueStore
 from app.queue.submit import Submitter
-from app.queue.ticket import Idempotency, Prompt, Status, Submission, rank_of
+from app.queue.ticket import Idempotency, Status, Submission, rank_of
 from app.services.callers import Caller
 from app.services.catalog import Catalog
 from app.services.contexts import Contexts
@@ -25,6 +27,9 @@ from app.services.results import Results
 from app.tasks.embed import EmbeddingParameters
 from app.tasks.generate import SamplingParameters, largest_answer
 from app.telemetry.metrics import SUBMITTED, model_label
+
+# What a retry has anew: everything else it takes from the ticket it tries again.
+OF_ONE_TICKET = {"id", "owner_id", "key_id", "created_at", "rank", "expires_at", "retry_of", "streamed"}
 
 
 class Submissions:
@@ -194,7 +199,8 @@ class Submissions:
                 f"Result {id_} is a line of a batch that was never made into a prompt: send its request again instead."
             )
         life = None if old["expires_at"] is None else (old["expires_at"] - old["created_at"]).total_seconds()
-        submission = self._submission(
+        webhook = old["webhook"] or caller.webhook
+        new = self._submission(
             caller,
             old["context_id"],
             old["model"],
@@ -205,10 +211,8 @@ class Submissions:
             retry_of=id_,
             idempotency=idempotency_of(idempotency_key, "retry", id_),
         )
-        webhook = old["webhook"] or caller.webhook
-        return await self._store_once(
-            caller, replace(submission, kind=old["kind"], request=old["request"], webhook=webhook)
-        )
+        asked = {name: old[name] for name in columns.SUBMITTED.names if name not in OF_ONE_TICKET}
+        return await self._store_once(caller, replace(new, **asked | {"webhook": webhook}))
 
     def _submission(
         self,
@@ -251,21 +255,17 @@ class Submissions:
             if submission.prompt is None:
                 await self._contexts.get(caller, submission.context_id)
         SUBMITTED.labels(model_label(submission.model)).inc()
-        return _as_row(submission), False
+        return row_of(submission), False
 
     async def _store_within_limits(self, caller: Caller, submission: Submission) -> bool:
         async with self._limits.storing(caller, (submission.id,)):
             return await self._submitter.submit(submission)
 
 
-def _as_row(submission: Submission) -> dict[str, Any]:
-    return {
-        "id": submission.id,
-        "context_id": submission.context_id,
-        "model": submission.model,
+def row_of(submission: Submission) -> dict[str, Any]:
+    """A new ticket as it is read, less what no answer to a submit shows."""
+    return {name: getattr(submission, name) for name in columns.SUBMITTED.names} | {
         "status": Status.PENDING,
         "attempt_token": None,
         "cancel_requested_at": None,
-        "created_at": submission.created_at,
-        "retry_of": submission.retry_of,
     }

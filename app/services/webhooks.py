@@ -19,10 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.config import Environment, Settings
 from app.db.engine import Database
 from app.errors import AppError, DeliveryNotFound, InvalidRequest, OwnerNotFound, ScopeMissing
+from app.queue.columns import RESULT
 from app.queue.deliveries import DeliveryStore
 from app.services.addresses import AddressPolicy, literal
 from app.services.callers import Caller, Scope
-from app.services.results import VISIBLE, Results
+from app.services.results import Results
 from app.storable import StorableText
 
 LONGEST_URL = 2000
@@ -31,7 +32,7 @@ OVERLAP_SECONDS = 24 * 3600
 NAME = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9_-]*[a-z0-9])?)*\.?")
 LOCAL_NAME = re.compile(r"(.+\.)?localhost\.?")
 HIGHEST_PORT = 65535
-ROWS = f"SELECT {', '.join(column.name for column in VISIBLE)} FROM results WHERE id = ANY($1::uuid[])"  # noqa: S608
+ROWS = f"SELECT {RESULT} FROM results WHERE id = ANY($1::uuid[])"  # noqa: S608
 
 Event = Literal["result.completed", "result.failed"]
 

@@ -181,7 +181,9 @@ class _Ticket:
         self._fails = draw.random() < 0.3
         prompt = f"[[sim:error-of-seed={draw.randrange(self._width)}]]" if self._fails else "Tell me."
         parameters = {"n": self._width, "seed": 0, "max_tokens": draw.randint(1, 25)}
-        claim = Claim(uuid4(), UUID(int=0), "tiny", lane.server.url, prompt, parameters, 1, None, False, None)
+        claim = Claim(
+            uuid4(), uuid4(), "tiny", parameters, token=UUID(int=0), server=lane.server.url, prompt=prompt, attempt=1
+        )
         self._answer = Accumulator(self._width)
         self._choices = Choices(claim, lane, fleet, settings, self._answer, lambda: None)
 

@@ -15,12 +15,14 @@ from app import background
 from app.background import Background
 from app.config import Settings
 from app.db.ids import time_of, uuid7
+from app.db.tables.contexts import Prompt
+from app.db.tables.results import SettledColumns
 from app.dispatch.outbox import Outbox
 from app.queue import bulk
 from app.queue.bulk import statements_of
 from app.queue.store import QueueStore
 from app.queue.submit import Submitter
-from app.queue.ticket import Claim, Generated, Outcome, Prompt, Release, Settlement, Status, Submission, rank_of
+from app.queue.ticket import Claim, Outcome, Release, Settlement, Status, Submission, rank_of
 from tests.service import eventually, running_api, running_dispatcher
 
 
@@ -135,14 +137,14 @@ def submission(prompt: str | None = None, context_id: UUID | None = None, **fiel
 
 
 def settlement(claim: Claim, text: str = "fine", **fields: Any) -> Settlement:
-    made = Generated([text], ["stop"], [None], [None], 1, 1, size=len(text))
-    return Settlement(claim.id, claim.token, Status.COMPLETED, Outcome.COMPLETED, "s", replace(made, **fields))
+    made = replace(SettledColumns(text, None, "stop", 1, 1), **fields)
+    return Settlement(claim.id, claim.token, Status.COMPLETED, Outcome.COMPLETED, "s", made, size=len(text))
 
 
 REFUSED = {
     "a number that does not fit": {"prompt_tokens": 2**31},
-    "a text that is none": {"texts": ["\udcff"]},
-    "a document that Postgres refuses": {"logprobs": [[{"1": {"decoded_token": "\x00"}}]]},
+    "a text that is none": {"output": "\udcff"},
+    "a document that Postgres refuses": {"outputs": [{"text": "\x00"}]},
 }
 
 

@@ -15,12 +15,14 @@ from app.background import Background
 from app.config import Settings
 from app.db.engine import Database, open_database
 from app.db.ids import uuid7
+from app.db.tables.contexts import Prompt
+from app.db.tables.results import SettledColumns
 from app.dispatch.janitor import housekeeping
 from app.errors import DatabaseUnavailable
 from app.queue.audit import AuditStore
 from app.queue.events import EventStore
 from app.queue.store import QueueStore
-from app.queue.ticket import Claim, Generated, Outcome, Prompt, Settlement, Status, Submission
+from app.queue.ticket import Claim, Outcome, Settlement, Status, Submission
 from tests.api.test_bad_input import check_problem
 from tests.keys.conftest import MakeKey, bearer
 from tests.service import Service, eventually, running_api, running_dispatcher
@@ -230,7 +232,7 @@ async def settle_some(store: QueueStore, owner_id: int, batches: int, draw: rand
                     Status.COMPLETED,
                     Outcome.COMPLETED,
                     "s",
-                    Generated(["t"], ["stop"], [None], [None], 3, 5),
+                    SettledColumns("t", None, "stop", 3, 5),
                     gpu_seconds=0.5,
                     cost=0.25,
                 )

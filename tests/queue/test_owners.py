@@ -9,8 +9,9 @@ import asyncpg
 import pytest
 
 from app.db.ids import uuid7
+from app.db.tables.contexts import Prompt
 from app.queue.store import QueueStore
-from app.queue.ticket import Claim, Idempotency, Prompt, Submission
+from app.queue.ticket import Claim, Idempotency, Submission
 
 
 @pytest.fixture
@@ -81,5 +82,5 @@ async def test_rows_that_another_dispatcher_holds_are_worth_asking_again(store: 
 async def test_a_key_of_one_owner_is_free_for_another(store: QueueStore) -> None:
     for owner_id in (1, 2):
         key = Idempotency("the-same", bytes([owner_id]))
-        assert await store.create_context(uuid7(), "x", None, datetime.now(UTC), key, owner_id)
-        assert not await store.create_context(uuid7(), "x", None, datetime.now(UTC), key, owner_id)
+        assert await store.create_context(uuid7(), Prompt("x"), datetime.now(UTC), key, owner_id)
+        assert not await store.create_context(uuid7(), Prompt("x"), datetime.now(UTC), key, owner_id)

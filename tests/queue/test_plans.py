@@ -11,7 +11,10 @@ import pytest
 
 from app.db.engine import HOT_SETTINGS
 from app.db.ids import uuid7
+from app.db.tables.results import SettledColumns
 from app.queue import backlog, statements
+from app.queue.store import settlement_row
+from app.queue.ticket import Outcome, Settlement, Status
 from app.services.results import GET
 from tests.conftest import with_database
 from tests.postgres_server import RunningPostgres
@@ -71,8 +74,8 @@ async def plan(connection: Any, statement: str, *arguments: Any) -> dict[str, An
 
 
 def literal(value: Any) -> str:
-    if isinstance(value, list):
-        return "'{" + ",".join(map(str, value)) + "}'"
+    if isinstance(value, list | tuple):
+        return "'{" + ",".join("NULL" if each is None else str(each) for each in value) + "}'"
     return str(value) if isinstance(value, int | float) else f"'{value}'"
 
 
@@ -160,14 +163,15 @@ async def test_a_plan_made_while_the_tables_were_empty_stays_good(postgres: Runn
     # Nothing analyses the table behind our back, as nothing does in the first minute of a flood.
     await connection.execute("ALTER TABLE results SET (autovacuum_enabled = off)")
     ids = [uuid7() for _ in range(20)]
-    nobody, texts, none = [uuid7()] * 20, ["s"] * 20, ["NULL"] * 20
-    nulls: list[Any] = [none] * 6
+    nobody, texts, none = [uuid7()] * 20, ["s"] * 20, [None] * 20
+    ends = [
+        Settlement(id_, uuid7(), Status.FAILED, Outcome.FAILED, "s", SettledColumns(), "broken", "It_broke")
+        for id_ in ids
+    ]
     arguments = {
         "claim": (statements.CLAIM, ["m"] * 20, texts, 30.0, "d", [], [], [], []),
         "renew": (statements.RENEW, ids, nobody, texts, 30.0),
-        "settle": (
-            statements.SETTLE, ids, nobody, *[texts] * 4, *nulls, ["true"] * 20, ["true"] * 20, [0.0] * 20, [0.0] * 20,
-        ),
+        "settle": (statements.SETTLE, *zip(*map(settlement_row, ends), strict=True)),
         "release": (
             statements.RELEASE, ids, nobody, texts, texts, [1.0] * 20, ["true"] * 20, none, none, *[[0.0] * 20] * 2,
         ),

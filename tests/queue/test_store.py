@@ -13,12 +13,13 @@ import pytest
 from app.config import Settings
 from app.db.engine import open_database
 from app.db.ids import uuid7
+from app.db.tables.results import SettledColumns
 from app.errors import DatabaseUnavailable
 from app.queue.store import QueueStore
-from app.queue.ticket import Claim, Generated, Outcome, Release, Settlement, Status, Submission
+from app.queue.ticket import Claim, Outcome, Release, Settlement, Status, Submission
 
 LEASE = 30.0
-DONE = Generated(["text"], ["stop"], [None], [None], 3, 5)
+DONE = SettledColumns("text", None, "stop", 3, 5)
 
 
 @pytest.fixture
@@ -48,7 +49,9 @@ def completed(claim: Claim) -> Settlement:
 
 
 def failed(claim: Claim) -> Settlement:
-    return Settlement(claim.id, claim.token, Status.FAILED, Outcome.FAILED, "s", Generated(), "broken", "It broke.")
+    return Settlement(
+        claim.id, claim.token, Status.FAILED, Outcome.FAILED, "s", SettledColumns(), "broken", "It broke."
+    )
 
 
 def retried(claim: Claim, delay: float = 0.0, spent: bool = True) -> Release:
@@ -157,7 +160,8 @@ async def test_a_claim_still_held_is_not_claimed_again_by_its_holder(store: Queu
 async def test_log_probabilities_without_bound_are_stored_as_null(store: QueueStore, submit: Any, rows: Any) -> None:
     await submit()
     (found,) = await claim(store)
-    made = Generated(["x"], ["stop"], [[{"5": {"logprob": float("-inf")}}]], [float("-inf")], 1, 1)
+    logprobs = [{"5": {"logprob": float("-inf")}}]
+    made = SettledColumns("x", [{"index": 0, "text": "x", "logprobs": logprobs}], "stop", 1, 1)
     end = Settlement(found.id, found.token, Status.COMPLETED, Outcome.COMPLETED, "s", made)
     assert await store.settle([end]) == {found.id}
     assert await rows.fetchval("SELECT outputs -> 0 -> 'logprobs' -> 0 -> '5' ->> 'logprob' FROM results") is None

@@ -11,13 +11,15 @@ from pydantic_core import to_json
 
 from app.db.engine import Database
 from app.db.ids import uuid7
+from app.db.tables.contexts import Prompt
+from app.db.tables.results import SettledColumns
 from app.dispatch import events as writing
 from app.dispatch.events import EventWriter
 from app.dispatch.run import Run
 from app.queue import events
 from app.queue.events import EventStore, Spoken
 from app.queue.store import QueueStore
-from app.queue.ticket import Claim, Generated, Outcome, Settlement, Status, Submission
+from app.queue.ticket import Claim, Outcome, Settlement, Status, Submission
 from app.tasks.chunks import Chunk
 from tests.queue.test_plans import check, nodes, plan
 from tests.queue.test_plans import history as history
@@ -30,14 +32,14 @@ def said(claim: Claim, text: str, at: int = 0, sequence: int | None = None) -> S
 
 
 def settlement(claim: Claim, text: str) -> Settlement:
-    made = Generated([text], ["stop"])
+    made = SettledColumns(text, None, "stop")
     return Settlement(claim.id, claim.token, Status.COMPLETED, Outcome.COMPLETED, "s", made)
 
 
 async def claimed(store: QueueStore, lease_seconds: float = 30.0) -> Claim:
     """The next result, submitted first."""
     context, now = uuid7(), datetime.now(UTC)
-    await store.create_context(context, "x", None, now, None)
+    await store.create_context(context, Prompt("x"), now, None)
     await store.submit([Submission(uuid7(), context, "m", {}, 0, now, now, streamed=True)])
     (claim,) = (await store.claim([("m", "s")], lease_seconds=lease_seconds, dispatcher="d")).claims
     return claim

@@ -1,0 +1,29 @@
+"""The tables; see docs/architecture.md."""
+
+from app.db.tables.base import metadata
+from app.db.tables.contexts import contexts
+from app.db.tables.files import batches, file_chunks, files
+from app.db.tables.models import models, set_aside_models
+from app.db.tables.owners import api_keys, audit, idempotency_keys, owners, request_counts, usage
+from app.db.tables.results import attempts, result_events, results
+from app.db.tables.webhooks import webhook_deliveries
+
+__all__ = [
+    "api_keys",
+    "attempts",
+    "audit",
+    "batches",
+    "contexts",
+    "file_chunks",
+    "files",
+    "idempotency_keys",
+    "metadata",
+    "models",
+    "owners",
+    "request_counts",
+    "result_events",
+    "results",
+    "set_aside_models",
+    "usage",
+    "webhook_deliveries",
+]

@@ -1,0 +1,38 @@
+"""The models that servers have."""
+
+from sqlalchemy import ARRAY, Boolean, CheckConstraint, Column, String, Table, Text, func
+
+from app.db.tables.base import Moment, metadata
+
+models = Table(
+    "models",
+    metadata,
+    Column("name", String(255), primary_key=True),
+    Column("version", Text, nullable=False),
+    Column("first_seen_at", Moment, nullable=False, server_default=func.now()),
+    Column("last_seen_at", Moment, nullable=False, server_default=func.now()),
+)
+
+# Models of servers that are ready by their word but do not answer. A row outlasts its episode, for its `reloads`.
+set_aside_models = Table(
+    "set_aside_models",
+    metadata,
+    Column("server", Text, primary_key=True),
+    Column("model", Text, primary_key=True),
+    # Null: it answers again.
+    Column("since", Moment),
+    Column("reason", Text, nullable=False),
+    # Known to be dead, not only silent.
+    Column("dead", Boolean, nullable=False),
+    # When a dispatcher last said so: what none says any longer is not so.
+    Column("seen_at", Moment, nullable=False),
+    # What is done about it, a sentence.
+    Column("note", Text, nullable=False, server_default=""),
+    # How far a reload is; whose it is, and until when it holds without a renewal.
+    Column("step", Text),
+    Column("reloader", Text),
+    Column("reload_until", Moment),
+    # When the reloads of the last hour began.
+    Column("reloads", ARRAY(Moment), nullable=False, server_default="{}"),
+    CheckConstraint("step IN ('unload', 'load')", name="step_known"),
+)

@@ -1,0 +1,183 @@
+"""Results, their attempts and what they say; a row of `results` is ticket, queue entry and history."""
+
+import dataclasses
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from sqlalchemy import (
+    Boolean,
+    CheckConstraint,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    SmallInteger,
+    Table,
+    Text,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import UUID as UUIDType
+
+from app.db.tables.base import Moment, metadata
+from app.db.tables.declared import LARGE, columns_of
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedColumns:
+    """What a ticket says that its run needs: set by the submit or the batch, given back by the claim."""
+
+    id: Annotated[UUID, Column(UUIDType, primary_key=True)]
+    context_id: Annotated[UUID, Column(UUIDType, ForeignKey("contexts.id"), nullable=False)]
+    model: Annotated[str, Column(Text, nullable=False)]
+    parameters: Annotated[dict[str, Any], Column(JSONB, nullable=False, info=LARGE)]
+    _: dataclasses.KW_ONLY
+    owner_id: Annotated[int, Column(Integer, nullable=False, server_default="0")] = 0
+    # Whether somebody follows the generation, so that its events are stored.
+    streamed: Annotated[bool, Column(Boolean, nullable=False, server_default="false")] = False
+
+
+@dataclass(frozen=True, slots=True)
+class SubmittedColumns(ClaimedColumns):
+    """What a ticket says besides: set by the submit or the batch, and in every row that is read."""
+
+    priority: Annotated[int, Column(SmallInteger, nullable=False, server_default="0")]
+    # Order of service: created_at less priority times the ageing time, so that a low priority rises.
+    rank: Annotated[datetime, Column(Moment, nullable=False, server_default=func.now())]
+    created_at: Annotated[datetime, Column(Moment, nullable=False, server_default=func.now())]
+    _: dataclasses.KW_ONLY
+    expires_at: Annotated[datetime | None, Column(Moment)] = None
+    client_reference: Annotated[str | None, Column(Text)] = None
+    key_id: Annotated[UUID | None, Column(UUIDType)] = None
+    retry_of: Annotated[UUID | None, Column(UUIDType)] = None
+    # Of a request in OpenAI's shape: which kind of object answers it, and the request as it came.
+    kind: Annotated[str | None, Column(Text)] = None
+    request: Annotated[dict[str, Any] | None, Column(JSONB(none_as_null=True), info=LARGE)] = None
+    # {"url", "events"}: whom to tell of the end.
+    webhook: Annotated[dict[str, Any] | None, Column(JSONB(none_as_null=True))] = None
+
+
+@dataclass(frozen=True, slots=True)
+class SettledColumns:
+    """What an engine answered: set by the settle, and in every row that is read."""
+
+    output: Annotated[str | None, Column(Text, info=LARGE)] = None
+    # [{"index", "text", "finish_reason", "cumulative_logprob", "logprobs"}]
+    outputs: Annotated[list[dict[str, Any]] | None, Column(JSONB(none_as_null=True), info=LARGE)] = None
+    finish_reason: Annotated[str | None, Column(Text)] = None
+    prompt_tokens: Annotated[int | None, Column(Integer)] = None
+    completion_tokens: Annotated[int | None, Column(Integer)] = None
+
+
+results = Table(
+    "results",
+    metadata,
+    *columns_of(SubmittedColumns),
+    *columns_of(SettledColumns),
+    # What follows is the queue's own: its statements name these one by one.
+    Column("batch_id", UUIDType),
+    Column("batch_line", Integer),
+    Column("status", Text, nullable=False, server_default="pending"),
+    # Backoff, lease and scheduled start all move this one column.
+    Column("available_at", Moment, nullable=False, server_default=func.now()),
+    Column("cancel_requested_at", Moment),
+    Column("engine_stopped_at", Moment),
+    Column("attempt_count", Integer, nullable=False, server_default="0"),
+    Column("attempt_token", UUIDType),
+    Column("attempt_started_at", Moment),
+    Column("dispatcher", Text),
+    Column("server", Text),
+    Column("started_at", Moment),
+    Column("completed_at", Moment),
+    Column("error_code", Text),
+    Column("error_message", Text),
+    CheckConstraint("status IN ('pending', 'completed', 'failed')", name="status_known"),
+    CheckConstraint("(status = 'pending') = (completed_at IS NULL)", name="final_has_an_end"),
+    CheckConstraint(
+        "status <> 'completed' OR (output IS NOT NULL AND finish_reason IS NOT NULL AND error_code IS NULL)",
+        name="completed_has_output",
+    ),
+    CheckConstraint(
+        "status <> 'failed' OR (error_code IS NOT NULL AND error_message IS NOT NULL)",
+        name="failed_has_error",
+    ),
+    CheckConstraint("status = 'pending' OR attempt_token IS NULL", name="final_holds_no_claim"),
+    CheckConstraint("(attempt_token IS NULL) = (attempt_started_at IS NULL)", name="claim_has_a_start"),
+    CheckConstraint("attempt_count >= 0", name="attempts_not_negative"),
+    Index("results_claim", "model", "owner_id", "rank", "id", postgresql_where=text("status = 'pending'")),
+    Index(
+        "results_expiry",
+        "expires_at",
+        postgresql_where=text("status = 'pending' AND expires_at IS NOT NULL"),
+    ),
+    Index(
+        "results_cancelling",
+        "id",
+        postgresql_where=text("status = 'pending' AND cancel_requested_at IS NOT NULL"),
+    ),
+    Index("results_by_owner", "owner_id", "id"),
+    Index("results_by_status", "owner_id", "status", "id"),
+    Index("results_by_model", "owner_id", "model", "id"),
+    Index(
+        "results_pending_by_key",
+        "key_id",
+        postgresql_where=text("status = 'pending' AND key_id IS NOT NULL"),
+    ),
+    Index("results_by_batch", "batch_id", "batch_line", postgresql_where=text("batch_id IS NOT NULL")),
+    # What of a batch is left, and what of it failed: both counted without reading the rest.
+    Index(
+        "results_batch_progress",
+        "batch_id",
+        "status",
+        postgresql_where=text("batch_id IS NOT NULL AND status <> 'completed'"),
+    ),
+    Index("results_by_context", "context_id", "id"),
+    Index(
+        "results_by_client_reference",
+        "owner_id",
+        "client_reference",
+        "id",
+        postgresql_where=text("client_reference IS NOT NULL"),
+    ),
+    # Room on each page, so that claims and renewals, which touch no index, stay on it.
+    postgresql_with={"fillfactor": "80"},
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("result_id", UUIDType, ForeignKey("results.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("dispatcher", Text, nullable=False),
+    Column("server", Text),
+    Column("started_at", Moment, nullable=False),
+    Column("ended_at", Moment, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("error_code", Text),
+    Column("error_message", Text),
+    Column("prompt_tokens", Integer),
+    Column("completion_tokens", Integer),
+    # This attempt's share of the time its server was busy.
+    Column("gpu_seconds", Double),
+    CheckConstraint(
+        "outcome IN ('completed', 'failed', 'retried', 'cancelled', 'expired', 'lease_lost')",
+        name="outcome_known",
+    ),
+)
+
+# What a generation said so far, kept while somebody may follow it; see app/queue/events.py.
+result_events = Table(
+    "result_events",
+    metadata,
+    Column("result_id", UUIDType, primary_key=True),
+    Column("sequence", Integer, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, nullable=False),
+    # [{"index", "text", "logprobs"}], one entry for each choice that went on.
+    Column("choices", JSONB, nullable=False),
+    Column("created_at", Moment, nullable=False, server_default=func.now()),
+    Index("result_events_age", "created_at"),
+)

@@ -108,6 +108,12 @@ class Settings(BaseSettings):
         le=128 * 1024 * 1024,
         description="largest answer, all its choices and logprobs together, in bytes",
     )
+    max_in_flight_bytes: int = Field(
+        128 * 1024 * 1024,
+        ge=1024,
+        description="what a dispatcher has in flight at most, prompts and what their answers may come to, in bytes; "
+        "one ticket that is larger runs all the same: [docs/scaling.md](docs/scaling.md#memory)",
+    )
     default_max_tokens: int = Field(512, ge=1, description="`max_tokens` where a request names none")
 
     model_concurrency: int = Field(

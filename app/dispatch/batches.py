@@ -14,10 +14,12 @@ from app.db.engine import Database
 from app.db.ids import uuid7
 from app.errors import DatabaseUnavailable
 from app.queue.batches import CANCEL_LINES_AT_ONCE, BatchStore, LeaseLost
-from app.queue.columns import RESULT
+from app.queue.bulk import statements_of
+from app.queue.columns import RESULT, STORED_BYTES
 from app.queue.files import FileStore, FileWriter
 from app.queue.ticket import EXPIRED
 from app.services.files import OUTPUT
+from app.services.pages import SLICE_BYTES
 from app.services.retention import oldest_kept
 from app.telemetry import logger
 
@@ -32,9 +34,13 @@ REMOVE_BATCH = 100
 DEFECTS_LOGGED = 10
 TIDY_SECONDS = 60.0
 
+SIZES = f"""
+SELECT batch_line, {STORED_BYTES} AS bytes FROM results
+WHERE batch_id = $1 AND batch_line > $2 ORDER BY batch_line LIMIT {ROWS_AT_ONCE}
+"""  # noqa: S608
 LINES = f"""
 SELECT {RESULT} FROM results
-WHERE batch_id = $1 AND batch_line > $2 ORDER BY batch_line LIMIT {ROWS_AT_ONCE}
+WHERE batch_id = $1 AND batch_line > $2 ORDER BY batch_line LIMIT $3
 """  # noqa: S608
 
 Row = Mapping[str, Any]
@@ -182,9 +188,10 @@ class Finalizer:
 
 
 async def _lines(connection: Any, batch: Row) -> AsyncIterator[Row]:
-    """The batch's results in the order of its file, few at a time."""
+    """The batch's results in the order of its file, few at a time, and few bytes."""
     last = 0
-    while rows := await connection.fetch(LINES, batch["id"], last):
-        for row in rows:
-            yield row
-        last = rows[-1]["batch_line"]
+    while sizes := await connection.fetch(SIZES, batch["id"], last):
+        for part in statements_of(sizes, ROWS_AT_ONCE, lambda row: row["bytes"], SLICE_BYTES):
+            for row in await connection.fetch(LINES, batch["id"], last, len(part)):
+                yield row
+            last = part[-1]["batch_line"]

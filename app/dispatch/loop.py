@@ -57,6 +57,8 @@ class Dispatcher:
         # Models whose queue was seen empty, and how often new work was announced since the start.
         self._drained: set[str] = set()
         self._announced = 0
+        # Whether the runs have all the bytes they may.
+        self._full = False
         # While a claim is under way: whom somebody began to follow, for the answer may not know it yet.
         self._followed: set[UUID] | None = None
         fleet.changed = self.work_announced
@@ -125,7 +127,9 @@ class Dispatcher:
     async def _claim_until_stopped(self) -> None:
         while not self._stopping:
             self._wake.clear()
-            lanes = self._fleet.free_slots(CLAIM_BATCH, without=self._drained)
+            room = self._settings.max_in_flight_bytes - sum(run.size for run in self._runs.values())
+            self._note_room(room)
+            lanes = [] if self._full else self._fleet.free_slots(CLAIM_BATCH, without=self._drained)
             if lanes:
                 announced = self._announced
                 self._followed = set()
@@ -136,6 +140,7 @@ class Dispatcher:
                         dispatcher=self._name,
                         holding=list(self._runs),
                         running=self._slots_by_owner(),
+                        most_bytes=room,
                     )
                 except DatabaseUnavailable:
                     log.warning("postgres is away, no claims")
@@ -146,7 +151,7 @@ class Dispatcher:
                 if claimed.raced and not claims:
                     await asyncio.sleep(RACED_SECONDS)
                     continue
-                if announced == self._announced and not claimed.raced:
+                if announced == self._announced and not (claimed.raced or claimed.left_out):
                     wanted = Counter(lane.model for lane in lanes)
                     self._drained.update(model for model, n in wanted.items() if got[model] < n)
                 followed, self._followed = self._followed, None
@@ -161,6 +166,12 @@ class Dispatcher:
                 # What no ticket of the queue wants, choices of running ones may use.
                 self._fleet.share_out()
             await self._wake.wait()
+
+    def _note_room(self, room: int) -> None:
+        full = room <= 0
+        if full and not self._full:
+            log.warning("claims wait, what is in flight has MAX_IN_FLIGHT_BYTES", in_flight=len(self._runs))
+        self._full = full
 
     def _slots_by_owner(self) -> Counter[tuple[str, int]]:
         slots: Counter[tuple[str, int]] = Counter()
@@ -196,6 +207,8 @@ class Dispatcher:
         self._event_writer.ended(tokens)
         for token in tokens:
             self._runs.pop(token, None)
+        if self._full:
+            self._wake.set()
         if self._stopping and not self._runs:
             self._idle.set()
 

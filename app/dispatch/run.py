@@ -77,6 +77,11 @@ class Run:
         """How many generations it has under way, or one that is about to start."""
         return self.choices.slots if self.choices else 1
 
+    @property
+    def size(self) -> int:
+        """Bytes of its prompt and of its answer: what that may come to, or more where it already has."""
+        return self.claim.prompt_bytes + max(self.claim.answer_bytes, self.answer.size)
+
     def stop(self, reason: Stop) -> None:
         """Ends the generation; the engine stops within half a second. The first reason counts."""
         if self.stopped is None and not self.settling and self.task is not None:

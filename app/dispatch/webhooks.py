@@ -12,12 +12,14 @@ import hmac
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+import asyncpg
 from pydantic import BaseModel
 from pydantic_core import to_json
 
@@ -25,6 +27,7 @@ from app.config import Settings
 from app.db.engine import Database
 from app.dispatch.outbound import Sender, SendError
 from app.errors import DatabaseUnavailable
+from app.queue.bulk import statements_of, write_apart
 from app.queue.deliveries import Close, DeliveryStore
 from app.services.addresses import AddressPolicy
 from app.services.retention import oldest_kept
@@ -52,6 +55,7 @@ LONGEST_RETRY_AFTER = 24 * HOUR
 ASKS_TO_WAIT = frozenset({429, 503})
 GONE = 410
 LARGEST_PAYLOAD = 256 * 1024
+NOT_STORABLE = "The end of this try cannot be stored; its cause is in the log."
 # Left out of a payload that would be larger.
 BULKY: dict[str, Any] = {"output": None, "outputs": None, "parameters": {}}
 
@@ -92,14 +96,18 @@ def signatures(secrets: list[str], id_: str, timestamp: int, body: bytes) -> str
 
 
 def payload_of(delivery: Claimed, row: Mapping[str, Any] | None, render: Render) -> bytes:
-    """What is posted: `data` is the result as GET /results/{id} gives it, or names the batch."""
+    """What is posted: `data` is the result as GET /results/{id} gives it, or names the batch.
+
+    A row that is `bulky` comes without what makes it so.
+    """
     document: dict[str, Any] = {"type": delivery["event"], "timestamp": delivery["created_at"]}
     if row is None:
         return to_json(document | {"data": {"id": f"batch_{delivery['batch_id'].hex}"}})
     data = render(row).model_dump(mode="json")
-    whole = to_json(document | {"data": data})
-    if len(whole) <= LARGEST_PAYLOAD:
-        return whole
+    if not row["bulky"]:
+        whole = to_json(document | {"data": data})
+        if len(whole) <= LARGEST_PAYLOAD:
+            return whole
     return to_json(document | {"omitted": list(BULKY), "data": data | BULKY})
 
 
@@ -134,10 +142,21 @@ class Deliverer:
             await self._give_back()
 
     async def _write_ends(self) -> None:
-        if self._ends:
-            ends = list(self._ends)
-            await self._store.close(ends)
-            del self._ends[: len(ends)]
+        for batch in statements_of(list(self._ends), CONCURRENCY, lambda end: len(end.error or "")):
+            await write_apart(batch, self._close, self._close_plainly)
+
+    async def _close(self, ends: Sequence[Close]) -> None:
+        await self._store.close(ends)
+        written = set(ends)
+        self._ends = [end for end in self._ends if end not in written]
+
+    async def _close_plainly(self, end: Close, error: Exception) -> None:
+        """Postgres refuses what the try ended with: that it ended is written all the same, or its lease runs out."""
+        log.error("postgres refused the end of a delivery", delivery=end.id, error=repr(error))
+        self._ends.remove(end)
+        if end.error is not None:
+            with suppress(asyncpg.PostgresError):
+                await self._store.close([replace(end, error=NOT_STORABLE)])
 
     async def _start_due(self) -> None:
         free = CONCURRENCY - len(self._running)
@@ -147,7 +166,8 @@ class Deliverer:
         claimed = await self._store.claim(hosts, per_host=PER_HOST, limit=free, lease_seconds=LEASE_SECONDS)
         if not claimed:
             return
-        rows = await rows_of(self._database, [each["result_id"] for each in claimed if each["result_id"]])
+        ids = [each["result_id"] for each in claimed if each["result_id"]]
+        rows = await rows_of(self._database, ids, LARGEST_PAYLOAD)
         for delivery in claimed:
             task = asyncio.create_task(self._deliver(delivery, rows.get(delivery["result_id"])))
             self._running[task] = delivery

@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import JSONB, dialect
 
 from app.db.tables import contexts, results
 from app.db.tables.contexts import Prompt
-from app.db.tables.declared import names_of
+from app.db.tables.declared import is_large, names_of
 from app.db.tables.results import ClaimedColumns, SettledColumns, SubmittedColumns
 
 _DIALECT = dialect()  # type: ignore[no-untyped-call]
@@ -102,3 +102,11 @@ SUBMITTED = _declared(results, SubmittedColumns)
 SETTLED = _declared(results, SettledColumns)
 # What a reader of results gets: all there is.
 RESULT = ", ".join(results.c.keys())
+# What a row of results holds, documents compressed: known without reading it.
+STORED_BYTES = "({})::int".format(
+    " + ".join(
+        f"coalesce({'pg_column_size' if _encoder(each) else 'octet_length'}({each.name}), 0)"
+        for each in results.c
+        if is_large(each)
+    )
+)

@@ -7,6 +7,7 @@ release name the token, so a dispatcher that lost its lease changes no row.
 from app.queue.audit import Action, recorded
 from app.queue.columns import CLAIMED, PROMPT, SETTLED, SUBMITTED, unnested
 from app.queue.ticket import CANCELLED, CANCELLED_MESSAGE, EXPIRED, EXPIRED_MESSAGE
+from app.tasks.generate import LOGPROB_BYTES, TEXT_BYTES
 
 QUEUED_CHANNEL = "results_queued"
 SETTLED_CHANNEL = "results_settled"
@@ -111,10 +112,14 @@ SELECT id, (SELECT count(*) FROM woken) FROM stored
 # Owners take turns: each gets its weight's share of the slots, counting what runs already ($6 to $8), and within an
 # owner the order is by rank. `shares` says how many of each owner are due, so that no more rows are locked than are
 # claimed; where another dispatcher was quicker, `seen` is more than what is returned, and it is worth asking again.
+# No more is claimed than comes to $9 bytes, prompts and what their answers may come to; the first is, whatever it is.
 # A claim need not wait for the disk: one that a crash of Postgres forgets leaves the result queued, and its token void.
 # An expired lease is claimable again; the attempt it belonged to goes into the ledger in the same statement.
 CLAIMABLE = """r.status = 'pending' AND r.available_at <= now()
           AND (r.attempt_token IS NULL OR r.attempt_token <> ALL ($5::uuid[]))"""
+# As `largest_answer` of the parameters.
+LARGEST_ANSWER = f"""(coalesce((r.parameters->>'n')::bigint, 1) * coalesce((r.parameters->>'max_tokens')::bigint, 0)
+    * ({TEXT_BYTES} + coalesce((r.parameters->>'logprobs')::bigint + 1, 0) * {LOGPROB_BYTES}))"""
 CLAIM = f"""
 WITH RECURSIVE unflushed AS MATERIALIZED (
     SELECT set_config('synchronous_commit', 'off', true)
@@ -159,16 +164,27 @@ WITH RECURSIVE unflushed AS MATERIALIZED (
             ) f
         ) p
         WHERE t.owners > 1
-    ) due WHERE number <= n GROUP BY model, owner_id
-), picked AS MATERIALIZED (
-    SELECT p.id, s.model, row_number() OVER (PARTITION BY s.model ORDER BY p.rank, p.id) AS number
+    ) soonest WHERE number <= n GROUP BY model, owner_id
+), due AS MATERIALIZED (
+    SELECT p.id, s.model, p.rank, p.context_id, p.stored_bytes, p.answer_bytes
     FROM shares s CROSS JOIN LATERAL (
-        SELECT r.id, r.rank FROM results r
+        SELECT r.id, r.rank, r.context_id, pg_column_size(r.parameters) AS stored_bytes,
+               {LARGEST_ANSWER} AS answer_bytes
+        FROM results r
         WHERE r.model = s.model AND r.owner_id = s.owner_id AND {CLAIMABLE}
         ORDER BY r.rank, r.id
         LIMIT s.n
         FOR UPDATE SKIP LOCKED
     ) p
+), sized AS (
+    -- The length of a text is known without reading it.
+    SELECT d.id, d.model, d.rank, d.answer_bytes,
+           d.stored_bytes + (SELECT octet_length(c.content) FROM contexts c WHERE c.id = d.context_id) AS prompt_bytes
+    FROM due d
+), picked AS MATERIALIZED (
+    SELECT id, model, prompt_bytes, answer_bytes, row_number() OVER (PARTITION BY model ORDER BY rank, id) AS number,
+           row_number() OVER ranked = 1 OR sum(prompt_bytes + answer_bytes) OVER ranked <= $9 AS fits
+    FROM sized WINDOW ranked AS (ORDER BY rank, id)
 ), claimed AS (
     UPDATE results r SET
         attempt_count = r.attempt_count + 1,
@@ -180,9 +196,9 @@ WITH RECURSIVE unflushed AS MATERIALIZED (
         server = slots.server
     FROM picked JOIN slots USING (model, number)
     -- The array says that they are few; the planner cannot know, and would read the whole table.
-    WHERE r.id = picked.id AND r.id = ANY (ARRAY(SELECT id FROM picked))
+    WHERE r.id = picked.id AND fits AND r.id = ANY (ARRAY(SELECT id FROM picked))
     RETURNING
-        {CLAIMED.of("r")}, r.rank, r.server, r.attempt_token, r.attempt_count,
+        {CLAIMED.of("r")}, r.rank, r.server, r.attempt_token, r.attempt_count, picked.prompt_bytes, picked.answer_bytes,
         extract(epoch FROM r.expires_at - now())::float8 AS expires_in,
         r.cancel_requested_at IS NOT NULL AS cancel_requested,
         r.error_code, r.error_message,
@@ -192,7 +208,8 @@ WITH RECURSIVE unflushed AS MATERIALIZED (
     {LOST_LEASE}
     FROM claimed WHERE lost_token IS NOT NULL
 )
-SELECT q.*, c.content, (SELECT coalesce(sum(seen), 0) FROM shares)::int AS seen
+SELECT q.*, c.content, (SELECT coalesce(sum(seen), 0) FROM shares)::int AS seen,
+       (SELECT count(*) FROM picked WHERE NOT fits) AS left_out
 FROM (VALUES (1)) AS always(one)
 LEFT JOIN (claimed q JOIN contexts c ON c.id = q.context_id) ON true
 ORDER BY q.rank, q.id

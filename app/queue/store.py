@@ -8,6 +8,7 @@ from uuid import UUID
 from app.db.engine import Database
 from app.db.tables.contexts import Prompt
 from app.queue.audit import KEYLESS, Actor
+from app.queue.bulk import MAX_STATEMENT_BYTES
 from app.queue.columns import CLAIMED, PROMPT, SETTLED, SUBMITTED
 from app.queue.counting import count_claims, count_final, count_returned
 from app.queue.housekeeping import (
@@ -80,14 +81,16 @@ class QueueStore:
         dispatcher: str,
         holding: Sequence[UUID] = (),
         running: Mapping[tuple[str, int], int] | None = None,
+        most_bytes: int = MAX_STATEMENT_BYTES,
     ) -> Claims:
         """Claims a result for each slot (model, server) while there are any; owners take turns by their weights.
 
+        No more than `most_bytes` of prompts and expected answers, or one result that has more.
         `holding` are the tokens of claims the caller still works on: those it keeps, even if their leases ran out
         while Postgres was away. `running` counts what the caller runs, by model and owner.
         """
         if not slots:
-            return Claims([], False)
+            return Claims([], raced=False)
         models, servers = _columns(slots, lambda slot: slot)
         busy = running or {}
         async with self._database.hot() as connection:
@@ -101,11 +104,13 @@ class QueueStore:
                 [model for model, _ in busy],
                 [owner_id for _, owner_id in busy],
                 list(busy.values()),
+                min(most_bytes, MAX_STATEMENT_BYTES),
             )
         claimed = [row for row in rows if row["id"] is not None]
         count_claims(claimed)
         claims = [_claim(row) for row in claimed]
-        return Claims(claims, rows[0]["seen"] > len(claims))
+        left_out = rows[0]["left_out"]
+        return Claims(claims, raced=rows[0]["seen"] > len(claims) + left_out, left_out=left_out)
 
     async def renew(self, held: Sequence[tuple[UUID, UUID, str | None]], *, lease_seconds: float) -> dict[UUID, Held]:
         """Renews the leases of (id, token, server) in one statement, by token; one that is missing is lost."""
@@ -224,6 +229,8 @@ def _claim(row: Any) -> Claim:
         expires_in=row["expires_in"],
         cancel_requested=row["cancel_requested"],
         last_error=None if code is None else (code, row["error_message"]),
+        prompt_bytes=row["prompt_bytes"],
+        answer_bytes=row["answer_bytes"],
     )
 
 

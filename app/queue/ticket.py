@@ -101,14 +101,22 @@ class Claim(ClaimedColumns):
     expires_in: float | None = None
     cancel_requested: bool = False
     last_error: tuple[str, str] | None = None
+    # The prompt with its parameters, as it is stored; and what the answer may come to.
+    prompt_bytes: int = 0
+    answer_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What one statement claimed; `raced` when another dispatcher was quicker with some, so that more may be there."""
+    """What one statement claimed.
+
+    More may be there where another dispatcher was quicker with some (`raced`); more is there where some were
+    `left_out` for their size.
+    """
 
     claims: list[Claim]
     raced: bool
+    left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Cursor pages: newest first, by id, which sorts by time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import reduce
@@ -14,6 +14,7 @@ from sqlalchemy.sql.schema import Table
 
 from app.db.engine import Database
 from app.db.ids import lowest_at
+from app.queue.bulk import statements_of
 
 # Where the rows of a page hold more, it ends early.
 PAGE_BYTES = 8 * 1024 * 1024
@@ -76,28 +77,15 @@ async def fetch_bounded_page(
     sizes = await fetch_page(database, listed.page(where), listed.table, window)
     rows: list[Any] = []
     total = 0
-    for ids in _slices(sizes.rows):
+    for part in statements_of(sizes.rows, window.limit, lambda row: row[BYTES], SLICE_BYTES):
         async with database.reading() as queries:
-            found = await queries.rows(listed.slice(where, ids))
+            found = await queries.rows(listed.slice(where, [row["id"] for row in part]))
         for row in found:
             total += row[BYTES]
             if rows and total > PAGE_BYTES:
                 return Page(rows, rows[-1]["id"])
             rows.append(row)
     return Page(rows, sizes.next_after)
-
-
-def _slices(rows: Sequence[Any]) -> Iterator[list[UUID]]:
-    ids: list[UUID] = []
-    size = 0
-    for row in rows:
-        if ids and size + row[BYTES] > SLICE_BYTES:
-            yield ids
-            ids, size = [], 0
-        ids.append(row["id"])
-        size += row[BYTES]
-    if ids:
-        yield ids
 
 
 async def fetch_page(database: Database, query: Select[Any], table: Table, window: Window) -> Page:

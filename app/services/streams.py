@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from typing import Any
 from uuid import UUID
@@ -11,10 +11,12 @@ from uuid import UUID
 from app.config import Settings
 from app.db.engine import Database
 from app.errors import DatabaseUnavailable, InvalidRequest, ResultNotFound, StreamExpired, StreamRestarted
-from app.queue.columns import RESULT
-from app.queue.events import EventStore
+from app.queue.bulk import statements_of
+from app.queue.columns import RESULT, STORED_BYTES
+from app.queue.events import EventStore, Stored
 from app.services.callers import Caller
 from app.services.channels import Channel, End, Event
+from app.services.pages import SLICE_BYTES
 from app.services.replay import Delta
 from app.services.results import Results
 from app.telemetry import logger
@@ -29,6 +31,7 @@ RESULTS_PER_READ = 200
 LOOK_AGAIN_SECONDS = 1.0
 RETRY_SECONDS = 0.5
 PATIENCE_SECONDS = 5.0
+FINAL_SIZES = f"SELECT id, {STORED_BYTES} AS bytes FROM results WHERE id = ANY ($1::uuid[])"  # noqa: S608
 FINAL_ROWS = f"SELECT {RESULT} FROM results WHERE id = ANY ($1::uuid[])"  # noqa: S608
 
 
@@ -128,23 +131,39 @@ class Streams:
     async def _read(self, channels: list[Channel], now: float) -> None:
         try:
             found = await self._store.read([(channel.id, channel.sequence) for channel in channels])
-            rows = await self._final_rows([stored.id for stored in found if stored.final and not stored.more])
+            sizes = await self._final_sizes([stored.id for stored in found if stored.final and not stored.more])
+            by_id = {channel.id: channel for channel in channels}
+            self._take([stored for stored in found if stored.id not in sizes], by_id, {}, now)
+            ended = [stored for stored in found if stored.id in sizes]
+            for part in statements_of(ended, RESULTS_PER_READ, lambda stored: sizes[stored.id], SLICE_BYTES):
+                self._take(part, by_id, await self._final_rows([stored.id for stored in part]), now)
         except DatabaseUnavailable:
             log.warning("postgres is away, streams wait", streams=len(channels))
             await asyncio.sleep(RETRY_SECONDS)
-            self._look(channel.id for channel in channels)
-            return
-        by_id = {channel.id: channel for channel in channels}
+            self._look(channel.id for channel in channels if channel.end is None)
+
+    def _take(
+        self,
+        found: Sequence[Stored],
+        channels: Mapping[UUID, Channel],
+        rows: Mapping[UUID, Mapping[str, Any]],
+        now: float,
+    ) -> None:
         for stored in found:
-            channel = by_id[stored.id]
+            channel = channels[stored.id]
             channel.looked, before = now, channel.sequence
             channel.take(stored, rows.get(stored.id))
             if stored.more and channel.sequence > before:
                 self._look([stored.id])
 
-    async def _final_rows(self, ids: list[UUID]) -> dict[UUID, Mapping[str, Any]]:
+    async def _final_sizes(self, ids: list[UUID]) -> dict[UUID, int]:
+        """Bytes as they are stored, of those that are there."""
         if not ids:
             return {}
+        async with self._database.hot() as connection:
+            return {row["id"]: row["bytes"] for row in await connection.fetch(FINAL_SIZES, ids)}
+
+    async def _final_rows(self, ids: list[UUID]) -> dict[UUID, Mapping[str, Any]]:
         async with self._database.hot() as connection:
             return {row["id"]: row for row in await connection.fetch(FINAL_ROWS, ids)}
 

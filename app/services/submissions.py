@@ -161,8 +161,7 @@ class Submissions:
         """The parameters as the engine gets them; raises InvalidParameters."""
         try:
             wanted = parameters.for_engine(self._settings.default_max_tokens)
-            if isinstance(parameters, SamplingParameters):
-                self._require_bounded(wanted)
+            self._require_bounded(wanted)
         except PydanticCustomError as error:
             raise InvalidParameters(
                 error.message(), errors=[{"field": "parameters" if nested else error.type, "message": error.message()}]
@@ -170,6 +169,7 @@ class Submissions:
         return wanted
 
     def _require_bounded(self, parameters: dict[str, Any]) -> None:
+        """Raises PydanticCustomError where the answer to these parameters of an engine may come to too much."""
         most, size = self._settings.max_answer_bytes, largest_answer(parameters)
         if size > most:
             factors = [f"{name} {parameters[name]}" for name in ("n", "max_tokens", "logprobs") if name in parameters]
@@ -189,6 +189,7 @@ class Submissions:
             ResultNotFound: no such result.
             ResultPending: it is not final yet.
             LineDefective: it never had a prompt.
+            InvalidParameters: its answer may come to more than is allowed by now.
             IdempotencyMismatch: the key came with another request before.
         """
         old = await self._results.get(caller, id_)
@@ -198,6 +199,13 @@ class Submissions:
             raise LineDefective(
                 f"Result {id_} is a line of a batch that was never made into a prompt: send its request again instead."
             )
+        try:
+            self._require_bounded(old["parameters"])
+        except PydanticCustomError as error:
+            raise InvalidParameters(
+                f"Result {id_} cannot be tried again as it is: {error.message()}. Send its context with other "
+                "parameters instead."
+            ) from None
         life = None if old["expires_at"] is None else (old["expires_at"] - old["created_at"]).total_seconds()
         webhook = old["webhook"] or caller.webhook
         new = self._submission(

@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.config import Environment, Settings
 from app.db.engine import Database
+from app.db.tables import results
 from app.errors import AppError, DeliveryNotFound, InvalidRequest, OwnerNotFound, ScopeMissing
-from app.queue.columns import RESULT
 from app.queue.deliveries import DeliveryStore
 from app.services.addresses import AddressPolicy, literal
 from app.services.callers import Caller, Scope
@@ -32,7 +32,24 @@ OVERLAP_SECONDS = 24 * 3600
 NAME = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9_-]*[a-z0-9])?)*\.?")
 LOCAL_NAME = re.compile(r"(.+\.)?localhost\.?")
 HIGHEST_PORT = 65535
-ROWS = f"SELECT {RESULT} FROM results WHERE id = ANY($1::uuid[])"  # noqa: S608
+# Left out of what would be larger than a payload may be, and `request`, which no payload has.
+BULKY = ("output", "outputs", "parameters", "request")
+# What a document was compressed to says little of what it comes to, but spares a look at those that are large anyway.
+ROWS = f"""
+SELECT {", ".join(each.name for each in results.c if each.name not in BULKY)}, bulky,
+       CASE WHEN NOT bulky THEN output END AS output,
+       CASE WHEN NOT bulky THEN outputs END AS outputs,
+       CASE WHEN bulky THEN '{{}}' ELSE parameters END AS parameters
+FROM results, LATERAL (
+    SELECT CASE
+        WHEN coalesce(octet_length(output), 0) + coalesce(pg_column_size(outputs), 0) + pg_column_size(parameters) > $2
+        THEN true
+        ELSE coalesce(octet_length(output), 0) + coalesce(octet_length(outputs::text), 0)
+             + octet_length(parameters::text) > $2
+    END AS bulky
+) AS size
+WHERE id = ANY($1::uuid[])
+"""  # noqa: S608
 
 Event = Literal["result.completed", "result.failed"]
 
@@ -163,10 +180,13 @@ async def rotate(store: DeliveryStore, owner_id: int) -> tuple[str, datetime]:
     return found
 
 
-async def rows_of(database: Database, ids: Sequence[UUID]) -> dict[UUID, Mapping[str, Any]]:
-    """Results by id, as far as they are still there."""
+async def rows_of(database: Database, ids: Sequence[UUID], most_bytes: int) -> dict[UUID, Mapping[str, Any]]:
+    """Results by id, as far as they are still there.
+
+    Those that hold more than `most_bytes` of output, outputs and parameters are `bulky` and come without these.
+    """
     async with database.hot() as connection:
-        return {row["id"]: row for row in await connection.fetch(ROWS, list(ids))}
+        return {row["id"]: row for row in await connection.fetch(ROWS, list(ids), most_bytes)}
 
 
 def make_secret() -> str:

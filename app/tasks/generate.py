@@ -120,7 +120,10 @@ class SamplingParameters(BaseModel):
 
 
 def largest_answer(parameters: dict[str, Any]) -> int:
-    """Bytes that the answer to these parameters of an engine may come to, where it takes all the tokens it may."""
+    """Bytes that the answer to these parameters of an engine may come to, where it takes all the tokens it may.
+
+    0 for an answer that no parameter makes larger, as vectors are.
+    """
     logprobs = parameters.get("logprobs")
     token = TEXT_BYTES + (0 if logprobs is None else (logprobs + 1) * LOGPROB_BYTES)
-    return int(parameters.get("n") or 1) * int(parameters["max_tokens"]) * token
+    return int(parameters.get("n") or 1) * int(parameters.get("max_tokens") or 0) * token

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import tracemalloc
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ from openai.types import Batch
 from app.config import Settings
 from app.db.engine import Database
 from app.db.ids import lowest_at
+from app.dispatch.batches import _lines
 from app.queue.audit import KEYLESS
 from app.queue.batches import BatchStore
 from app.queue.store import QueueStore
@@ -523,6 +525,21 @@ async def test_an_answer_that_cannot_be_rendered_keeps_back_no_other(
             assert (each["response"], each["error"]["code"]) == (None, "line_defective")
             id_ = re.findall(r"GET /results/([0-9a-f-]{36})", each["error"]["message"])[0]
             assert (await service.result(id_))["status"] == "completed"
+
+
+async def test_the_lines_of_a_batch_are_read_few_bytes_at_a_time(api: Service, database: Database) -> None:
+    async with client_of(api) as client:
+        await in_progress(client, await start(client, [line(str(n), prompt()) for n in range(20)]))
+    async with database.hot() as connection:
+        await connection.execute("UPDATE results SET output = repeat('x', 4000000)")
+        row = await connection.fetchrow("SELECT * FROM batches")
+        tracemalloc.start()
+        try:
+            sizes = [len(each["output"]) async for each in _lines(connection, row)]
+            assert tracemalloc.get_traced_memory()[1] < 20_000_000
+        finally:
+            tracemalloc.stop()
+    assert sizes == [4_000_000] * 20
 
 
 async def test_what_belongs_to_an_open_batch_is_not_deleted(service: Service, client: openai.AsyncOpenAI) -> None:

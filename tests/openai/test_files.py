@@ -38,6 +38,18 @@ async def test_a_file_comes_back_as_it_went(client: openai.AsyncOpenAI) -> None:
     assert answer.response.headers["content-length"] == str(len(content))
 
 
+async def test_head_of_a_file_reads_none_of_it(client: openai.AsyncOpenAI, api: Service, database: Database) -> None:
+    content = random.Random(7).randbytes(2 * CHUNK_BYTES)
+    file = await client.files.create(file=("a.jsonl", content), purpose="batch")
+    got = await api.client.get(f"/v1/files/{file.id}/content")
+    async with database.hot() as connection:
+        await connection.execute("DELETE FROM file_chunks")
+    head = await api.client.head(f"/v1/files/{file.id}/content")
+    assert (head.status_code, head.content) == (200, b"")
+    for name in ("content-length", "content-type", "content-disposition"):
+        assert head.headers[name] == got.headers[name]
+
+
 async def test_the_same_key_makes_one_file(client: openai.AsyncOpenAI, database: Database) -> None:
     content = random.Random(6).randbytes(3 * CHUNK_BYTES)
 

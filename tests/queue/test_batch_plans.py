@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from app.dispatch.batches import LINES, ROWS_AT_ONCE
+from app.dispatch.batches import LINES, ROWS_AT_ONCE, SIZES
 from app.queue import batches
 from tests.postgres_server import RunningPostgres
 from tests.queue.test_plans import check, large_database, nodes, plan
@@ -70,6 +70,7 @@ async def test_cancelling_reads_as_many_lines_as_it_cancels(history: Any, open_b
 
 
 async def test_finalizing_reads_the_lines_in_order(history: Any, open_batch: UUID) -> None:
-    found = await plan(history, LINES, open_batch, EACH // 2)
+    check(await plan(history, SIZES, open_batch, EACH // 2), "results_by_batch", ROWS_AT_ONCE)
+    found = await plan(history, LINES, open_batch, EACH // 2, ROWS_AT_ONCE)
     check(found, "results_by_batch", ROWS_AT_ONCE)
     assert "Sort" not in {node["Node Type"] for node in nodes(found)}

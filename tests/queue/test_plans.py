@@ -13,6 +13,7 @@ from app.db.engine import HOT_SETTINGS
 from app.db.ids import uuid7
 from app.db.tables.results import SettledColumns
 from app.queue import backlog, statements
+from app.queue.bulk import MAX_STATEMENT_BYTES
 from app.queue.store import settlement_row
 from app.queue.ticket import Outcome, Settlement, Status
 from app.services.results import GET
@@ -20,6 +21,8 @@ from tests.conftest import with_database
 from tests.postgres_server import RunningPostgres
 
 SETTLED, PENDING = 200_000, 5_000
+# Nothing is held or running.
+REST = ([], [], [], [], MAX_STATEMENT_BYTES)
 
 
 @asynccontextmanager
@@ -96,16 +99,18 @@ def check(found: dict[str, Any], index: str, most_rows: int) -> None:
 
 async def test_cost_of_a_claim_does_not_grow_with_history(history: Any) -> None:
     slots = ["m1"] * 20
-    check(await plan(history, statements.CLAIM, slots, ["s"] * 20, 30.0, "d", [], [], [], []), "results_claim", 200)
+    check(await plan(history, statements.CLAIM, slots, ["s"] * 20, 30.0, "d", *REST), "results_claim", 200)
 
 
 async def test_a_claim_among_several_owners_reads_little_of_each(history: Any) -> None:
-    found = await plan(history, statements.CLAIM, ["m2"] * 20, ["s"] * 20, 30.0, "d", [], ["m2"], [1], [7])
+    found = await plan(
+        history, statements.CLAIM, ["m2"] * 20, ["s"] * 20, 30.0, "d", [], ["m2"], [1], [7], MAX_STATEMENT_BYTES
+    )
     check(found, "results_claim", 200)
 
 
 async def test_a_claim_of_an_empty_queue_reads_nothing(history: Any) -> None:
-    check(await plan(history, statements.CLAIM, ["nobody"], ["s"], 30.0, "d", [], [], [], []), "results_claim", 10)
+    check(await plan(history, statements.CLAIM, ["nobody"], ["s"], 30.0, "d", *REST), "results_claim", 10)
 
 
 async def test_the_gauges_read_what_is_pending_and_nothing_else(history: Any) -> None:
@@ -169,7 +174,7 @@ async def test_a_plan_made_while_the_tables_were_empty_stays_good(postgres: Runn
         for id_ in ids
     ]
     arguments = {
-        "claim": (statements.CLAIM, ["m"] * 20, texts, 30.0, "d", [], [], [], []),
+        "claim": (statements.CLAIM, ["m"] * 20, texts, 30.0, "d", *REST),
         "renew": (statements.RENEW, ids, nobody, texts, 30.0),
         "settle": (statements.SETTLE, *zip(*map(settlement_row, ends), strict=True)),
         "release": (

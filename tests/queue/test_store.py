@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,10 +14,13 @@ import pytest
 from app.config import Settings
 from app.db.engine import open_database
 from app.db.ids import uuid7
+from app.db.tables.contexts import Prompt
 from app.db.tables.results import SettledColumns
 from app.errors import DatabaseUnavailable
+from app.queue.bulk import MAX_STATEMENT_BYTES
 from app.queue.store import QueueStore
 from app.queue.ticket import Claim, Outcome, Release, Settlement, Status, Submission
+from app.tasks.generate import largest_answer
 
 LEASE = 30.0
 DONE = SettledColumns("text", None, "stop", 3, 5)
@@ -131,6 +135,69 @@ async def test_a_settle_of_many_settles_each_under_its_own_token(store: QueueSto
     stale = Settlement(found[0].id, uuid4(), Status.COMPLETED, Outcome.COMPLETED, "s", DONE)
     settled = await store.settle([stale, *(completed(each) for each in found[1:])])
     assert settled == {each.id for each in found[1:]}
+
+
+async def test_a_claim_is_bounded_by_bytes_and_takes_one_at_least(store: QueueStore, rows: Any) -> None:
+    base = datetime.now(UTC)
+    sizes = [900_000, 50_000, 40_000, 60_000, 10_000]
+    models = ["a", "a", "b", "a", "b"]
+    made = [
+        Submission(
+            uuid7(), uuid7(), model, {"max_tokens": 5}, 0, base + timedelta(seconds=n), base, prompt=Prompt("x" * size)
+        )
+        for n, (size, model) in enumerate(zip(sizes, models, strict=True))
+    ]
+    await store.submit(made)
+    slots = [("a", "s")] * 3 + [("b", "s")] * 3
+
+    async def claimed() -> tuple[list[int], int]:
+        found = await store.claim(slots, lease_seconds=LEASE, dispatcher="test", most_bytes=100_000)
+        assert not found.raced
+        for each in found.claims:
+            assert len(each.prompt) < each.prompt_bytes < len(each.prompt) + 100
+        return [len(each.prompt) for each in found.claims], found.left_out
+
+    assert await claimed() == ([900_000], 4)
+    assert await claimed() == ([50_000, 40_000], 2)
+    assert await claimed() == ([60_000, 10_000], 0)
+    assert await rows.fetchval("SELECT max(attempt_count) FROM results") == 1
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"max_tokens": 100},
+        {"n": 3, "max_tokens": 100},
+        {"max_tokens": 7, "logprobs": 0},
+        {"n": 2, "max_tokens": 2**31 - 1, "logprobs": 1000},
+        {"task": "embed"},
+    ],
+)
+async def test_postgres_expects_the_answer_that_the_submit_expected(
+    store: QueueStore, rows: Any, parameters: dict[str, Any]
+) -> None:
+    now = datetime.now(UTC)
+    await store.submit([Submission(uuid7(), uuid7(), "m", parameters, 0, now, now, prompt=Prompt("x"))])
+    (found,) = await claim(store)
+    assert found.answer_bytes == largest_answer(parameters)
+
+
+async def test_a_claim_of_large_prompts_reads_only_what_it_takes(store: QueueStore, rows: Any) -> None:
+    """200 prompts of 4 MB would be 800 MB."""
+    await rows.execute(
+        "INSERT INTO contexts (id, content) SELECT uuidv7(), repeat('x', 4000000) FROM generate_series(1, 200)"
+    )
+    await rows.execute(
+        "INSERT INTO results (id, context_id, model, parameters) SELECT uuidv7(), id, 'm', '{}' FROM contexts"
+    )
+    await claim(store, 0)
+    tracemalloc.start()
+    try:
+        found = await claim(store, 200)
+        assert tracemalloc.get_traced_memory()[1] < 100_000_000
+    finally:
+        tracemalloc.stop()
+    assert len(found) == MAX_STATEMENT_BYTES // 4_000_100
 
 
 async def test_a_stale_token_changes_no_row(store: QueueStore, submit: Any, rows: Any) -> None:

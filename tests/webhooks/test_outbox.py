@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections import Counter
 from typing import Any
 
 import pytest
 
+from app.api.schemas import Result
+from app.config import Settings
 from app.db.engine import Database
-from app.dispatch.webhooks import KEPT_DAYS
+from app.dispatch.outbound import Sender
+from app.dispatch.webhooks import KEPT_DAYS, LARGEST_PAYLOAD, NOT_STORABLE, Deliverer, payload_of
 from app.queue.deliveries import CLAIM, Close, DeliveryStore
+from app.queue.store import QueueStore
+from app.services.addresses import AddressPolicy
 from app.services.retention import oldest_kept
+from app.services.webhooks import rows_of
+from tests.dispatch.test_defects import submission
 from tests.queue.test_plans import nodes, plan
 
 ADD = """
@@ -81,6 +89,42 @@ async def test_a_try_that_was_not_made_does_not_count(outbox: DeliveryStore, con
     await outbox.close([Close(row["id"], row["tries"], pause=0.0)])
     [again] = await claim(outbox)
     assert again["tries"] == row["tries"] == 1
+
+
+async def test_an_end_that_cannot_be_stored_is_written_without_its_words(
+    database: Database, outbox: DeliveryStore, connection: Any, hook_settings: Settings
+) -> None:
+    await connection.execute(ADD, "https://a.test/", -1, 9)
+    claimed = await claim(outbox, per_host=9)
+    async with Sender(AddressPolicy.of(True, ()), 1) as sender:
+        deliverer = Deliverer(database, hook_settings, Result.of, sender)
+        for place, row in enumerate(claimed):
+            error = "It said \x00." if place == 4 else "It said no."
+            deliverer._ends.append(Close(row["id"], row["tries"], pause=60.0, error=error))
+        await deliverer._write_ends()
+        assert not deliverer._ends
+    said = {row["id"]: row["last_error"] for row in await connection.fetch("SELECT * FROM webhook_deliveries")}
+    assert said.pop(claimed[4]["id"]) == NOT_STORABLE
+    assert set(said.values()) == {"It said no."}
+
+
+async def test_payloads_are_read_no_larger_than_they_may_be(
+    database: Database, store: QueueStore, connection: Any
+) -> None:
+    """One document says by its length that it is too large, one only when it is looked at."""
+    made = [submission("x") for _ in range(22)]
+    await store.submit(made)
+    ids = [each.id for each in made]
+    await connection.execute("UPDATE results SET output = repeat('x', 4000000) WHERE id = ANY ($1)", ids[:20])
+    await connection.execute("UPDATE results SET outputs = to_jsonb(repeat('x', 300000)) WHERE id = $1", ids[20])
+    tracemalloc.start()
+    try:
+        rows = await rows_of(database, ids, LARGEST_PAYLOAD)
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
+    assert [rows[id_]["bulky"] for id_ in ids] == [True] * 21 + [False]
+    assert payload_of({"event": "result.completed", "created_at": None}, rows[ids[20]], Result.of).count(b"xxx") == 0
 
 
 async def test_ended_deliveries_are_removed_after_a_week(outbox: DeliveryStore, connection: Any) -> None:

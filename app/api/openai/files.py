@@ -131,7 +131,10 @@ async def get_file_content(file_id: str, request: Request) -> Response:
         "Content-Length": str(row["bytes"]),
         "Content-Disposition": f"attachment; filename*=utf-8''{quote(row['filename'], safe='')}",
     }
-    return StreamingResponse(files.content(row), headers=headers, media_type="application/octet-stream")
+    media_type = "application/octet-stream"
+    if getattr(request.state, "head", False):
+        return Response(headers=headers, media_type=media_type)
+    return StreamingResponse(files.content(row), headers=headers, media_type=media_type)
 
 
 @router.delete("/{file_id}", dependencies=[SUBMIT], responses=openai_errors(410))

@@ -83,6 +83,7 @@ CORS: dict[str, Any] = {
         "Preference-Applied",
         "Retry-After",
         "WWW-Authenticate",
+        "X-Ignored",
         "X-Request-Id",
         *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
     ],

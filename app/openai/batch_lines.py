@@ -14,7 +14,7 @@ from app.openai import chat_render, completions, embeddings, responses_render
 from app.openai.chat_request import prepare_chat
 from app.openai.failures import failure_of, openai_error, openai_status
 from app.openai.requests import Prepared, Sources
-from app.openai.responses_request import prepare_response
+from app.openai.responses_prepare import prepare_response
 from app.queue.ticket import CANCELLED, EXPIRED, Status
 from app.services.callers import Caller
 from app.services.lines import Prepare

@@ -49,6 +49,8 @@ class ChatRequest(GenerationRequest):
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="variables for the model's chat template")
     documents: list[dict[str, Any]] | None = Field(None, description="for templates that take them")
     add_generation_prompt: bool | None = None
+    reasoning_effort: str | None = Field(None, max_length=20, description="for templates that know it")
+    verbosity: str | None = Field(None, max_length=20, description="no engine knows it; say it in a message")
 
 
 async def prepare_chat(services: Sources, caller: Caller, body: ChatRequest | Mapping[str, Any]) -> Prepared:
@@ -76,7 +78,7 @@ async def prepare_chat(services: Sources, caller: Caller, body: ChatRequest | Ma
     names = {"max_tokens": "max_completion_tokens"} if chat.max_tokens is None else {}
     parameters = chat.sampling(names, **derived)
     messages = [message.model_dump(mode="json", exclude_none=True) for message in chat.messages]
-    variables = dict(chat.chat_template_kwargs or {})
+    variables = effort_for_template(chat.reasoning_effort) | (chat.chat_template_kwargs or {})
     if clash := {"messages", "tools", "documents", "add_generation_prompt"} & set(variables):
         raise invalid("chat_template_kwargs", f"{min(clash)} has a parameter of its own")
     prompt = await services.templates.render(
@@ -89,6 +91,13 @@ async def prepare_chat(services: Sources, caller: Caller, body: ChatRequest | Ma
     )
     webhook = accepted(chat.webhook, services.settings)
     return Prepared(chosen.model, Prompt(prompt, messages, chat.metadata), parameters, KIND, given, webhook)
+
+
+def effort_for_template(effort: str | None) -> dict[str, Any]:
+    """The variables by which families of templates are told: gpt-oss, Qwen3 and GLM, DeepSeek and Granite."""
+    if effort is None:
+        return {}
+    return {"reasoning_effort": effort} | ({"enable_thinking": False, "thinking": False} if effort == "none" else {})
 
 
 def _logprobs(chat: ChatRequest) -> int | None:

@@ -69,7 +69,7 @@ def _for_template(message: Message, where: str) -> dict[str, Any]:
     plain["role"] = ROLES.get(message.role, message.role)
     plain["content"] = _text(message.content, where)
     if message.tool_calls:
-        plain["tool_calls"] = [_call(call, f"{where}.tool_calls[{n}]") for n, call in enumerate(message.tool_calls)]
+        plain["tool_calls"] = [_call(call) for call in message.tool_calls]
     return plain
 
 
@@ -90,20 +90,19 @@ def _text(content: str | list[Part] | None, where: str) -> str:
     return "\n".join(texts)
 
 
-def _call(call: Call, where: str) -> dict[str, Any]:
+def _call(call: Call) -> dict[str, Any]:
     plain = call.model_dump()
-    try:
-        plain["function"]["arguments"] = arguments_of(call.function.arguments)
-    except ValueError as error:
-        raise invalid(f"{where}.function.arguments", str(error)) from None
+    plain["function"]["arguments"] = arguments_of(call.function.arguments)
     return plain
 
 
-def arguments_of(text: str) -> Any:
-    """The arguments of a call, which templates write into the prompt: what no prompt may hold is a ValueError."""
+def arguments_of(text: str) -> dict[str, Any]:
+    """The arguments of a call, which templates write into the prompt, all of them an object.
+
+    A call may have been cut off, or the model may have written no JSON: what it wrote then stands under `arguments`.
+    """
     try:
-        return check_document(from_json(text or "{}", allow_inf_nan=False))
-    except PydanticCustomError as error:
-        raise ValueError(error.message()) from None
-    except ValueError:
-        raise ValueError("must be JSON text, without lone surrogates") from None
+        found = check_document(from_json(text or "{}", allow_inf_nan=False))
+    except (PydanticCustomError, ValueError):
+        found = text
+    return found if isinstance(found, dict) else {"arguments": found}

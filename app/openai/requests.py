@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 
@@ -11,7 +11,7 @@ from pydantic.config import JsonDict
 
 from app.config import Settings
 from app.db.tables.contexts import Prompt
-from app.errors import UnsupportedParameter, invalid
+from app.errors import InvalidRequest, UnsupportedParameter, invalid
 from app.openai.failures import parameter
 from app.prompts.adapters import Adapters
 from app.prompts.templates import Templates
@@ -30,9 +30,8 @@ UNSUPPORTED = {
     "function_call": "use tool_choice",
     "moderation": "nothing is moderated here",
     "prediction": "the engine takes no predicted output",
-    "reasoning_effort": "give the template's own switch in chat_template_kwargs",
+    "reasoning_effort": "is for chats, whose template may know it",
     "suffix": "the engine cannot insert text",
-    "verbosity": "say it in a message",
     "web_search_options": "there is no web search; offer a tool of your own",
     "lora_name": "name the adapter as the model; GET /v1/models lists it",
     "priority": "send the context natively, with POST /models/send/, to give it a priority",
@@ -56,6 +55,8 @@ class Prepared:
     request: dict[str, Any]
     # As `accepted` gives it.
     webhook: dict[str, Any] | None = None
+    # What the request asked for and does not get, as path=value.
+    ignored: tuple[str, ...] = ()
 
 
 class Sources(Protocol):
@@ -144,6 +145,7 @@ class GenerationRequest(OpenAIRequest):
     service_tier: Literal["auto", "default"] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
 
     top_k: int | None = None
     min_p: float | None = None
@@ -213,6 +215,22 @@ def checked(model: type[Model], values: Mapping[str, Any], names: Mapping[str, s
         if problem["type"] == "missing":
             text = "is required"
         raise invalid((names or {}).get(param, param), text) from None
+
+
+def checked_at(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
+    """As `checked`, for what stands at `where` in the request."""
+    try:
+        return checked(model, values)
+    except InvalidRequest as error:
+        raise renamed(error, lambda name: f"{where}.{name}" if name else where) from None
+
+
+def renamed(error: InvalidRequest, name: Callable[[str], str]) -> InvalidRequest:
+    """The same error about a parameter that the client knows by another name."""
+    if not error.errors:
+        return error
+    field, message = name(error.errors[0]["field"]), error.errors[0]["message"]
+    return type(error)(f"{field}: {message}" if field else message, errors=[{"field": field, "message": message}])
 
 
 def unsupported(name: str, reason: str) -> UnsupportedParameter:

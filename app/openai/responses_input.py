@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from app.errors import InvalidRequest, invalid
-from app.openai.messages import Part, arguments_of
-from app.openai.requests import Model, checked, unsupported
+from app.errors import invalid
+from app.openai.messages import Part
+from app.openai.requests import checked_at, unsupported
 
 Messages = list[dict[str, Any]]
 
@@ -25,28 +25,15 @@ class MessageItem(Item):
     content: str | list[Part]
 
 
-def _json_text(text: str) -> str:
-    arguments_of(text)
-    return text
-
-
 class CallItem(Item):
     call_id: str
     name: Annotated[str, Field(min_length=1, max_length=256)]
-    arguments: Annotated[str, AfterValidator(_json_text)]
+    arguments: str
 
 
 class CallOutputItem(Item):
     call_id: str
     output: str | list[Part]
-
-
-def renamed(error: InvalidRequest, name: Callable[[str], str]) -> InvalidRequest:
-    """The same error about a parameter that the client knows by another name."""
-    if not error.errors:
-        return error
-    field, message = name(error.errors[0]["field"]), error.errors[0]["message"]
-    return type(error)(f"{field}: {message}" if field else message, errors=[{"field": field, "message": message}])
 
 
 def messages_of(given: str | list[dict[str, Any]] | None) -> Messages:
@@ -62,10 +49,10 @@ def messages_of(given: str | list[dict[str, Any]] | None) -> Messages:
         where = f"input[{place}]"
         match item.get("type") or ("message" if "role" in item else None):
             case "message":
-                message = _item(MessageItem, item, where)
+                message = checked_at(MessageItem, item, where)
                 messages.append({"role": message.role, "content": _content(message.content, f"{where}.content")})
             case "function_call":
-                call = _item(CallItem, item, where)
+                call = checked_at(CallItem, item, where)
                 if not messages or messages[-1]["role"] != "assistant":
                     messages.append({"role": "assistant", "content": ""})
                 function = {"name": call.name, "arguments": call.arguments}
@@ -73,7 +60,7 @@ def messages_of(given: str | list[dict[str, Any]] | None) -> Messages:
                     {"id": call.call_id, "type": "function", "function": function}
                 )
             case "function_call_output":
-                answer = _item(CallOutputItem, item, where)
+                answer = checked_at(CallOutputItem, item, where)
                 content = _content(answer.output, f"{where}.output")
                 messages.append({"role": "tool", "tool_call_id": answer.call_id, "content": content})
             case "reasoning":
@@ -88,13 +75,6 @@ def messages_of(given: str | list[dict[str, Any]] | None) -> Messages:
                     "function_call_output can",
                 )
     return messages
-
-
-def _item(model: type[Model], item: Mapping[str, Any], where: str) -> Model:
-    try:
-        return checked(model, item)
-    except InvalidRequest as error:
-        raise renamed(error, lambda name: f"{where}.{name}" if name else where) from None
 
 
 def _content(content: str | list[Part], where: str) -> str | list[dict[str, str]]:
@@ -113,11 +93,14 @@ def _content(content: str | list[Part], where: str) -> str | list[dict[str, str]
 
 
 def items_of(messages: Messages, digits: str) -> list[dict[str, Any]]:
-    """Stored messages as items; `digits` are those of the response whose input they are."""
+    """Stored messages as items; `digits` are those of the response whose input they are.
+
+    Their ids are others than those of what the response put out.
+    """
     items: list[dict[str, Any]] = []
 
     def add(prefix: str, item: dict[str, Any]) -> None:
-        items.append({"id": f"{prefix}_{digits}_{len(items)}", **item, "status": "completed"})
+        items.append({"id": f"{prefix}_{digits}_i{len(items)}", **item, "status": "completed"})
 
     for message in messages:
         role, texts = message["role"], _texts(message.get("content"))
@@ -144,3 +127,9 @@ def _texts(content: str | list[dict[str, str]] | None) -> list[str]:
     if isinstance(content, list):
         return [part["text"] for part in content]
     return [content or ""]
+
+
+def spoken(context: Mapping[str, Any], request: Mapping[str, Any]) -> Messages:
+    """The messages that went into a response, without its instructions."""
+    messages: Messages = context["messages"] or []
+    return messages[1:] if request.get("instructions") else messages

@@ -62,7 +62,7 @@ def head_of(id_: UUID, created: int, model: str, request: Mapping[str, Any], sta
         "usage": None,
         "metadata": request.get("metadata", {}),
         "parallel_tool_calls": request.get("parallel_tool_calls", True),
-        "reasoning": {"effort": None, "summary": None},
+        "reasoning": {"effort": None, "summary": None, **request.get("reasoning", {})},
         "service_tier": "default",
         "store": True,
         "text": {"format": {"type": "text"}, **request.get("text", {})},
@@ -71,7 +71,7 @@ def head_of(id_: UUID, created: int, model: str, request: Mapping[str, Any], sta
             {"description": None, "parameters": None, "strict": None, **tool} for tool in request.get("tools", ())
         ],
         "top_logprobs": request.get("top_logprobs", 0),
-        "truncation": "disabled",
+        "truncation": request.get("truncation", "disabled"),
         **{name: request.get(name) for name in ECHOED},
     }
 

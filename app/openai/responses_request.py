@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.errors import InvalidRequest, NotFound, Removed, invalid
-from app.openai.answers import Row, choices_of
-from app.openai.chat_request import prepare_chat
-from app.openai.ids import uuid_of
-from app.openai.requests import GenerationRequest, Prepared, Sources, checked, documented, unsupported
-from app.openai.responses_input import Messages, messages_of, renamed
-from app.openai.tools import FunctionTool, ToolUse, rendered
-from app.queue.ticket import Status
-from app.services.callers import Caller
+from app.errors import invalid
+from app.openai.requests import GenerationRequest, checked_at, documented, unsupported
+from app.openai.tools import FunctionTool, ToolUse
 
 KIND = "response"
 LOGPROBS = "message.output_text.logprobs"
@@ -36,24 +29,30 @@ REFUSED = {
     "logprobs": f"use include, with {LOGPROBS}",
     "max_completion_tokens": "use max_output_tokens",
     "max_tokens": "use max_output_tokens",
-    "max_tool_calls": "there are no built-in tools whose calls it could bound",
     "messages": "use input",
     "n": "a response has one output; send the request again for another",
     "prompt": "no prompts are stored by name; send instructions and input",
     "response_format": "use text.format",
 }
-# What a chat calls otherwise, or does not know.
-OWN = {"metadata", "stream", "stream_options", "tools", "tool_choice", "top_logprobs"}
-NAMES = {
-    "messages": "input",
-    "max_tokens": "max_output_tokens",
-    "response_format": "text.format",
-    "response_format.json_schema": "text.format",
-}
+
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+Verbosity = Literal["low", "medium", "high"]
+NO_BUILT_IN = "there are no built-in tools; offer a function of your own"
 
 
 class ResponseTool(FunctionTool):
     type: Literal["function"]
+    # What a client sends of a tool that is always at hand.
+    defer_loading: Literal[False] | None = None
+
+
+class Reasoning(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    effort: Effort | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
 
 class TextFormat(BaseModel):
@@ -76,7 +75,7 @@ class TextOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     format: TextFormat | None = None
-    verbosity: Literal["medium"] | None = Field(None, description="the engine knows no other; say it in a message")
+    verbosity: Verbosity | None = Field(None, description="no engine knows it; say it in a message")
 
 
 def _offered(schema: dict[str, Any]) -> None:
@@ -96,13 +95,16 @@ class ResponseRequest(GenerationRequest):
     background: bool | None = Field(None, description="answers at once; ask GET /v1/responses/{id} for the end")
     max_output_tokens: int | None = None
     text: TextOptions | None = None
-    tools: list[ResponseTool] | None = None
+    tools: list[dict[str, Any]] | None = Field(None, description="functions; others are left out, see `x-ignored`")
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     include: list[Includable] | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=20, description=f"with include: {LOGPROBS}")] = None
-    truncation: str | None = Field(None, description="disabled is all it may be")
-    reasoning: dict[str, Any] | None = Field(None, description="not supported; empty is accepted")
+    truncation: Literal["auto", "disabled"] | None = Field(None, description="nothing is left out in either case")
+    reasoning: Reasoning | None = Field(None, description="`effort` is for templates that know it")
+    max_tool_calls: int | None = Field(None, description="bounds built-in tools, of which there are none")
+    client_metadata: dict[str, Any] | None = None
+    prompt_cache_options: dict[str, Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="variables for the model's chat template")
 
     @model_validator(mode="before")
@@ -114,17 +116,11 @@ class ResponseRequest(GenerationRequest):
                 raise unsupported(name, reason)
         tools = given.get("tools")
         for place, tool in enumerate(tools if isinstance(tools, list) else ()):
-            if isinstance(tool, dict) and tool.get("type", "function") != "function":
-                raise unsupported(f"tools[{place}].type", "there are no built-in tools; offer a function of your own")
+            kind = tool.get("type", "function") if isinstance(tool, dict) else "other"
+            if not isinstance(kind, str) or kind == "function":
+                checked_at(ResponseTool, tool, f"tools[{place}]")
         if given.get("store") is False:
             raise unsupported("store", "every response is stored; leave it out, and DELETE the response when done")
-        if given.get("truncation") == "auto":
-            raise unsupported("truncation", "nothing is left out of a conversation here; send less input")
-        if given.get("truncation") not in (None, "disabled"):
-            raise invalid("truncation", "must be disabled")
-        reasoning = given.get("reasoning")
-        if isinstance(reasoning, dict) and any(each is not None for each in reasoning.values()):
-            raise unsupported("reasoning", "give the template's own switch in chat_template_kwargs")
         return value
 
     @model_validator(mode="after")
@@ -132,36 +128,6 @@ class ResponseRequest(GenerationRequest):
         if self.top_logprobs and LOGPROBS not in (self.include or ()):
             raise invalid("top_logprobs", f"needs include: [{LOGPROBS!r}]")
         return self
-
-
-async def prepare_response(services: Sources, caller: Caller, body: ResponseRequest | Mapping[str, Any]) -> Prepared:
-    """A response as a ticket's prompt and parameters.
-
-    Raises:
-        AppError: whatever is wrong with it, naming the parameter.
-    """
-    wanted = body if isinstance(body, ResponseRequest) else checked(ResponseRequest, body)
-    request = wanted.stored("input")
-    if wanted.metadata:
-        request["metadata"] = wanted.metadata
-    if wanted.text is not None:
-        request["text"] = wanted.text.model_dump(mode="json", by_alias=True, exclude_none=True)
-    messages: Messages = []
-    if wanted.instructions:
-        messages.append({"role": "system", "content": wanted.instructions})
-    if wanted.previous_response_id is not None:
-        messages += await _earlier(services, caller, wanted.previous_response_id)
-    messages += messages_of(wanted.input)
-    shared = wanted.model_dump(
-        exclude_none=True,
-        include={*GenerationRequest.model_fields, "parallel_tool_calls", "chat_template_kwargs"} - OWN,
-    )
-    chat = shared | as_chat(request) | {"messages": messages, "metadata": wanted.metadata}
-    try:
-        prepared = await prepare_chat(services, caller, chat)
-    except InvalidRequest as error:
-        raise renamed(error, lambda name: NAMES.get(name, "input" if name.startswith("messages[") else name)) from None
-    return replace(prepared, kind=KIND, request=request)
 
 
 def as_chat(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,6 +146,8 @@ def as_chat(request: Mapping[str, Any]) -> dict[str, Any]:
         chat["tool_choice"] = _choice(choice)
     if (single := request.get("parallel_tool_calls")) is not None:
         chat["parallel_tool_calls"] = single
+    if (effort := (request.get("reasoning") or {}).get("effort")) is not None:
+        chat["reasoning_effort"] = effort
     if (most := request.get("max_output_tokens")) is not None:
         chat["max_tokens"] = most
     if wants_logprobs(request):
@@ -212,39 +180,3 @@ def wants_logprobs(request: Mapping[str, Any]) -> bool:
 def tool_use(request: Mapping[str, Any]) -> ToolUse:
     """The tools of a stored request."""
     return ToolUse(as_chat(request))
-
-
-async def _earlier(services: Sources, caller: Caller, id_: str) -> Messages:
-    """The conversation up to and with a response, without its instructions."""
-    try:
-        row = await services.results.get(caller, uuid_of(KIND, id_))
-    except Removed:
-        raise
-    except NotFound:
-        raise _unknown(id_) from None
-    if row["kind"] != KIND:
-        raise _unknown(id_)
-    if row["status"] != Status.COMPLETED:
-        why = "failed, and said nothing to go on from" if Status(row["status"]).final else "has not ended: wait for it"
-        raise invalid("previous_response_id", f"{id_} {why}")
-    context = await services.contexts.get(caller, row["context_id"])
-    return [*spoken(context, row["request"]), _said(row)]
-
-
-def spoken(context: Mapping[str, Any], request: Mapping[str, Any]) -> Messages:
-    """The messages that went into a response, without its instructions."""
-    messages: Messages = context["messages"] or []
-    return messages[1:] if request.get("instructions") else messages
-
-
-def _said(row: Row) -> dict[str, Any]:
-    parsed = tool_use(row["request"]).read(choices_of(row)[0]["text"])
-    message: dict[str, Any] = {"role": "assistant", "content": parsed.content}
-    if parsed.calls:
-        message["tool_calls"] = rendered(parsed.calls, row["id"], 0)
-    return message
-
-
-def _unknown(id_: str) -> NotFound:
-    message = f"no response has the id {id_[:100]!r}"
-    return NotFound(f"previous_response_id: {message}", errors=[{"field": "previous_response_id", "message": message}])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -32,6 +32,7 @@ LOOK_AGAIN_SECONDS = 2.0
 _LISTED = [column for column in results.c if column is not results.c.request]
 LISTED = Listed(results, columns=_LISTED, large=[column for column in _LISTED if is_large(column)])
 GET = f"SELECT {RESULT} FROM results WHERE id = $1 AND owner_id = $2"  # noqa: S608
+GET_MANY = GET.replace("id = $1", "id = ANY ($1::uuid[])", 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,11 @@ class Results:
         if row is None:
             raise self._missing(id_)
         return row
+
+    async def get_many(self, caller: Caller, ids: Collection[UUID]) -> dict[UUID, Mapping[str, Any]]:
+        """Those of the results that there are."""
+        async with self._database.hot() as connection:
+            return {row["id"]: row for row in await connection.fetch(GET_MANY, list(ids), caller.owner_id)}
 
     def _missing(self, id_: UUID) -> AppError:
         return removed_or(

@@ -175,6 +175,7 @@ FUNCTION: dict[str, Any] = {"type": "function", "function": {"name": "f", "stric
                 {"tools": [FUNCTION]},
                 {"stream": True, "stream_options": {"include_obfuscation": False}},
                 {"temperature": None, "audio": None},
+                {"reasoning_effort": "none", "verbosity": "low"},
                 {"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1, "guided_choice": ["yes", "no"]},
             )
         ),
@@ -183,6 +184,8 @@ FUNCTION: dict[str, Any] = {"type": "function", "function": {"name": "f", "stric
             for each in (
                 {"truncation": "disabled", "text": {"verbosity": "medium"}, "reasoning": {}},
                 {"store": True, "metadata": {"a": "b"}},
+                {"truncation": "auto", "max_tool_calls": 1, "client_metadata": {}, "reasoning": {"effort": "low"}},
+                {"prompt_cache_retention": "24h", "prompt_cache_options": {}, "tools": [{"type": "web_search"}]},
             )
         ),
     ],
@@ -209,9 +212,7 @@ IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url":
                 ({"tools": [FUNCTION], "tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
                 ({"tools": [{"type": "custom", "custom": {"name": "c"}}]}, "tools[0].type"),
                 ({"tools": [FUNCTION], "response_format": {"type": "json_object"}}, "response_format"),
-                ({"reasoning_effort": "low"}, "reasoning_effort"),
                 ({"prediction": {}}, "prediction"),
-                ({"verbosity": "low"}, "verbosity"),
                 ({"web_search_options": {}}, "web_search_options"),
                 ({"moderation": {}}, "moderation"),
                 ({"temprature": 1}, "temprature"),
@@ -237,13 +238,10 @@ IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url":
                 ("max_tokens", 5),
                 ("conversation", "c"),
                 ("prompt", {"id": "p"}),
-                ("truncation", "auto"),
                 ("store", False),
-                ("max_tool_calls", 1),
-                ("reasoning", {"effort": "low"}),
             )
         ),
-        ("responses", RESPONSE | {"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ("responses", RESPONSE | {"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tools[0].type"),
     ],
 )
 async def test_what_is_said_to_be_refused_is(api: Service, path: str, body: dict[str, Any], param: str) -> None:

@@ -38,21 +38,6 @@ def check_error(answer: httpx.Response, status: int, code: str, param: str | Non
             "unsupported_parameter",
             "messages[0].content[0].type",
         ),
-        (
-            {"messages": [{"role": "assistant", "tool_calls": [
-                {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{"}}]}]},
-            "invalid_request",
-            "messages[0].tool_calls[0].function.arguments",
-        ),
-        *(
-            (
-                {"messages": [{"role": "assistant", "tool_calls": [
-                    {"id": "a", "type": "function", "function": {"name": "f", "arguments": arguments}}]}]},
-                "invalid_request",
-                "messages[0].tool_calls[0].function.arguments",
-            )
-            for arguments in ('{"a": "\\ud800"}', '{"a": "\\u0000"}', '{"a": NaN}', "[" * 5000, "9" * 5000)
-        ),
         *(
             (
                 {"tool_choice": "required", "tools": [
@@ -86,7 +71,7 @@ def check_error(answer: httpx.Response, status: int, code: str, param: str | Non
         ({"audio": {"voice": "x"}}, "unsupported_parameter", "audio"),
         ({"modalities": ["text", "audio"]}, "unsupported_parameter", "modalities"),
         ({"prediction": {}}, "unsupported_parameter", "prediction"),
-        ({"reasoning_effort": "high"}, "unsupported_parameter", "reasoning_effort"),
+        ({"reasoning_effort": 3}, "invalid_request", "reasoning_effort"),
         ({"web_search_options": {}}, "unsupported_parameter", "web_search_options"),
         ({"tempratur": 1}, "unsupported_parameter", "tempratur"),
         ({"chat_template_kwargs": {"messages": []}}, "invalid_request", "chat_template_kwargs"),

@@ -492,31 +492,30 @@ async def test_the_same_key_gives_the_same_response(client: openai.AsyncOpenAI) 
         ({"input": [{"content": "x"}]}, "input[0].type"),
         ({"input": [{"role": "user"}]}, "input[0].content"),
         ({"input": [{"role": "tool", "content": "x"}]}, "input[0].role"),
-        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].type"),
+        ({"input": [{"type": "item_reference"}]}, "input[0].id"),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].id"),
+        ({"input": [{"id": "fc_" + "0" * 32 + "_0"}]}, "input[0].id"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
             "input[0].content[0].type",
         ),
-        ({"input": [{"type": "function_call", "call_id": "1", "name": "f", "arguments": "{"}]}, "input[0].arguments"),
-        (
-            {"input": [{"type": "function_call", "call_id": "1", "name": "f", "arguments": '["\\ud800"]'}]},
-            "input[0].arguments",
-        ),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tools[0].type"),
+        ({"tools": [{"type": None, "name": "f"}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),
         ({"tools": [WEATHER, WEATHER]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [WEATHER], "tool_choice": {"type": "web_search"}}, "tool_choice"),
         ({"tools": [WEATHER], "text": {"format": {"type": "json_object"}}}, "text.format"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
-        ({"text": {"verbosity": "low"}}, "text.verbosity"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"max_tokens": 5}, "max_tokens"),
         ({"temperature": 3}, "temperature"),
         ({"store": False}, "store"),
-        ({"truncation": "auto"}, "truncation"),
+        ({"truncation": "middle"}, "truncation"),
         ({"conversation": "conv_1"}, "conversation"),
-        ({"reasoning": {"effort": "high"}}, "reasoning"),
+        ({"reasoning": {"effort": "utmost"}}, "reasoning.effort"),
+        ({"text": {"verbosity": "shrill"}}, "text.verbosity"),
         ({"include": ["everything"]}, "include[0]"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"inptu": "x"}, "inptu"),
@@ -525,7 +524,8 @@ async def test_the_same_key_gives_the_same_response(client: openai.AsyncOpenAI) 
 async def test_what_cannot_be_done_is_refused_by_name(api: Service, changes: Any, param: str) -> None:
     body = {"model": "chat", "input": "x"} | changes
     answer = await api.client.post("/v1/responses", json=body)
-    assert answer.status_code == (404 if param == "previous_response_id" else 400)
+    named = param == "previous_response_id" or (param == "input[0].id" and "id" in changes["input"][0])
+    assert answer.status_code == (404 if named else 400)
     assert answer.json()["error"]["param"] == param
     assert (await api.client.get("/results/")).json() == []
 
@@ -551,6 +551,71 @@ async def test_ids_of_other_things_are_not_found(client: openai.AsyncOpenAI, ser
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
 
 
+async def test_items_may_be_named_by_their_ids(client: openai.AsyncOpenAI, service: Service) -> None:
+    """As the AI SDK does on every second turn."""
+    asked: Any = {"model": "chat", "tools": [WEATHER]}
+    first = await client.responses.create(**asked, input=emit(f"One moment.\n{CALL}{CALL}"))
+    items = [item.to_dict() for item in first.output]
+    answers = [
+        {"type": "function_call_output", "call_id": item["call_id"], "output": "rain"}
+        for item in items
+        if "name" in item
+    ]
+    given = [{"role": "user", "content": emit(f"One moment.\n{CALL}{CALL}")}]
+    spelled = await client.responses.create(**asked, input=[*given, *items, *answers], max_output_tokens=3)
+    named: list[Any] = [{"type": "item_reference", "id": item["id"]} for item in items]
+    second = await client.responses.create(**asked, input=[*given, *named, *answers], max_output_tokens=3)
+    prompt = await prompt_of(service, spelled.id)
+    assert await prompt_of(service, second.id) == prompt
+    inputs = [item.id async for item in client.responses.input_items.list(spelled.id, order="asc")]
+    assert not {item["id"] for item in items} & set(inputs)
+    # OpenAI's own types let the type be left out.
+    again = await client.responses.create(**asked, input=[{"id": id_} for id_ in inputs], max_output_tokens=3)
+    assert await prompt_of(service, again.id) == prompt
+    for id_ in (f"{named[0]['id']}_9", named[0]["id"].replace("msg", "rs"), inputs[0] + "7"):
+        with pytest.raises(openai.NotFoundError) as missing:
+            await client.responses.create(**asked, input=[*given, {"type": "item_reference", "id": id_}])
+        assert (missing.value.param, id_ in missing.value.message) == ("input[1].id", True)
+
+
+async def test_what_asks_for_nothing_is_accepted(client: openai.AsyncOpenAI) -> None:
+    answer = await client.responses.with_raw_response.create(
+        model="chat",
+        input=emit("Yes."),
+        include=["reasoning.encrypted_content"],
+        reasoning={"effort": "low", "summary": "auto"},
+        truncation="auto",
+        text={"verbosity": "low"},
+        max_tool_calls=3,
+        prompt_cache_key="k",
+        safety_identifier="s",
+        tools=[{"type": "web_search"}, WEATHER, {"type": "namespace\r\nx: y"}],  # type: ignore[list-item]
+        tool_choice="auto",
+        extra_body={"client_metadata": {"x": "y"}},
+    )
+    response = valid(answer.parse())
+    assert (response.output_text, response.truncation) == ("Yes.", "auto")
+    assert (response.reasoning.effort, response.text.verbosity) == ("low", "low")  # type: ignore[union-attr]
+    assert [tool.type for tool in response.tools] == ["function"]
+    assert answer.headers["x-ignored"] == "tools[0]=web_search, tools[2]=?"
+    alone = await client.responses.create(model="chat", input=emit("Yes."), tools=[{"type": "web_search"}])
+    assert alone.output_text == "Yes."
+
+
+async def test_a_call_that_was_cut_off_is_taken_back(client: openai.AsyncOpenAI, service: Service) -> None:
+    asked: Any = {"model": "chat", "input": "Paris?", "tools": [WEATHER], "max_output_tokens": 4}
+    cut = await client.responses.create(**asked, tool_choice={"type": "function", "name": "weather"})
+    (call,) = cut.output
+    assert call.type == "function_call"
+    with pytest.raises(ValueError, match=r"Expecting|Unterminated"):
+        json.loads(call.arguments)
+    answer: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "It was cut off."}
+    for arguments in (call.arguments, '{"place": "Par', '["\\ud800"]', "[" * 900, '{"a": NaN}'):
+        whole: Any = [{"role": "user", "content": "Paris?"}, call.to_dict() | {"arguments": arguments}, answer]
+        after = await client.responses.create(model="chat", input=whole, tools=[WEATHER], max_output_tokens=3)
+        assert json.dumps(arguments)[1:-1][:200] in (await prompt_of(service, after.id)).replace("\\/", "/")
+
+
 async def test_nobody_goes_on_from_another_owners_response(make_settings: Callable[..., Settings]) -> None:
     settings = make_settings(auth_required=True)
     async with running_api(settings) as api, open_database(settings) as database, running_dispatcher(settings):
@@ -560,4 +625,7 @@ async def test_nobody_goes_on_from_another_owners_response(make_settings: Callab
             with pytest.raises(openai.NotFoundError) as refused:
                 await bob.responses.create(model="chat", input="And?", previous_response_id=hers.id)
             assert refused.value.param == "previous_response_id"
+            with pytest.raises(openai.NotFoundError) as named:
+                await bob.responses.create(model="chat", input=[{"type": "item_reference", "id": hers.output[0].id}])
+            assert named.value.param == "input[0].id"
             assert (await alice.responses.retrieve(hers.id)).output_text == "A secret."

@@ -26,6 +26,7 @@ HOLD_SECONDS = 600.0
 DATABASE_RETRY_SECONDS = 1.0
 CLIENT_CLOSED_REQUEST = 499
 CANCEL_HEADER = "x-cancel-on-disconnect"
+IGNORED_HEADER = "x-ignored"
 _REFERENCE = re.compile(r"[\x21-\x7e]{1,200}")
 
 
@@ -77,8 +78,15 @@ async def submit(
         if final is None:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         response = Json(face.render(final, prepared.request))
-    mark_replayed(response, replayed)
+    mark(response, prepared, replayed)
     return response
+
+
+def mark(response: Response, prepared: Prepared, replayed: bool) -> None:
+    """Says in headers what the client could not know otherwise."""
+    mark_replayed(response, replayed)
+    if prepared.ignored:
+        response.headers[IGNORED_HEADER] = ", ".join(prepared.ignored)
 
 
 async def look_up(

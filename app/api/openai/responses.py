@@ -7,13 +7,14 @@ from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from app.api.dependencies import IdempotencyKey, caller_of, mark_replayed, services_of
+from app.api.dependencies import IdempotencyKey, caller_of, services_of
 from app.api.openai.answers import (
     CLIENT_CLOSED_REQUEST,
     Json,
     cancels,
     hold,
     make_ticket,
+    mark,
     stopping,
 )
 from app.api.openai.documents import ANSWERS, OBJECT, STREAM_OR_JSON
@@ -23,9 +24,10 @@ from app.api.sse import EventStream
 from app.errors import NotFound, ResultNotFound, ResultPending, invalid
 from app.openai.answers import Row, model_of
 from app.openai.ids import uuid_of
-from app.openai.responses_input import items_of
+from app.openai.responses_input import items_of, spoken
+from app.openai.responses_prepare import prepare_response
 from app.openai.responses_render import FACE, render_response
-from app.openai.responses_request import KIND, ResponseRequest, prepare_response, spoken
+from app.openai.responses_request import KIND, ResponseRequest
 from app.openai.responses_stream import BEFORE_TEXT, ResponseEvents
 from app.queue.ticket import Status
 
@@ -51,7 +53,7 @@ async def create_response(body: ResponseRequest, request: Request, key: Idempote
         if final is None:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         response = Json(render_response(final, prepared.request))
-    mark_replayed(response, replayed)
+    mark(response, prepared, replayed)
     return response
 
 

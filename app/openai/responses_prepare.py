@@ -1,0 +1,107 @@
+"""A response as a ticket: what came before it, what the request adds, and the chat that is made of both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from app.errors import InvalidRequest, NotFound, Removed, invalid
+from app.openai.answers import Row, choices_of
+from app.openai.chat_request import prepare_chat
+from app.openai.ids import uuid_of
+from app.openai.item_references import resolved
+from app.openai.requests import GenerationRequest, Prepared, Sources, checked, renamed, unsupported
+from app.openai.responses_input import Messages, messages_of, spoken
+from app.openai.responses_request import KIND, NO_BUILT_IN, ResponseRequest, as_chat, tool_use
+from app.openai.tools import rendered
+from app.queue.ticket import Status
+from app.services.callers import Caller
+
+# What may stand in a header.
+_WORD = re.compile(r"[\w.-]{1,64}", re.ASCII)
+# What a chat calls otherwise, or does not know.
+OWN = {"metadata", "stream", "stream_options", "tools", "tool_choice", "top_logprobs"}
+NAMES = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "response_format.json_schema": "text.format",
+}
+
+
+async def prepare_response(services: Sources, caller: Caller, body: ResponseRequest | Mapping[str, Any]) -> Prepared:
+    """A response as a ticket's prompt and parameters.
+
+    Raises:
+        AppError: whatever is wrong with it, naming the parameter.
+    """
+    wanted = body if isinstance(body, ResponseRequest) else checked(ResponseRequest, body)
+    request = wanted.stored("input", "client_metadata")
+    tools, ignored = _functions(wanted)
+    request |= {"tools": tools} if wanted.tools else {}
+    if wanted.metadata:
+        request["metadata"] = wanted.metadata
+    if wanted.text is not None:
+        request["text"] = wanted.text.model_dump(mode="json", by_alias=True, exclude_none=True)
+    messages: Messages = []
+    if wanted.instructions:
+        messages.append({"role": "system", "content": wanted.instructions})
+    if wanted.previous_response_id is not None:
+        messages += await _earlier(services, caller, wanted.previous_response_id)
+    messages += messages_of(await resolved(services, caller, wanted.input))
+    shared = wanted.model_dump(
+        exclude_none=True,
+        include={*GenerationRequest.model_fields, "parallel_tool_calls", "chat_template_kwargs"} - OWN,
+    )
+    chat = shared | as_chat(request) | {"messages": messages, "metadata": wanted.metadata}
+    try:
+        prepared = await prepare_chat(services, caller, chat)
+    except InvalidRequest as error:
+        raise renamed(error, lambda name: NAMES.get(name, "input" if name.startswith("messages[") else name)) from None
+    return replace(prepared, kind=KIND, request=request, ignored=ignored)
+
+
+def _functions(wanted: ResponseRequest) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """The functions among the tools, and what else there is, which the model need not call.
+
+    Raises:
+        UnsupportedParameter: it has to.
+    """
+    tools = wanted.tools or []
+    functions = [tool for tool in tools if tool["type"] == "function"]
+    others = [(place, tool["type"]) for place, tool in enumerate(tools) if tool["type"] != "function"]
+    if others and not functions and wanted.tool_choice == "required":
+        raise unsupported(f"tools[{others[0][0]}].type", NO_BUILT_IN)
+    return functions, tuple(f"tools[{place}]={kind if _WORD.fullmatch(kind) else '?'}" for place, kind in others)
+
+
+async def _earlier(services: Sources, caller: Caller, id_: str) -> Messages:
+    """The conversation up to and with a response, without its instructions."""
+    try:
+        row = await services.results.get(caller, uuid_of(KIND, id_))
+    except Removed:
+        raise
+    except NotFound:
+        raise _unknown(id_) from None
+    if row["kind"] != KIND:
+        raise _unknown(id_)
+    if row["status"] != Status.COMPLETED:
+        why = "failed, and said nothing to go on from" if Status(row["status"]).final else "has not ended: wait for it"
+        raise invalid("previous_response_id", f"{id_} {why}")
+    context = await services.contexts.get(caller, row["context_id"])
+    return [*spoken(context, row["request"]), _said(row)]
+
+
+def _said(row: Row) -> dict[str, Any]:
+    parsed = tool_use(row["request"]).read(choices_of(row)[0]["text"])
+    message: dict[str, Any] = {"role": "assistant", "content": parsed.content}
+    if parsed.calls:
+        message["tool_calls"] = rendered(parsed.calls, row["id"], 0)
+    return message
+
+
+def _unknown(id_: str) -> NotFound:
+    message = f"no response has the id {id_[:100]!r}"
+    return NotFound(f"previous_response_id: {message}", errors=[{"field": "previous_response_id", "message": message}])

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
 from nvidia_triton.engine_arguments import vllm_of_image
-from nvidia_triton.vast import repository, rsync, ssh
+from nvidia_triton.hub import source
+from nvidia_triton.vast import model_files, repository, rsync, ssh
 from nvidia_triton.vast.context import Context, Instance
 from nvidia_triton.vast.control import UNLOAD_SECONDS, Control, LoadFailed
 from nvidia_triton.vast.errors import TargetError
@@ -62,7 +64,8 @@ def deploy(context: Context, instance: Instance, names: Sequence[str]) -> None:
                 Control(forward.port) as control,
             ):
                 survey = _survey(connection, folders)
-                failed = _Deployment(connection, forward, control, survey).run(folders)
+                fetched = model_files.fetch(connection, folders)
+                failed = _Deployment(connection, forward, control, survey).run(folders, fetched)
         except Busy:
             raise TargetError(busy) from None
         except httpx.HTTPError as error:
@@ -85,14 +88,15 @@ class _Deployment:
         self._survey = survey
         self._console = connection.context.console
 
-    def run(self, folders: Sequence[ModelFolder]) -> list[str]:
-        """Names of the models that failed."""
+    def run(self, folders: Sequence[ModelFolder], fetched: AbstractSet[str]) -> list[str]:
+        """Names of the models that failed; `fetched` are those of which files were downloaded there just now."""
         digests = {folder.name: digest_of(folder.path) for folder in folders}
-        changed = {name for name, digest in digests.items() if self._survey.digests.get(name) != digest}
+        changed = {name for name, digest in digests.items() if self._survey.digests.get(name) != digest} | fetched
         for folder in folders:
             if folder.name in changed:
+                left = [f"/{source.WEIGHTS}"] if folder.source else []
                 with progress(self._console, f"sending {folder.name}") as show:
-                    rsync.send(self._connection, folder.path, f"{STAGING}/{folder.name}", show.update)
+                    rsync.send(self._connection, folder.path, f"{STAGING}/{folder.name}", show.update, left)
                 self._say(f"{folder.name}: sent")
         failed = []
         for name, digest in digests.items():
@@ -154,9 +158,7 @@ class _Deployment:
 def digest_of(folder: Path) -> str:
     """Changes with any name, content, link or permission in the folder that is sent."""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if "__pycache__" in path.relative_to(folder).parts:
-            continue
+    for path in repository.sent(folder):
         kind = "link" if path.is_symlink() else "folder" if path.is_dir() else "file"
         mode = 0 if kind == "link" else path.stat().st_mode & 0o777
         digest.update(f"\0{kind} {mode:o} {path.relative_to(folder).as_posix()}\0".encode())
@@ -193,7 +195,7 @@ def _survey(connection: ssh.Connection, folders: Sequence[ModelFolder]) -> Surve
             f"Triton does not run on {instance.name}: start it with "
             f"`make run-tritonserver CONTRACT_ID={instance.id}`, then repeat this target."
         )
-    size = sum(path.stat().st_size for each in folders for path in each.path.rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for each in folders for path in repository.sent(each.path) if path.is_file())
     if disk.isdigit() and size > survey.free_bytes * DISK_SHARE:
         raise TargetError(
             f"The models take {size / 1e9:.1f} GB and {instance.name} has {survey.free_bytes / 1e9:.1f} GB free: rent "

@@ -71,13 +71,19 @@ RULES: dict[str, Rule] = {key: rule for rule, keys in _KEYS_OF_RULES for key in 
 
 
 class ModelJson:
-    """The files of one version folder; what is wrong goes to `problem`, what may be wrong to `warn`."""
+    """The files of one version folder; what is wrong goes to `problem`, what may be wrong to `warn`.
 
-    def __init__(self, version: Path, name: str, problem: Report, warn: Report) -> None:
+    `downloaded` are paths in that folder which the server fetches from a hub.
+    """
+
+    def __init__(
+        self, version: Path, name: str, problem: Report, warn: Report, downloaded: frozenset[str] = frozenset()
+    ) -> None:
         self._version = version
         self._served_at = SERVED_AT / name / version.name
         self._report = problem
         self._warn = warn
+        self._downloaded = downloaded
         self.arguments: dict[str, Any] = {}
 
     @property
@@ -104,6 +110,11 @@ class ModelJson:
             self._check_value(key, value)
         if TEXT[0](arguments.get("model")):
             self._check_weights("model.json: model", arguments["model"], "config.json")
+            weights = str(self._served_at / "weights")
+            if self._downloaded and arguments["model"] != weights:
+                self._warn(
+                    f"{self._version.name}/model.json: model: is not {weights}, so the files of source.json are unused"
+                )
         self._check_adapters()
 
     def _problem(self, text: str, file: str = "model.json") -> None:
@@ -171,6 +182,9 @@ class ModelJson:
             self._warn(f"{self._version.name}/{where}: {value} must exist on the server; only models/ is sent there")
             return None
         folder = self._version / path.relative_to(self._served_at)
+        relative = path.relative_to(self._served_at).as_posix()
+        if f"{relative}/{proof}" in self._downloaded:
+            return None
         if not (folder / proof).is_file():
             self._report(f"{self._version.name}/{where}: {value} would hold no {proof}: put the files there first")
             return None

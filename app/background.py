@@ -58,6 +58,8 @@ class Background:
 
         The task ends when `work` returns.
         """
+        # So that the first restart is an increase.
+        TASK_RESTARTS.labels(name)
         task = asyncio.create_task(restarted(name, work), name=name)
         self._tasks.append(task)
         return task

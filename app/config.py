@@ -164,6 +164,11 @@ class Settings(BaseSettings):
     )
     webhook_allow_http: bool = Field(False, description="webhooks may go to `http://` also in production")
 
+    otel_exporter_otlp_endpoint: str | None = Field(
+        None,
+        description="where OpenTelemetry traces go by OTLP over HTTP, `http://127.0.0.1:4318`; empty sends none: "
+        "[docs/operations.md](docs/operations.md)",
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     dispatcher_metrics_port: int = Field(
         0, ge=0, le=65535, description="Prometheus port of the dispatcher; 0 serves none"

@@ -28,6 +28,7 @@ from app.api import usage as usage_routes
 from app.api import webhooks as webhooks_routes
 from app.api.dependencies import PROBLEM_CONTENT, Services
 from app.api.head import Head
+from app.api.health import is_untraced
 from app.api.http10 import Application
 from app.api.local import Connections
 from app.api.measure import Measure
@@ -66,7 +67,7 @@ from app.services.streams import Streams
 from app.services.submissions import Submissions
 from app.services.usage import Usage
 from app.services.webhooks import Webhooks
-from app.telemetry import configure_logging
+from app.telemetry import configure_logging, tracing
 
 DESCRIPTION = """Send prompts to models on NVIDIA Triton and come back for the answers.
 
@@ -106,6 +107,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
+        telemetry={
+            "tracing": tracing.wanted(chosen.otel_exporter_otlp_endpoint),
+            "operation_spans": False,
+            "metrics": False,
+            "logs": False,
+            "auto_configure": False,
+            "exclude": is_untraced,
+        },
     )
     # FastAPI's own: the OpenAPI document.
     open_paths = [route.path for route in app.routes if isinstance(route, Route)]
@@ -142,7 +151,9 @@ def _lifespan(settings: Settings) -> Lifespan:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
         configure_logging(settings.log_level)
+        tracing.start("tickets-api", settings.otel_exporter_otlp_endpoint)
         async with AsyncExitStack() as stack:
+            stack.push_async_callback(tracing.stop)
             database = await stack.enter_async_context(open_database(settings))
             state = await Health(database).database()
             if state.lasting:

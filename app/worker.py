@@ -33,7 +33,7 @@ from app.queue.statements import CANCEL_CHANNEL, QUEUED_CHANNEL
 from app.queue.store import QueueStore
 from app.services.catalog import Catalog
 from app.services.health import Health, require_database
-from app.telemetry import configure_logging, logger
+from app.telemetry import configure_logging, logger, tracing
 
 log = logger("worker")
 
@@ -102,8 +102,11 @@ async def _main(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await require_database(settings)
-    await run(settings, stop)
+    try:
+        await require_database(settings)
+        await run(settings, stop)
+    finally:
+        await tracing.stop()
 
 
 def main() -> int:
@@ -113,6 +116,7 @@ def main() -> int:
         sys.stderr.write(f"The dispatcher cannot start: {error}\n")
         return 2
     configure_logging(settings.log_level)
+    tracing.start("tickets-dispatcher", settings.otel_exporter_otlp_endpoint)
     if settings.dispatcher_metrics_port:
         start_http_server(settings.dispatcher_metrics_port)
     try:

@@ -1,4 +1,6 @@
+from collections.abc import MutableMapping
 from dataclasses import asdict
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -9,6 +11,9 @@ from app.api.schemas import Live, Ready, ServerHealth, SetAsideModel, Version
 from app.api.security import OPEN, GuardedRoute
 from app.fleet.lanes import Server
 from app.queue.set_aside import SetAside
+
+# What machines ask every few seconds.
+UNTRACED = frozenset({"/health", "/health/live", "/health/ready", "/ping", "/metrics"})
 
 router = APIRouter(tags=["health"], route_class=GuardedRoute, dependencies=[OPEN])
 
@@ -51,6 +56,11 @@ async def ping(request: Request) -> Response:
 async def version(request: Request) -> object:
     """The version of this service."""
     return Version(version=request.app.version)
+
+
+def is_untraced(scope: MutableMapping[str, Any]) -> bool:
+    path: str = scope.get("path", "")
+    return path.removeprefix(scope.get("root_path", "")) in UNTRACED
 
 
 async def _short(request: Request) -> Response:

@@ -14,6 +14,7 @@ from typing import Any
 
 from app.config import Settings
 from app.dispatch.speed import Speed
+from app.dispatch.traced import generation_span
 from app.engines.base import Disposition, EngineError, Request
 from app.fleet.fleet import Fleet
 from app.fleet.lanes import Lane
@@ -152,17 +153,18 @@ class Choices:
                 idle_timeout=self._settings.idle_timeout_seconds,
                 run_timeout=self._settings.run_timeout_seconds,
             )
-            async with aclosing(self.lane.server.engine.run(request)) as chunks:
-                async for chunk in chunks:
-                    self.lane.moved()
-                    speed.add(sum(chunk.completion_tokens), final=chunk.final)
-                    if self._answer.size + chunk.size > self._settings.max_answer_bytes:
-                        raise _too_large(self._settings.max_answer_bytes)
-                    self._answer.add(chunk, choice)
-                    self._spoke()
-                    pace.add(sum(chunk.completion_tokens))
-                    if self._stopping and not chunk.final and pace.seconds_left() > STOP_SECONDS / 2:
-                        raise asyncio.CancelledError
+            with generation_span(claim.model, self.lane.server.url, request.parameters, request.task):
+                async with aclosing(self.lane.server.engine.run(request)) as chunks:
+                    async for chunk in chunks:
+                        self.lane.moved()
+                        speed.add(sum(chunk.completion_tokens), final=chunk.final)
+                        if self._answer.size + chunk.size > self._settings.max_answer_bytes:
+                            raise _too_large(self._settings.max_answer_bytes)
+                        self._answer.add(chunk, choice)
+                        self._spoke()
+                        pace.add(sum(chunk.completion_tokens))
+                        if self._stopping and not chunk.final and pace.seconds_left() > STOP_SECONDS / 2:
+                            raise asyncio.CancelledError
         except EngineError as error:
             if error.disposition is Disposition.WAIT:
                 self._shares.remove(share)

@@ -14,6 +14,7 @@ from app.config import Settings
 from app.dispatch.events import EventWriter
 from app.dispatch.outbox import Outbox
 from app.dispatch.run import Run, Stop, attempt, server_of
+from app.dispatch.traced import attempt_span
 from app.errors import DatabaseUnavailable
 from app.fleet.fleet import Fleet
 from app.fleet.lanes import Lane
@@ -188,11 +189,13 @@ class Dispatcher:
 
     async def _work(self, run: Run) -> None:
         started = time.monotonic()
-        try:
-            end = await attempt(run, self._fleet, self._settings, self._event_writer.moved)
-        except Exception:
-            log.exception("a defect of the dispatcher ended an attempt", result=run.claim.id)
-            end = _after_defect(run)
+        with attempt_span(run.claim) as ended:
+            try:
+                end = await attempt(run, self._fleet, self._settings, self._event_writer.moved)
+            except Exception:
+                log.exception("a defect of the dispatcher ended an attempt", result=run.claim.id)
+                end = _after_defect(run)
+            ended(end)
         run.settling = True
         self._wake.set()
         ATTEMPT_SECONDS.labels(model_label(run.claim.model)).observe(time.monotonic() - started)

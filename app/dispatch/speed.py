@@ -1,7 +1,8 @@
-"""How fast an engine generates, for the metrics."""
+"""How fast an engine generates, for the metrics and the trace."""
 
 import time
 
+from app.telemetry import tracing
 from app.telemetry.metrics import FIRST_TOKEN_SECONDS, TOKEN_SECONDS, model_label
 
 
@@ -19,6 +20,7 @@ class Speed:
         now = time.monotonic()
         if tokens and self._first_at is None and not final:
             self._first_at = now
+            tracing.event("gen_ai.first_token")
             FIRST_TOKEN_SECONDS.labels(model_label(self._model)).observe(now - self._started)
             # Those of the first message came together: the pace is that of the messages after it.
             return

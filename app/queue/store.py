@@ -231,6 +231,7 @@ def _claim(row: Any) -> Claim:
         last_error=None if code is None else (code, row["error_message"]),
         prompt_bytes=row["prompt_bytes"],
         answer_bytes=row["answer_bytes"],
+        queued_seconds=row["age"] if row["first_claim"] else None,
     )
 
 

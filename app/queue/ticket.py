@@ -104,6 +104,8 @@ class Claim(ClaimedColumns):
     # The prompt with its parameters, as it is stored; and what the answer may come to.
     prompt_bytes: int = 0
     answer_bytes: int = 0
+    # How long it waited since the submit; None where it was claimed before.
+    queued_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,10 +26,11 @@ from app.services.limits import Limits
 from app.services.results import Results
 from app.tasks.embed import EmbeddingParameters
 from app.tasks.generate import SamplingParameters, largest_answer
+from app.telemetry import tracing
 from app.telemetry.metrics import SUBMITTED, model_label
 
 # What a retry has anew: everything else it takes from the ticket it tries again.
-OF_ONE_TICKET = {"id", "owner_id", "key_id", "created_at", "rank", "expires_at", "retry_of", "streamed"}
+OF_ONE_TICKET = {"id", "owner_id", "key_id", "created_at", "rank", "expires_at", "retry_of", "streamed", "trace_parent"}
 
 
 class Submissions:
@@ -219,6 +220,7 @@ class Submissions:
             retry_of=id_,
             idempotency=idempotency_of(idempotency_key, "retry", id_),
         )
+        tracing.link(old["trace_parent"])
         asked = {name: old[name] for name in columns.SUBMITTED.names if name not in OF_ONE_TICKET}
         return await self._store_once(caller, replace(new, **asked | {"webhook": webhook}))
 
@@ -253,6 +255,7 @@ class Submissions:
             idempotency=idempotency,
             owner_id=caller.owner_id,
             key_id=caller.key_id,
+            trace_parent=tracing.current(),
         )
 
     async def _store_once(self, caller: Caller, submission: Submission) -> tuple[Mapping[str, Any], bool]:

@@ -44,9 +44,14 @@ def logger(name: str) -> FieldLogger:
 
 def configure_logging(level: str) -> None:
     """One line an event on stderr."""
+    log_to_stderr("tickets", level.upper())
+
+
+def log_to_stderr(name: str, level: int | str) -> None:
+    """Lines of a logger in the same form as all others."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    root = logging.getLogger("tickets")
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    root.propagate = False
+    logger_ = logging.getLogger(name)
+    logger_.handlers[:] = [handler]
+    logger_.setLevel(level)
+    logger_.propagate = False

@@ -39,6 +39,8 @@ class ClaimedColumns:
     owner_id: Annotated[int, Column(Integer, nullable=False, server_default="0")] = 0
     # Whether somebody follows the generation, so that its events are stored.
     streamed: Annotated[bool, Column(Boolean, nullable=False, server_default="false")] = False
+    # Of the request that made it, as W3C Trace Context writes it; null where traces are off.
+    trace_parent: Annotated[str | None, Column(Text)] = None
 
 
 @dataclass(frozen=True, slots=True)

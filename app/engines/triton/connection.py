@@ -13,6 +13,7 @@ from tritonclient.grpc import aio as triton
 from app.engines.base import RETRY, EngineError
 from app.engines.triton.faults import MAX_MESSAGE_BYTES, classify_rpc, classify_text
 from app.engines.triton.tensors import is_final
+from app.telemetry.tracing import outgoing
 
 CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -73,7 +74,7 @@ class Connection:
         async def requests() -> AsyncIterator[dict[str, Any]]:
             yield request
 
-        stream = self.calls.stream_infer(requests(), stream_timeout=run_timeout)
+        stream = self.calls.stream_infer(requests(), stream_timeout=run_timeout, headers=outgoing() or None)
         said_all = False
         try:
             while True:

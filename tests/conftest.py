@@ -16,6 +16,7 @@ import pytest_asyncio
 from app.config import Settings
 from app.db.engine import Database, open_database
 from app.queue.store import QueueStore
+from tests.llama import RunningLlama
 from tests.postgres_server import RunningPostgres, start_postgres
 from tests.servers import RunningTriton, start_triton
 from tests.service import Service, running_api, running_dispatcher
@@ -64,6 +65,13 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
     server = start_triton(tmp_path_factory.mktemp("triton"), ("tiny", "slow", "noop", "lora"))
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLlama]:
+    server = RunningLlama(tmp_path_factory.mktemp("llama") / "server.log")
+    yield server
+    server.kill()
 
 
 @pytest_asyncio.fixture(scope="session")

@@ -177,7 +177,7 @@ def _after_error(run: Run, error: EngineError, settings: Settings) -> Settlement
         raw=error.raw[:RAW_CHARS],
     )
     if error.disposition is Disposition.WAIT:
-        return _released(run, WAIT_SECONDS, error)
+        return _released(run, max(WAIT_SECONDS, error.retry_after or 0.0), error)
     if error.disposition is Disposition.RETRY and run.claim.attempt < settings.max_attempts:
         return _released(run, backoff_seconds(run.claim.attempt), error)
     message = error.message

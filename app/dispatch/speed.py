@@ -25,5 +25,5 @@ class Speed:
             # Those of the first message came together: the pace is that of the messages after it.
             return
         self._tokens += tokens
-        if final and self._first_at is not None and self._tokens:
+        if final and self._first_at is not None and self._tokens > 0:
             TOKEN_SECONDS.labels(model_label(self._model)).observe((now - self._first_at) / self._tokens)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Protocol
 
 from app.tasks.chunks import Chunk
@@ -30,6 +32,7 @@ GONE_CODES = frozenset({"server_unreachable", "server_died", "server_draining"})
 
 _PATH = re.compile(r"(?:[A-Za-z]:)?/(?:[\w.@+-]+/)+[\w.@+-]*")
 _SHOWN_CHARS = 300
+MAX_SECRET_CHARS = 8192
 
 
 class EngineError(Exception):
@@ -47,6 +50,8 @@ class EngineError(Exception):
         self.disposition = disposition
         self.server_fault = server_fault
         self.raw = raw
+        # Seconds after which the server wants to be asked again, where it says so.
+        self.retry_after: float | None = None
 
 
 class NotLoaded(EngineError):
@@ -58,11 +63,68 @@ class NotLoaded(EngineError):
 
 
 @dataclass(frozen=True, slots=True)
+class Timeouts:
+    """A server's own, in seconds; None where the service's hold."""
+
+    connect: float | None = None
+    first_token: float | None = None
+    between_tokens: float | None = None
+    total: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """Where a secret is kept, `env:NAME` or `file:PATH`. It is read for each request, and never shown."""
+
+    reference: str
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ValueError: it is neither.
+        """
+        kind, _, place = self.reference.partition(":")
+        if kind not in ("env", "file") or not place:
+            raise ValueError("a credential is env:NAME or file:PATH, never the secret itself")
+
+    def read(self) -> str:
+        """
+        Raises:
+            EngineError: it is not there.
+        """
+        kind, _, place = self.reference.partition(":")
+        try:
+            secret = os.environ.get(place, "") if kind == "env" else Path(place).read_text("utf-8")[:MAX_SECRET_CHARS]
+        except (OSError, ValueError):
+            secret = ""
+        secret = secret.strip()
+        if not secret or not (secret.isascii() and secret.isprintable()):
+            where = f"the environment variable {place}" if kind == "env" else "the file that the server's entry names"
+            raise EngineError(
+                "server_refused",
+                f"The credential of this server is not in {where}. The administrator of this service has to mend that.",
+                WAIT,
+                server_fault=True,
+            )
+        return secret
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """Where an engine is reached: the address is of the form that its kind takes."""
 
     kind: str
     address: str
+    timeouts: Timeouts = Timeouts()
+    credential: Credential | None = None
+
+    def authorization(self) -> dict[str, str]:
+        """The header that says who asks.
+
+        Raises:
+            EngineError: the credential is not there.
+        """
+        return {} if self.credential is None else {"Authorization": f"Bearer {self.credential.read()}"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +137,9 @@ class Request:
     request_id: str
     idle_timeout: float
     run_timeout: float
+    # Of a chat: its messages, and the rest of the request, in OpenAI's words.
+    messages: list[dict[str, Any]] | None = None
+    asked: dict[str, Any] | None = None
 
     @property
     def task(self) -> str:

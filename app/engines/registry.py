@@ -7,9 +7,11 @@ from typing import cast
 
 from app.engines.base import Endpoint, Engine
 
+TRITON = "triton"
 # Of each kind its class, which is made with an Endpoint. Its module is imported when the first server of it is opened.
 ENGINES = {
-    "triton": "app.engines.triton.client:TritonEngine",
+    TRITON: "app.engines.triton.client:TritonEngine",
+    "openai": "app.engines.openai_http:OpenAIEngine",
 }
 
 

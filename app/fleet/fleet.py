@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Seque
 from contextlib import asynccontextmanager
 
 from app.config import Settings
+from app.engines.aliases import Aliased
 from app.engines.base import DEAD_CODES, GONE_CODES, Engine, EngineError
 from app.engines.registry import open_engine
 from app.fleet.lanes import Lane, Server
@@ -65,14 +66,21 @@ class Fleet:
         self._leaving = [server for server in self._leaving if server not in gone]
         for server in gone:
             _forget_metrics(server)
-        await asyncio.gather(*(server.close() for server in gone))
+        await asyncio.gather(
+            *(server.close() for server in gone), *(server.close_outdated() for server in self.servers)
+        )
 
     def _follow_listing(self) -> None:
         """One that is listed again while it leaves stays as it is."""
         known = {server.url: server for server in (*self.servers, *self._leaving)}
         self.servers = []
         for entry in self._listing():
-            server = known.pop(entry.url, None) or Server(entry.url, self._engine_for(entry))
+            made_for = (entry.endpoint, entry.models)
+            server = known.pop(entry.url, None)
+            if server is None:
+                server = Server(entry.url, self._engine_for(entry), made_for=made_for)
+            elif server.made_for != made_for:
+                server.replace_engine(self._engine_for(entry), made_for)
             server.name, server.hourly_price, server.listed = entry.name, entry.hourly_price, True
             self.servers.append(server)
         self._leaving = list(known.values())
@@ -133,6 +141,8 @@ class Fleet:
             lane.server.models.pop(lane.model, None)
         elif error.code in DEAD_CODES:
             self.set_aside(lane, error.message, dead=True)
+        elif error.retry_after is not None:
+            lane.cool_until = time.monotonic() + error.retry_after
         elif error.server_fault:
             lane.suspect = True
             lane.cool_until = time.monotonic() + COOL_OFF_SECONDS
@@ -234,13 +244,18 @@ def _forget_metrics(server: Server) -> None:
             gauge.remove(server.url, model)
 
 
+def _engine_for(entry: ServerEntry) -> Engine:
+    engine = open_engine(entry.endpoint)
+    return Aliased(engine, entry.models) if entry.models else engine
+
+
 @asynccontextmanager
 async def open_fleet(settings: Settings) -> AsyncIterator[Fleet]:
     """Engines connect on first use: a server that is down delays nothing here."""
     servers = ServerList(settings.triton_urls, settings.triton_servers_file)
     fleet = Fleet(
         servers.read,
-        lambda entry: open_engine(entry.endpoint),
+        _engine_for,
         concurrency=settings.model_concurrency,
         server_concurrency=settings.server_concurrency,
     )

@@ -68,6 +68,9 @@ class Server:
     models: dict[str, ModelState] = field(default_factory=dict)
     lanes: dict[str, Lane] = field(default_factory=dict)
     shares: Shares = field(default_factory=Shares)
+    # What the engine was made for, and engines of before that still have requests in flight.
+    made_for: object = None
+    _outdated: list[Engine] = field(default_factory=list)
     _held: int = 0
 
     @property
@@ -87,10 +90,22 @@ class Server:
         finally:
             self._held -= 1
 
+    def replace_engine(self, engine: Engine, made_for: object) -> None:
+        """Requests in flight end on the engine of before."""
+        self._outdated.append(self.engine)
+        self.connection, self.made_for = engine, made_for
+
+    async def close_outdated(self) -> None:
+        """Closes the engines of before where nothing is in flight."""
+        if self._outdated and self.idle:
+            outdated, self._outdated = self._outdated, []
+            await asyncio.gather(*(engine.close() for engine in outdated))
+
     async def close(self) -> None:
         engine, self.connection = self.engine, None
         self.up = False
-        await engine.close()
+        engines, self._outdated = [engine, *self._outdated], []
+        await asyncio.gather(*(each.close() for each in engines))
 
     @property
     def idle(self) -> bool:

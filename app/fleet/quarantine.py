@@ -70,13 +70,18 @@ class Quarantine:
             if lane.moved_at != moved_at or not lane.server.up:
                 # It moves after all; or the probes will tell when the server is back, and the next look goes on.
                 break
+            if failure.retry_after is not None:
+                # It is overloaded, and alive.
+                break
             if failure.code in SILENT_CODES and not (lane.suspect or lane.quarantine):
                 # Other dispatchers may keep every slot of the engine busy: silence alone convicts nobody.
                 break
             if failure.code in DEAD_CODES:
                 self._fleet.set_aside(lane, failure.message, dead=True)
-            elif not lane.quarantine:
+            elif not lane.quarantine and failure.code in SILENT_CODES:
                 self._fleet.set_aside(lane, f"No answer within {self._stall:g} s although the server says ready.")
+            elif not lane.quarantine:
+                self._fleet.set_aside(lane, failure.message)
             self._give_up(lane)
             lane.try_again.clear()
             with suppress(TimeoutError):

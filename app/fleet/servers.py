@@ -5,28 +5,99 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from app.config import server_address
-from app.engines.base import Endpoint
+from app.engines.base import Credential, Endpoint, Timeouts
+from app.engines.registry import ENGINES, TRITON
 from app.telemetry import logger
 
 log = logger("servers")
 
+ModelName = Annotated[str, Field(min_length=1, max_length=255)]
 
-class ServerEntry(BaseModel):
-    """A server: its gRPC address `host:port`, what people call it, and its price in dollars an hour."""
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+def web_address(text: str) -> str:
+    """The text again.
+
+    Raises:
+        ValueError: it is no URL that paths can be appended to.
+    """
+    try:
+        url = urlsplit(text)
+        usable = url.scheme in ("http", "https") and url.hostname and (url.port is None or url.port > 0)
+    except ValueError:
+        usable = False
+    if not usable or "@" in text or "?" in text or "#" in text or not text.isprintable() or " " in text:
+        # It may hold a secret, which is not repeated.
+        raise ValueError("the address must be like https://api.example.org/v1; a credential has a field of its own")
+    return text
+
+
+class ServerTimeouts(BaseModel):
+    """In seconds; what is left out is the service's own."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
-    url: Annotated[str, AfterValidator(server_address)]
+    connect: Seconds | None = None
+    first_token: Seconds | None = None
+    between_tokens: Seconds | None = None
+    total: Seconds | None = None
+
+
+class ServerEntry(BaseModel):
+    """A server: its address, what people call it, and its price in dollars an hour.
+
+    The address is a gRPC address `host:port` for Triton, a URL for other kinds. `models` are aliases, their name to
+    ours: where there are some, only those models are offered. `credential` says where the secret is.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+    kind: str = TRITON
+    url: str
     name: str | None = None
     hourly_price: float | None = Field(None, ge=0)
+    models: dict[ModelName, ModelName] = Field(default_factory=dict)
+    credential: str | None = None
+    timeouts: ServerTimeouts = ServerTimeouts()
+
+    @field_validator("kind")
+    @classmethod
+    def _is_a_kind(cls, kind: str) -> str:
+        if kind not in ENGINES:
+            raise ValueError(f"{kind!r} is none of {', '.join(ENGINES)}")
+        return kind
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_address(cls, url: str, info: ValidationInfo) -> str:
+        # Without a kind that is one, the other complaint is enough.
+        return {TRITON: server_address}.get(info.data["kind"], web_address)(url) if "kind" in info.data else url
+
+    @field_validator("models")
+    @classmethod
+    def _are_different(cls, models: dict[str, str]) -> dict[str, str]:
+        if len(set(models.values())) < len(models):
+            raise ValueError("two models have the same alias")
+        return models
+
+    @field_validator("credential")
+    @classmethod
+    def _is_a_reference(cls, credential: str | None) -> str | None:
+        if credential is not None:
+            Credential(credential)
+        return credential
 
     @property
     def endpoint(self) -> Endpoint:
-        return Endpoint("triton", self.url)
+        credential = None if self.credential is None else Credential(self.credential)
+        return Endpoint(self.kind, self.url, Timeouts(**self.timeouts.model_dump()), credential)
 
 
 class _Contents(BaseModel):

@@ -23,6 +23,8 @@ from nvidia_triton.local.interpreters import (
     dotted,
     engine_python,
     fail,
+    has_tritonserver_wheel,
+    is_supported_machine,
     say,
     supported_python,
     uv_environment,
@@ -42,9 +44,9 @@ CACHES = (".venv", ".venv-engine", ".pytest_cache", ".mypy_cache", ".ruff_cache"
 
 
 def check_platform() -> None:
-    if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
+    if not is_supported_machine():
         fail(
-            "The local stack needs Linux on x86-64 and this is "
+            "The local stack needs Linux on x86-64 or ARM64, or macOS on Apple silicon, and this is "
             + " on ".join((platform.system(), platform.machine()))
             + ": run `docker compose up` instead, it brings everything along."
         )
@@ -149,7 +151,8 @@ def install() -> None:
     # Before anything large, because a machine may have none and no way to one.
     if engine:
         version, shared = describe(ENGINE_PYTHON)
-        if version not in ENGINE_SUPPORTED or not shared or another_engine_python_is_named():
+        fits = version in ENGINE_SUPPORTED and shared if has_tritonserver_wheel() else version in SUPPORTED
+        if not fits or another_engine_python_is_named():
             # Without a pip of its own, which not every Python can give it.
             make_venv(ENGINE, engine_python(), "--without-pip")
             write(os.path.join(ENGINE, "named"), os.environ.get("ENGINE_PYTHON", ""))

@@ -8,6 +8,7 @@ import os
 import pwd
 import signal
 import sys
+import time
 import warnings  # noqa: F401 - execvp imports it, too late when the account may not read our Python
 
 PR_SET_PDEATHSIG = 1
@@ -18,11 +19,42 @@ NAMESPACE = "namespace"
 NOBODY = "nobody"
 
 
+WATCH_SECONDS = 0.2
+
+
 def die_with_parent(death_signal: int, parent: int) -> None:
-    """Has the kernel send `death_signal` when the parent ends; ends at once when it already has."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, death_signal, 0, 0, 0)
+    """Has `death_signal` sent to this process when the parent ends; ends at once when it already has."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, death_signal, 0, 0, 0)
+    else:
+        watch(death_signal, parent)
     if os.getppid() != parent:
         sys.exit("the parent process has already ended")
+
+
+def watch(death_signal: int, parent: int) -> None:
+    """What the kernel does on Linux: a process beside this one that looks for its parent."""
+    watched = os.getpid()
+    if os.fork():
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Whoever reads the output of this process must see its end.
+    os.closerange(0, 256)
+    while os.getppid() == watched and _lives(parent):
+        time.sleep(WATCH_SECONDS)
+    if os.getppid() == watched:
+        os.kill(watched, death_signal)
+    os._exit(0)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def nobody_ids() -> tuple[int, int]:

@@ -29,6 +29,15 @@ print("%d %d %d" % (sys.version_info[0], sys.version_info[1], shared))
 Version = Tuple[int, int]  # noqa: UP006
 
 
+def has_tritonserver_wheel() -> bool:
+    """Whether the wheel with tritonserver exists for this machine; llama.cpp's exists for all that are supported."""
+    return sys.platform == "linux" and platform.machine() in ("x86_64", "AMD64")
+
+
+def is_supported_machine() -> bool:
+    return has_tritonserver_wheel() or (sys.platform, platform.machine()) in (("linux", "aarch64"), ("darwin", "arm64"))
+
+
 def fail(sentence: str) -> "NoReturn":
     sys.exit("\n" + sentence)
 
@@ -77,6 +86,9 @@ def supported_python() -> str:
 
 def engine_python() -> str:
     """A Python for the engines: the one ENGINE_PYTHON names, else one that is here, else one that uv downloads."""
+    if not has_tritonserver_wheel():
+        # llama.cpp's wheel fits each Python.
+        return supported_python()
     if os.environ.get("ENGINE_PYTHON"):
         return checked_engine_python(os.environ["ENGINE_PYTHON"])
     candidates = [(sys.version_info[:2], sys.executable)]

@@ -140,7 +140,8 @@ class PostgresServer:
         except PermissionError:
             here = True
         except OSError:
-            here = False
+            # Without /proc, as on macOS, its name has to do.
+            here = not os.path.isdir("/proc")
         return pid if here else None
 
     def ensure_database(self) -> None:

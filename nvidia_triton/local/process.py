@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -155,7 +156,7 @@ def processes_in(directory: Path) -> list[int]:
     """Pids of the processes whose working directory is `directory`, as far as we may see them."""
     wanted = os.path.realpath(directory)
     found = []
-    for entry in os.listdir("/proc"):
+    for entry in os.listdir("/proc") if os.path.isdir("/proc") else ():
         if entry.isdigit():
             with contextlib.suppress(OSError):
                 if os.readlink(f"/proc/{entry}/cwd") == wanted:
@@ -168,7 +169,12 @@ def process_name(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
-        return ""
+        return "" if os.path.isdir("/proc") else _name_by_ps(pid)
+
+
+def _name_by_ps(pid: int) -> str:
+    done = subprocess.run(["ps", "-o", "comm=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return Path(done.stdout.strip()).name
 
 
 def caught_signals(pid: int) -> int | None:

@@ -98,7 +98,7 @@ async def answering(settings: LocalSettings) -> dict[str, str]:
     if settings.triton is not None:
         with contextlib.suppress(httpx.HTTPError):
             return await loaded(settings.triton)
-    return {}
+    return settings.llama_server.answering() if settings.llama_server else {}
 
 
 async def trial_of(settings: LocalSettings) -> Trial:

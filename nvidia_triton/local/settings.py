@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 
+from nvidia_triton.local.interpreters import has_tritonserver_wheel
+from nvidia_triton.local.llama_server import LlamaServer
 from nvidia_triton.local.postgres import HOST, PostgresServer
 from nvidia_triton.local.process import LocalError
 from nvidia_triton.local.triton import TritonServer
@@ -19,17 +21,26 @@ WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}  # noqa: S1
 DRAIN_SECONDS = "8"
 # What the local engine runs at once; more would wait inside it, where tickets of other models cannot overtake them.
 MODEL_CONCURRENCY = "16"
-# What ENGINE may ask for: no model runs, for all of models/.
+# What ENGINE may ask for: no model runs, for all of models/; or llama.cpp's own HTTP server instead of Triton.
 SIMULATION = "simulation"
+LLAMA_SERVER = "llama-server"
+# What TRITON_URLS says where there is none.
+NO_SERVERS = "none"
 UNASSIGNED_PORTS = (15000, 32000)
 # One of each kind. The three of rules together add half a second of one core to the start.
 # The others of models/ are for GPUs; here each would cost a process.
 DEFAULT_MODELS = ("demo", "minilm", "image-rules", "ner-rules", "vision-rules")
+# llama.cpp's server has one.
+DEFAULT_LLAMA_MODEL = "demo"
 
 
 @dataclass(frozen=True)
 class LocalSettings:
-    """`postgres` and `triton` are None where the real environment names another server to use."""
+    """`postgres` and `triton` are None where the real environment names another server to use.
+
+    `llama_server` is there where ENGINE asks for it or the machine can have no Triton, beside a Triton elsewhere or
+    instead of one.
+    """
 
     root: Path
     local_dir: Path
@@ -37,6 +48,7 @@ class LocalSettings:
     api_port: int
     postgres: PostgresServer | None
     triton: TritonServer | None
+    llama_server: LlamaServer | None
     environment: dict[str, str]
 
     @property
@@ -49,7 +61,7 @@ class LocalSettings:
 
     @property
     def no_fixed_server(self) -> bool:
-        return self.environment["TRITON_URLS"].strip().lower() == "none"
+        return self.environment["TRITON_URLS"].strip().lower() == NO_SERVERS
 
     @property
     def lock_file(self) -> Path:
@@ -66,8 +78,9 @@ def local_settings(environ: Mapping[str, str], root: Path = ROOT) -> LocalSettin
     merged = {**api_file, **database_file, **environ}
     local_dir = Path(merged.get("LOCAL_DIR") or root / ".local").absolute()
 
-    if merged.get("ENGINE", "") not in ("", SIMULATION):
-        raise LocalError(f"ENGINE={merged['ENGINE']!r} is no engine: give {SIMULATION}, or leave it out.")
+    engine = merged.get("ENGINE") or ""
+    if engine not in ("", SIMULATION, LLAMA_SERVER):
+        raise LocalError(f"ENGINE={engine!r} is no engine: give {LLAMA_SERVER} or {SIMULATION}, or leave it out.")
 
     def port(name: str, default: int) -> int:
         text = merged.get(name) or str(default)
@@ -94,6 +107,19 @@ def local_settings(environ: Mapping[str, str], root: Path = ROOT) -> LocalSettin
     triton_urls = f"{HOST}:{triton.grpc_port}"
     foreign_triton = environ.get("TRITON_URLS") not in (None, "", triton_urls)
 
+    wheel = has_tritonserver_wheel()
+    llama_server = None
+    if engine == LLAMA_SERVER or not (wheel or foreign_triton):
+        if engine == SIMULATION:
+            raise LocalError(
+                f"ENGINE={SIMULATION} needs a tritonserver, and there is none for this machine: leave ENGINE out."
+            )
+        models = (merged.get("MODELS") or DEFAULT_LLAMA_MODEL).split()
+        if len(models) > 1:
+            raise LocalError(f"llama.cpp's server serves one model and MODELS names {len(models)}: choose one of them.")
+        llama_server = LlamaServer(root / "models" / models[0], port("LLAMA_SERVER_PORT", 8080))
+    here = not foreign_triton and llama_server is None
+
     environment = {
         "DRAIN_SECONDS": DRAIN_SECONDS,
         "MODEL_CONCURRENCY": MODEL_CONCURRENCY,
@@ -103,7 +129,7 @@ def local_settings(environ: Mapping[str, str], root: Path = ROOT) -> LocalSettin
     if not foreign_database:
         environment["DATABASE_URL"] = postgres.url
     if not foreign_triton:
-        environment["TRITON_URLS"] = triton_urls
+        environment["TRITON_URLS"] = triton_urls if here else NO_SERVERS
     environment["TRITON_SERVERS_FILE"] = merged.get("TRITON_SERVERS_FILE") or str(local_dir / "servers.json")
     return LocalSettings(
         root=root,
@@ -111,7 +137,8 @@ def local_settings(environ: Mapping[str, str], root: Path = ROOT) -> LocalSettin
         api_host=merged.get("API_HOST") or HOST,
         api_port=port("API_PORT", 8887),
         postgres=None if foreign_database else postgres,
-        triton=None if foreign_triton else triton,
+        triton=triton if here else None,
+        llama_server=llama_server,
         environment=environment,
     )
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import platform
 import signal
 import socket
 import sys
@@ -10,10 +11,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from nvidia_triton.local.engine import check_system_library
+from nvidia_triton.local.interpreters import has_tritonserver_wheel
+from nvidia_triton.local.llama_server import NAME, LlamaServer, reason_for_it
 from nvidia_triton.local.postgres import HOST, PostgresServer
 from nvidia_triton.local.process import Child, Console, LocalError, describe_exit, shielded
 from nvidia_triton.local.settings import SIMULATION, LocalSettings
 from nvidia_triton.local.triton import TritonServer
+from nvidia_triton.vast.servers import ServersFile
 
 # How often a start that takes long says what it waits for.
 PROGRESS_SECONDS = 5.0
@@ -27,6 +31,7 @@ class Stack:
         self.settings = settings
         self.console = console
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._servers = ServersFile(settings.local_dir, settings.servers_file)
         self._children: dict[str, Child] = {}
         self._watches: list[asyncio.Task[None]] = []
         self._hurry = asyncio.Event()
@@ -47,10 +52,22 @@ class Stack:
             check_port(HOST, settings.triton.http_port, "Triton", "TRITON_HTTP_PORT")
             check_port(HOST, settings.triton.grpc_port, "Triton", "TRITON_GRPC_PORT")
             check_port(HOST, settings.triton.metrics_port, "Triton", "TRITON_METRICS_PORT")
+        if settings.llama_server:
+            settings.llama_server.check()
+            check_system_library()
+            check_port(HOST, settings.llama_server.port, "llama.cpp's server", "LLAMA_SERVER_PORT")
+            if not has_tritonserver_wheel():
+                self.console.say(reason_for_it(platform.machine()))
+            self._servers.put_entry(settings.llama_server.entry())
+        else:
+            # Of a run that was killed.
+            self._servers.remove(NAME)
         try:
             async with asyncio.TaskGroup() as group:
                 if settings.triton:
                     group.create_task(self._start_triton(settings.triton))
+                if settings.llama_server:
+                    group.create_task(self._start_llama_server(settings.llama_server))
                 group.create_task(self._start_database_and_app())
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
@@ -58,12 +75,15 @@ class Stack:
     async def stop(self) -> None:
         """Ends what runs, those who use a thing before the thing itself."""
         self._stopping = True
+        if self.settings.llama_server:
+            self._servers.remove(NAME)
         for name, polite, grace, rude in (
             ("migrate", signal.SIGTERM, 2.0, signal.SIGKILL),
             ("api", signal.SIGTERM, 12.0, signal.SIGKILL),
             ("dispatcher", signal.SIGTERM, 10.0, signal.SIGKILL),
             # Its parent kills the server itself, after 12 s or at a second signal.
             ("triton", signal.SIGTERM, 14.0, signal.SIGTERM),
+            ("llama", signal.SIGTERM, 5.0, signal.SIGKILL),
             ("postgres", signal.SIGINT, 10.0, signal.SIGQUIT),
         ):
             if process := self._children.pop(name, None):
@@ -112,6 +132,10 @@ class Stack:
         await self._until(
             lambda: answers(server.http_port, "/v2/health/ready"), f"Triton loads {', '.join(server.models)}"
         )
+
+    async def _start_llama_server(self, server: LlamaServer) -> None:
+        await self._spawn("llama", shielded(server.command()))
+        await self._until(lambda: answers(server.port, "/health"), f"llama.cpp loads {server.model.name}")
 
     async def _spawn(
         self, name: str, command: list[str], *, env: dict[str, str] | None = None, watched: bool = True

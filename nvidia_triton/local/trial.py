@@ -50,6 +50,8 @@ async def _look(client: httpx.AsyncClient) -> Trial:
             return Trial(instead=KEY_NEEDED)
         raise
     generating = [model["name"] for model in details if _generates(model)]
+    # Servers that speak OpenAI's API tell of no tensors.
+    generating += [model["name"] for model in details if not model["inputs"] and not model["outputs"]]
     if generating:
         return Trial(PREFERRED if PREFERRED in generating else generating[0])
     return Trial(instead=_nothing_to_try(str(client.base_url).rstrip("/"), models, ready), final=False)

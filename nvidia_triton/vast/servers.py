@@ -12,8 +12,8 @@ from nvidia_triton.vast.state import write_whole, writing
 class ServersFile:
     """`<LOCAL_DIR>/servers.json`, read by app/fleet/servers.py."""
 
-    def __init__(self, local_dir: Path) -> None:
-        self.path = local_dir / "servers.json"
+    def __init__(self, local_dir: Path, path: Path | None = None) -> None:
+        self.path = path or local_dir / "servers.json"
 
     def entries(self) -> list[dict[str, Any]]:
         try:
@@ -24,8 +24,11 @@ class ServersFile:
 
     def put(self, url: str, name: str, hourly_price: float | None) -> None:
         """Adds the server `name`, or changes its address."""
-        entry = {"url": url, "name": name, "hourly_price": hourly_price}
-        self._change(lambda entries: [*(each for each in entries if each.get("name") != name), entry])
+        self.put_entry({"url": url, "name": name, "hourly_price": hourly_price})
+
+    def put_entry(self, entry: dict[str, Any]) -> None:
+        """Adds a server, in the place of one of the same name."""
+        self._change(lambda entries: [*(each for each in entries if each.get("name") != entry["name"]), entry])
 
     def remove(self, name: str, url: str | None = None) -> None:
         """Takes the server `name` out; with `url`, unless it has another address by now."""

@@ -16,7 +16,10 @@ import pytest
 
 from nvidia_triton.local.settings import ROOT, free_ports
 
-PORTS = ("API_PORT", "POSTGRES_PORT", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT")
+PORTS = (
+    *("API_PORT", "POSTGRES_PORT", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT"),
+    "LLAMA_SERVER_PORT",
+)
 MARKER = "TICKETS_TEST_RUN"
 
 API = """

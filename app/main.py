@@ -46,6 +46,7 @@ from app.db.faults import DATABASE_FAULT, DatabaseFault
 from app.fleet.fleet import open_fleet
 from app.openai.batch_lines import preparing
 from app.prompts.adapters import Adapters
+from app.prompts.parsers import Parsers
 from app.prompts.templates import Templates
 from app.queue.deliveries import DeliveryStore
 from app.queue.events import EVENTS_CHANNEL
@@ -176,6 +177,7 @@ def _lifespan(settings: Settings) -> Lifespan:
                 submissions=Submissions(store, contexts, results, catalog, limits, settings),
                 streams=streams,
                 templates=Templates(settings),
+                parsers=Parsers(settings),
                 catalog=catalog,
                 adapters=Adapters(catalog, settings),
                 health=Health(database),

@@ -13,6 +13,7 @@ from app.config import Settings
 from app.errors import InvalidRequest
 from app.fleet.fleet import Fleet
 from app.prompts.adapters import Adapters
+from app.prompts.parsers import Parsers
 from app.prompts.templates import Templates
 from app.services.audit import Audit
 from app.services.backlog import BacklogGauges
@@ -45,6 +46,7 @@ class Services:
     submissions: Submissions
     streams: Streams
     templates: Templates
+    parsers: Parsers
     catalog: Catalog
     adapters: Adapters
     health: Health

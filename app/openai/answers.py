@@ -13,7 +13,7 @@ Row = Mapping[str, Any]
 
 
 class Chunks(Protocol):
-    """Makes the chunks of one stream."""
+    """Makes the chunks of one stream, from its start."""
 
     def start(self) -> list[dict[str, Any]]: ...
 
@@ -26,14 +26,14 @@ class Chunks(Protocol):
 class Face:
     """One kind of object: how a completed result is rendered, and how its stream is.
 
-    `chunks` takes the result's id, when it was made (Unix seconds), the model, the stored request, whether the usage
-    is asked for, and whether an earlier stream is resumed.
+    `chunks` takes the result's id, when it was made (Unix seconds), the model, the stored request, and whether the
+    usage is asked for.
     """
 
     kind: str
     path: str
     render: Callable[[Row, Mapping[str, Any]], dict[str, Any]]
-    chunks: Callable[[UUID, int, str, Mapping[str, Any], bool, bool], Chunks] | None = None
+    chunks: Callable[[UUID, int, str, Mapping[str, Any], bool], Chunks] | None = None
 
 
 def model_of(row: Row, request: Mapping[str, Any]) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 from pydantic_core import to_json
 
 from app.db.tables.contexts import Prompt
-from app.errors import LineDefective
+from app.errors import AppError, LineDefective
 from app.openai import chat_render, completions, embeddings, responses_render
 from app.openai.chat_request import prepare_chat
-from app.openai.failures import failure_of, openai_error, openai_status
+from app.openai.failures import CallsUnreadable, failure_of, openai_error, openai_status
 from app.openai.requests import Prepared, Sources
 from app.openai.responses_prepare import prepare_response
 from app.queue.ticket import CANCELLED, EXPIRED, Status
@@ -66,14 +66,16 @@ def render_line(batch: Row, row: Row) -> tuple[bool, bytes]:
     completed = row["status"] == Status.COMPLETED
     code = row["error_code"]
     if completed:
-        line["response"] = _response(row, 200, RENDER[row["kind"]](row, row["request"] or {}))
+        try:
+            line["response"] = _response(row, 200, RENDER[row["kind"]](row, row["request"] or {}))
+        except CallsUnreadable as error:
+            completed, line["response"] = False, _refused(row, error)
     elif code == EXPIRED or (code == CANCELLED and batch["status"] == "cancelling"):
         line["error"] = dict(zip(("code", "message"), NOT_RUN[code], strict=True))
     elif code == LineDefective.code:
         line["error"] = {"code": code, "message": row["error_message"]}
     else:
-        failure = failure_of(row, row["kind"])
-        line["response"] = _response(row, openai_status(failure), {"error": openai_error(failure)})
+        line["response"] = _refused(row, failure_of(row, row["kind"]))
     return completed, to_json(line) + b"\n"
 
 
@@ -93,6 +95,10 @@ def _empty(row: Row) -> dict[str, Any]:
         "response": None,
         "error": None,
     }
+
+
+def _refused(row: Row, error: AppError) -> dict[str, Any]:
+    return _response(row, openai_status(error), {"error": openai_error(error)})
 
 
 def _response(row: Row, status: int, body: dict[str, Any]) -> dict[str, Any]:

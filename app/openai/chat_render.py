@@ -9,31 +9,41 @@ from uuid import UUID
 from app.openai import logprobs as shapes
 from app.openai.answers import Face, Row, choices_of, model_of, usage_of
 from app.openai.chat_request import KIND
+from app.openai.failures import CallsUnreadable
 from app.openai.ids import object_id
-from app.openai.tools import ToolUse, rendered
-from app.prompts.toolcalls import ToolCallStream
+from app.openai.tools import rendered
+from app.openai.written import Part, Reader, read
+from app.prompts.toolcalls import call_id
 from app.services.streams import Delta
 
 
 def render_chat(row: Row, request: Mapping[str, Any]) -> dict[str, Any]:
-    """A completed result as OpenAI's `chat.completion`; `request` as `Prepared` has it."""
-    tools = ToolUse(request)
+    """A completed result as OpenAI's `chat.completion`; `request` as `Prepared` has it.
+
+    Raises:
+        CallsUnreadable: a call was required, and there is none.
+    """
+    tools = Reader(request).tools
     choices = []
     for each in choices_of(row):
-        parsed = tools.read(each["text"])
+        written = read(each["text"], request)
+        if tools.mode == "required" and not written.calls:
+            raise CallsUnreadable(object_id(KIND, row["id"]), each["finish_reason"])
         message: dict[str, Any] = {
             "role": "assistant",
-            "content": parsed.content if parsed.content or not parsed.calls else None,
+            "content": written.content if written.content or not written.calls else None,
             "refusal": None,
         }
-        if parsed.calls:
-            message["tool_calls"] = rendered(parsed.calls, row["id"], each["index"])
+        if written.reasoning:
+            message["reasoning_content"] = written.reasoning
+        if written.calls:
+            message["tool_calls"] = rendered(written.calls, row["id"], each["index"])
         choices.append(
             {
                 "index": each["index"],
                 "message": message,
                 "logprobs": _shaped(each["logprobs"], request),
-                "finish_reason": tools.finish_reason(each["finish_reason"], parsed.calls),
+                "finish_reason": tools.finish_reason(each["finish_reason"], written.calls),
             }
         )
     return {
@@ -52,11 +62,9 @@ def _shaped(logprobs: list[dict[str, Any]] | None, request: Mapping[str, Any]) -
 
 
 class ChatChunks:
-    """Makes OpenAI's `chat.completion.chunk` objects."""
+    """Makes OpenAI's `chat.completion.chunk` objects; it has to be fed from the start."""
 
-    def __init__(
-        self, id_: UUID, created: int, model: str, request: Mapping[str, Any], usage: bool, resumed: bool
-    ) -> None:
+    def __init__(self, id_: UUID, created: int, model: str, request: Mapping[str, Any], usage: bool) -> None:
         self._id = id_
         self._head = {
             "id": object_id(KIND, id_),
@@ -66,66 +74,54 @@ class ChatChunks:
             "system_fingerprint": None,
         }
         self._request = request
-        self._tools = ToolUse(request)
         self._usage = usage
-        self._resumed = resumed
-        self._count = request.get("n") or 1
-        self._streams = [ToolCallStream(self._tools.functions) for _ in range(self._count)]
-        # What came after the point where a stream with tools is resumed.
-        self._after = [""] * self._count
+        self._readers = [Reader(request) for _ in range(request.get("n") or 1)]
+        self._tools = self._readers[0].tools
+        self._called = [False] * len(self._readers)
 
     def start(self) -> list[dict[str, Any]]:
-        if self._resumed:
-            return []
-        return [self._chunk(index, {"role": "assistant", "content": ""}) for index in range(self._count)]
+        # Some clients take an empty text for the beginning of an answer that is none but calls.
+        content = "" if self._tools.mode == "none" else None
+        return [self._chunk(index, {"role": "assistant", "content": content}) for index in range(len(self._readers))]
 
     def delta(self, delta: Delta) -> list[dict[str, Any]]:
-        text = delta.text
-        if self._tools.parsed or self._tools.forced:
-            if self._resumed:
-                self._after[delta.index] += text
-                text = ""
-            elif self._tools.parsed:
-                text = self._streams[delta.index].feed(text)
-            else:
-                text = ""
+        made = self._chunks(delta.index, self._readers[delta.index].feed(delta.text))
         logprobs = _shaped(delta.logprobs, self._request) if delta.logprobs else None
-        if not text and logprobs is None:
-            return []
-        return [self._chunk(delta.index, {"content": text}, logprobs=logprobs)]
+        if logprobs is not None:
+            made = made or [self._chunk(delta.index, {"content": ""} if self._tools.mode == "none" else {})]
+            made[0]["choices"][0]["logprobs"] = logprobs
+        return made
 
     def end(self, row: Row) -> list[dict[str, Any]]:
         made = []
         for each in choices_of(row):
             index = each["index"]
-            content, calls = self._rest(index, each["text"])
-            if content:
-                made.append(self._chunk(index, {"content": content}))
-            for number, call in enumerate(rendered(calls, self._id, index)):
-                made.append(self._chunk(index, {"tool_calls": [{"index": number, **call}]}))
-            made.append(self._chunk(index, {}, self._tools.finish_reason(each["finish_reason"], calls)))
+            made += self._chunks(index, self._readers[index].finish())
+            called = self._called[index]
+            if self._tools.mode == "required" and not called:
+                raise CallsUnreadable(object_id(KIND, self._id), each["finish_reason"])
+            made.append(self._chunk(index, {}, self._tools.finish_reason(each["finish_reason"], called)))
         if self._usage:
             made.append(self._head | {"choices": [], "usage": usage_of(row)})
         return made
 
-    def _rest(self, index: int, text: str) -> tuple[str, list[Any]]:
-        if self._tools.forced:
-            parsed = self._tools.read(text)
-            return parsed.content, parsed.calls
-        if not self._tools.parsed:
-            return "", []
-        stream, passed = self._streams[index], ""
-        if self._resumed:
-            after = self._after[index]
-            stream.feed(text[: len(text) - len(after)])
-            passed = stream.feed(after)
-        parsed = self._tools.bounded(stream.finish())
-        return passed + parsed.content, parsed.calls
+    def _chunks(self, index: int, parts: list[Part]) -> list[dict[str, Any]]:
+        self._called[index] = self._called[index] or any(part.kind == "call" for part in parts)
+        return [self._chunk(index, self._delta(index, part)) for part in parts]
 
-    def _chunk(
-        self, index: int, delta: dict[str, Any], reason: str | None = None, logprobs: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+    def _delta(self, index: int, part: Part) -> dict[str, Any]:
+        if part.kind == "reasoning":
+            return {"reasoning_content": part.text}
+        if part.kind == "content":
+            return {"content": part.text}
+        call: dict[str, Any] = {"index": part.call, "function": {"arguments": part.text}}
+        if part.name is not None:
+            call |= {"id": call_id(self._id.hex, index, part.call), "type": "function"}
+            call["function"] = {"name": part.name, "arguments": part.text}
+        return {"tool_calls": [call]}
+
+    def _chunk(self, index: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
         return self._head | {"choices": [choice]} | ({"usage": None} if self._usage else {})
 
 

@@ -12,11 +12,15 @@ from app.errors import invalid
 from app.openai.messages import Message, for_template
 from app.openai.requests import GenerationRequest, Prepared, Sources, checked, unsupported
 from app.openai.tools import NamedChoice, Tool, ToolUse
+from app.openai.written import PARSERS
+from app.prompts.families import REASONING
 from app.services.callers import Caller
 from app.services.webhooks import accepted
 
 KIND = "chat.completion"
 MOST_MESSAGES = 10_000
+# What json_object asks for.
+ANY_OBJECT: dict[str, Any] = {"type": "object"}
 EXAMPLE = [[{"role": "user", "content": "Write a haiku about queues."}]]
 
 
@@ -30,10 +34,11 @@ class JsonSchema(BaseModel):
 
 
 class ResponseFormat(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema", description="beside json_object, what it is")
 
 
 class ChatRequest(GenerationRequest):
@@ -72,8 +77,9 @@ async def prepare_chat(services: Sources, caller: Caller, body: ChatRequest | Ma
     }
     if (form := _form(chat, tools)) is not None:
         derived["structured_outputs"] = form
-    if tools.parsed and chat.skip_special_tokens is None:
-        # In some vocabularies the marks around a call are special tokens.
+    marked = (tools.parsed and form is None) or services.parsers.of(chosen.model).reasoning is not None
+    if marked and chat.skip_special_tokens is None:
+        # In some vocabularies the marks around a call, or around the reasoning, are special tokens.
         derived["skip_special_tokens"] = False
     names = {"max_tokens": "max_completion_tokens"} if chat.max_tokens is None else {}
     parameters = chat.sampling(names, **derived)
@@ -89,6 +95,9 @@ async def prepare_chat(services: Sources, caller: Caller, body: ChatRequest | Ma
         documents=chat.documents,
         add_generation_prompt=chat.add_generation_prompt is not False,
     )
+    held = parameters.structured_outputs is not None
+    if parsers := _parsers(services, chosen.model, prompt, held):
+        given[PARSERS] = parsers
     webhook = accepted(chat.webhook, services.settings)
     return Prepared(chosen.model, Prompt(prompt, messages, chat.metadata), parameters, KIND, given, webhook)
 
@@ -114,19 +123,34 @@ def _max_tokens(chat: ChatRequest) -> int | None:
 
 
 def _form(chat: ChatRequest, tools: ToolUse) -> dict[str, Any] | None:
-    """What the text is held to by response_format or tool_choice."""
-    kind = chat.response_format.type if chat.response_format else "text"
-    if kind != "text" and tools.mode != "none":
-        raise unsupported(
-            "response_format", f"{kind} cannot be combined with tools here; send tool_choice none, or leave it out"
-        )
-    if (schema := tools.schema()) is not None:
-        return {"json": schema}
-    if kind == "json_object":
+    """What the text is held to by response_format and tool_choice."""
+    form = _answer_form(chat)
+    if form is ANY_OBJECT and tools.mode == "none":
         return {"json_object": True}
-    if kind == "json_schema":
-        assert chat.response_format is not None
-        if chat.response_format.json_schema is None:
-            raise invalid("response_format.json_schema", "is required")
-        return {"json": chat.response_format.json_schema.schema_}
-    return None
+    schema = tools.schema(form)
+    return None if schema is None else {"json": schema}
+
+
+def _answer_form(chat: ChatRequest) -> dict[str, Any] | None:
+    """The schema of an answer that is no call."""
+    wanted = chat.response_format
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return ANY_OBJECT if wanted.schema_ is None else wanted.schema_
+    if wanted.json_schema is None:
+        raise invalid("response_format.json_schema", "is required")
+    return wanted.json_schema.schema_
+
+
+def _parsers(sources: Sources, model: str, prompt: str, held: bool) -> dict[str, Any]:
+    """What the answer will be read by; text that is `held` to a form has no reasoning before it."""
+    named = sources.parsers.of(model)
+    found: dict[str, Any] = {}
+    if named.tool_calls is not None:
+        found["tool_calls"] = named.tool_calls
+    if named.reasoning is not None:
+        found["reasoning"] = named.reasoning
+        if not held and prompt.rstrip().endswith(REASONING[named.reasoning].start):
+            found["opened"] = True
+    return found

@@ -99,20 +99,15 @@ def _shaped(
 class CompletionChunks:
     """Makes OpenAI's `text_completion` chunks."""
 
-    def __init__(
-        self, id_: UUID, created: int, model: str, request: Mapping[str, Any], usage: bool, resumed: bool
-    ) -> None:
-        if resumed and request.get("logprobs") is not None:
-            raise unsupported("starting_after", "a stream with logprobs is followed from its start")
+    def __init__(self, id_: UUID, created: int, model: str, request: Mapping[str, Any], usage: bool) -> None:
         self._head = {"id": object_id(KIND, id_), "object": KIND, "created": created, "model": model}
         self._request = request
         self._usage = usage
-        self._resumed = resumed
         self._count = request.get("n") or 1
         self._length = [0] * self._count
 
     def start(self) -> list[dict[str, Any]]:
-        if self._resumed or not self._request.get("echo"):
+        if not self._request.get("echo"):
             return []
         return [self._chunk(index, self._request["prompt"]) for index in range(self._count)]
 

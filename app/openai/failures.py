@@ -1,5 +1,6 @@
 """Errors in OpenAI's form, those of failed results among them."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ OF_THE_REQUEST = frozenset(
 STATUSES = {"cancelled": 409, "expired": 504, "idle_timeout": 504, "run_timeout": 504}
 CODES = {"prompt_too_long": "context_length_exceeded"}
 PARAMS = {"chat.completion": "messages", "text_completion": "prompt", "embedding": "input", "response": "input"}
+_CONTEXT = re.compile(r"maximum context length is (\d+) tokens")
 OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 # What a framework puts before the name of a field.
 LOCATIONS = ("body", "query", "path", "header")
@@ -46,14 +48,37 @@ class GenerationFailed(AppError):
             self.errors = [{"field": param, "message": detail}]
 
 
+class CallsUnreadable(AppError):
+    """A call was required, and what the model wrote is none."""
+
+    code = "tool_calls_unreadable"
+    status = 502
+    title = "The model called no function"
+
+    def __init__(self, id_: str, finish_reason: str | None) -> None:
+        cut = finish_reason == "length"
+        why = "ended at max_tokens before it named one; allow more tokens" if cut else "is no call; send it again"
+        super().__init__(
+            f"tool_choice asks for a function to be called, and the answer {why} ({id_}).",
+            headers={"x-should-retry": "false"},
+        )
+        if cut:
+            self.status = 400  # type: ignore[misc]
+
+
 def failure_of(row: Mapping[str, Any], kind: str) -> GenerationFailed:
     """The error of a failed result's row."""
     code: str = row["error_code"]
+    message: str = row["error_message"]
+    if code == "prompt_too_long" and (limit := _CONTEXT.search(message)):
+        # Frameworks look for these words to shorten the conversation and go on.
+        message = (
+            f"This model's maximum context length is {limit[1]} tokens, and the prompt is longer: shorten it, or lower "
+            "max_tokens."
+        )
     status = STATUSES.get(code, 400 if code in OF_THE_REQUEST else 502)
     param = PARAMS.get(kind) if code.startswith("prompt_") else None
-    return GenerationFailed(
-        CODES.get(code, code), status, f"{row['error_message']} ({object_id(kind, row['id'])})", param
-    )
+    return GenerationFailed(CODES.get(code, code), status, f"{message} ({object_id(kind, row['id'])})", param)
 
 
 def openai_status(error: AppError) -> int:

@@ -14,6 +14,7 @@ from app.db.tables.contexts import Prompt
 from app.errors import InvalidRequest, UnsupportedParameter, invalid
 from app.openai.failures import parameter
 from app.prompts.adapters import Adapters
+from app.prompts.parsers import Parsers
 from app.prompts.templates import Templates
 from app.services.contexts import Contexts
 from app.services.results import Results
@@ -68,6 +69,8 @@ class Sources(Protocol):
     def adapters(self) -> Adapters: ...
     @property
     def templates(self) -> Templates: ...
+    @property
+    def parsers(self) -> Parsers: ...
     @property
     def contexts(self) -> Contexts: ...
     @property

@@ -14,8 +14,9 @@ from app.openai.ids import uuid_of
 from app.openai.item_references import resolved
 from app.openai.requests import GenerationRequest, Prepared, Sources, checked, renamed, unsupported
 from app.openai.responses_input import Messages, messages_of, spoken
-from app.openai.responses_request import KIND, NO_BUILT_IN, ResponseRequest, as_chat, tool_use
+from app.openai.responses_request import KIND, NO_BUILT_IN, ResponseRequest, as_chat
 from app.openai.tools import rendered
+from app.openai.written import PARSERS, read
 from app.queue.ticket import Status
 from app.services.callers import Caller
 
@@ -60,6 +61,8 @@ async def prepare_response(services: Sources, caller: Caller, body: ResponseRequ
         prepared = await prepare_chat(services, caller, chat)
     except InvalidRequest as error:
         raise renamed(error, lambda name: NAMES.get(name, "input" if name.startswith("messages[") else name)) from None
+    if (parsers := prepared.request.get(PARSERS)) is not None:
+        request[PARSERS] = parsers
     return replace(prepared, kind=KIND, request=request, ignored=ignored)
 
 
@@ -95,10 +98,10 @@ async def _earlier(services: Sources, caller: Caller, id_: str) -> Messages:
 
 
 def _said(row: Row) -> dict[str, Any]:
-    parsed = tool_use(row["request"]).read(choices_of(row)[0]["text"])
-    message: dict[str, Any] = {"role": "assistant", "content": parsed.content}
-    if parsed.calls:
-        message["tool_calls"] = rendered(parsed.calls, row["id"], 0)
+    written = read(choices_of(row)[0]["text"], as_chat(row["request"]))
+    message: dict[str, Any] = {"role": "assistant", "content": written.content}
+    if written.calls:
+        message["tool_calls"] = rendered(written.calls, row["id"], 0)
     return message
 
 

@@ -8,10 +8,11 @@ from uuid import UUID
 
 from app.openai import logprobs as shapes
 from app.openai.answers import Face, Row, choices_of, model_of
-from app.openai.failures import OF_THE_REQUEST
+from app.openai.failures import OF_THE_REQUEST, CallsUnreadable
 from app.openai.ids import object_id
-from app.openai.responses_request import KIND, tool_use, wants_logprobs
-from app.openai.tools import rendered
+from app.openai.responses_request import KIND, as_chat, wants_logprobs
+from app.openai.written import Segment, read
+from app.prompts.toolcalls import call_id
 from app.queue.ticket import CANCELLED, Phase, Status
 from app.services.results import phase
 
@@ -31,7 +32,7 @@ CUT_OFF = "length"
 
 def render_response(row: Row, request: Mapping[str, Any]) -> dict[str, Any]:
     """The response as it stands; `request` as `Prepared` has it."""
-    status = status_of(row)
+    status = status_of(row, request)
     shown = head_of(row["id"], int(row["created_at"].timestamp()), model_of(row, request), request, status)
     if not Status(row["status"]).final:
         return shown
@@ -76,17 +77,27 @@ def head_of(id_: UUID, created: int, model: str, request: Mapping[str, Any], sta
     }
 
 
-def status_of(row: Row) -> str:
+def status_of(row: Row, request: Mapping[str, Any]) -> str:
     match Status(row["status"]):
         case Status.PENDING:
             return "queued" if phase(row) == Phase.QUEUED else "in_progress"
         case Status.COMPLETED:
-            return "incomplete" if row["finish_reason"] == CUT_OFF else "completed"
+            if row["finish_reason"] == CUT_OFF:
+                return "incomplete"
+            return "failed" if lacks_calls(row, request) else "completed"
     return "cancelled" if row["error_code"] == CANCELLED else "failed"
+
+
+def lacks_calls(row: Row, request: Mapping[str, Any]) -> bool:
+    """Whether a call was required, and what the model wrote is none."""
+    return required(request) and not read(choices_of(row)[0]["text"], as_chat(request)).calls
 
 
 def error_of(row: Row) -> dict[str, Any]:
     """`code` is one that OpenAI's clients know, `type` is our own."""
+    if row["status"] == Status.COMPLETED:
+        failure = CallsUnreadable(object_id(KIND, row["id"]), row["finish_reason"])
+        return {"code": "server_error", "message": failure.detail, "type": failure.code, "param": None}
     of_the_request = row["error_code"] in OF_THE_REQUEST
     return {
         "code": "invalid_prompt" if of_the_request else "server_error",
@@ -110,37 +121,71 @@ def usage_of(row: Row) -> dict[str, Any] | None:
 
 
 def output_of(row: Row, request: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The items of a final result; one that failed shows what it said until then."""
+    """The items of a final result in the order they were written; one that failed shows what it said until then."""
     if row["status"] == Status.FAILED and not row["output"]:
         return []
-    status = "completed" if status_of(row) == "completed" else "incomplete"
     choice = choices_of(row)[0]
-    parsed = tool_use(request).read(choice["text"])
-    items = []
-    if parsed.content or not parsed.calls:
-        part = part_of(parsed.content, logprobs_of(choice["logprobs"], request))
-        items.append(message_item(row["id"], status, [part]))
-    for number, call in enumerate(rendered(parsed.calls, row["id"], 0)):
-        items.append(call_item(row["id"], number, call, status))
+    segments = read(choice["text"], as_chat(request)).segments
+    if not segments and not required(request):
+        segments = [Segment("content")]
+    naming = Naming(row["id"])
+    items = [naming.item(each.kind, each.name, each.text) for each in segments]
+    if items:
+        # Only of the last one it is known that it was cut.
+        items[-1]["status"] = "completed" if status_of(row, request) == "completed" else "incomplete"
+        if items[-1]["type"] == "message" and not any(each.kind == "call" for each in segments):
+            items[-1]["content"][0]["logprobs"] = logprobs_of(choice["logprobs"], request)
     return items
 
 
-def message_item(id_: UUID, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"id": f"msg_{id_.hex}", "type": "message", "status": status, "role": "assistant", "content": content}
+def required(request: Mapping[str, Any]) -> bool:
+    return request.get("tool_choice") == "required"
+
+
+class Naming:
+    """Makes the items of a response one after the other, each with its id."""
+
+    def __init__(self, id_: UUID) -> None:
+        self._hex = id_.hex
+        self._count = {"reasoning": 0, "content": 0, "call": 0}
+
+    def item(self, kind: str, name: str, text: str, status: str = "completed") -> dict[str, Any]:
+        number = self._count[kind]
+        self._count[kind] += 1
+        if kind == "call":
+            return {
+                "id": f"fc_{self._hex}_{number}",
+                "type": "function_call",
+                "status": status,
+                "call_id": call_id(self._hex, 0, number),
+                "name": name,
+                "arguments": text,
+            }
+        suffix = f"_{number}" if number else ""
+        if kind == "reasoning":
+            return {
+                "id": f"rs_{self._hex}{suffix}",
+                "type": "reasoning",
+                "summary": [],
+                "content": [reasoning_part(text)],
+                "encrypted_content": None,
+                "status": status,
+            }
+        return {
+            "id": f"msg_{self._hex}{suffix}",
+            "type": "message",
+            "status": status,
+            "role": "assistant",
+            "content": [part_of(text, [])],
+        }
+
+
+def reasoning_part(text: str) -> dict[str, Any]:
+    return {"type": "reasoning_text", "text": text}
 
 
 def part_of(text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
-
-
-def call_item(id_: UUID, number: int, call: Mapping[str, Any], status: str) -> dict[str, Any]:
-    return {
-        "id": f"fc_{id_.hex}_{number}",
-        "type": "function_call",
-        "status": status,
-        "call_id": call["id"],
-        **call["function"],
-    }
 
 
 def logprobs_of(tokens: list[dict[str, Any]] | None, request: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.errors import invalid
 from app.openai.requests import GenerationRequest, checked_at, documented, unsupported
-from app.openai.tools import FunctionTool, ToolUse
+from app.openai.tools import FunctionTool
+from app.openai.written import PARSERS
 
 KIND = "response"
 LOGPROBS = "message.output_text.logprobs"
@@ -150,6 +151,8 @@ def as_chat(request: Mapping[str, Any]) -> dict[str, Any]:
         chat["reasoning_effort"] = effort
     if (most := request.get("max_output_tokens")) is not None:
         chat["max_tokens"] = most
+    if (parsers := request.get(PARSERS)) is not None:
+        chat[PARSERS] = parsers
     if wants_logprobs(request):
         chat |= {"logprobs": True, "top_logprobs": request.get("top_logprobs") or 0}
     form = request.get("text", {}).get("format", {})
@@ -175,8 +178,3 @@ def _choice(choice: str | Mapping[str, Any]) -> str | Mapping[str, Any]:
 
 def wants_logprobs(request: Mapping[str, Any]) -> bool:
     return LOGPROBS in request.get("include", ())
-
-
-def tool_use(request: Mapping[str, Any]) -> ToolUse:
-    """The tools of a stored request."""
-    return ToolUse(as_chat(request))

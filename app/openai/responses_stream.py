@@ -1,9 +1,8 @@
 """The events of a response as it is generated, each with a number that is the same whoever reads it and how often.
 
 0, 1           response.created, response.in_progress
-2, 3           output_item.added and content_part.added of the message, sent just before its first text
-4 + s          the text that the stored event `s` adds; a number is missing where that is none
-4 + end, ...   what the final result tells: the ends of the message, function calls, the response
+2 + 1000 s     the first of what the stored event `s` adds: texts, arguments, the ends and beginnings of items
+2 + 1000 end   the first of what the final result tells: the end of the last item, the response
 """
 
 from __future__ import annotations
@@ -13,35 +12,46 @@ from typing import Any
 from uuid import UUID
 
 from app.openai.responses_render import (
+    Naming,
     head_of,
     logprobs_of,
-    message_item,
     output_of,
     part_of,
+    reasoning_part,
     render_response,
 )
-from app.openai.responses_request import tool_use
-from app.prompts.toolcalls import ToolCallStream
+from app.openai.responses_request import as_chat
+from app.openai.written import Part, Reader, begins_segment
 from app.queue.ticket import Status
 from app.services.streams import End, Event
 
-BEFORE_TEXT = 4
+BEFORE_TEXT = 2
+STRIDE = 1000
+# The names of the deltas of each kind of item, and of their part where they have parts.
+TEXTS = {"content": "output_text", "reasoning": "reasoning_text"}
 
 Numbered = tuple[int, dict[str, Any]]
+
+
+def sequence_of(number: int) -> int:
+    """The stored event that the event `number` was made of."""
+    return (number - BEFORE_TEXT) // STRIDE
 
 
 class ResponseEvents:
     """Makes the events of one response; it has to be fed from the start to know what is text and what a call."""
 
     def __init__(self, id_: UUID, created: int, model: str, request: Mapping[str, Any]) -> None:
-        self._id = id_
         self._request = request
         self._head = (id_, created, model, request)
-        self._tools = tool_use(request)
-        self._calls = ToolCallStream(self._tools.functions)
-        self._place = {"item_id": f"msg_{id_.hex}", "output_index": 0, "content_index": 0}
-        self._opened = False
-        self._sent = 0
+        self._reader = Reader(as_chat(request))
+        self._naming = Naming(id_)
+        self._last = BEFORE_TEXT - 1
+        # The item under way: its kind, what it began as, its place and its text.
+        self._kind = ""
+        self._item: dict[str, Any] = {}
+        self._index = -1
+        self._text = ""
 
     def start(self) -> Iterator[Numbered]:
         status = "queued" if self._request.get("background") else "in_progress"
@@ -50,59 +60,81 @@ class ResponseEvents:
 
     def event(self, event: Event) -> Iterator[Numbered]:
         # There is one choice, so one delta.
-        for delta in event.deltas:
-            text = delta.text
-            if self._tools.forced:
-                text = ""
-            elif self._tools.parsed:
-                text = self._calls.feed(text)
-            if text:
-                yield from self._open()
-                self._sent += len(text)
-                logprobs = logprobs_of(delta.logprobs, self._request)
-                kind = "response.output_text.delta"
-                yield (
-                    BEFORE_TEXT + event.sequence,
-                    {"type": kind, **self._place, "delta": text, "logprobs": logprobs},
-                )
+        made = (
+            each
+            for delta in event.deltas
+            for each in self._told(self._reader.feed(delta.text), logprobs_of(delta.logprobs, self._request))
+        )
+        return self._number(event.sequence, made)
 
     def end(self, end: End) -> Iterator[Numbered]:
-        items = output_of(end.row, self._request) if end.row["status"] == Status.COMPLETED else []
-        if items and items[0]["type"] == "message":
-            yield from self._open()
-        yield from enumerate(self._ending(items, end.row), BEFORE_TEXT + end.sequence)
+        return self._number(end.sequence, self._ending(end.row))
 
-    def _ending(self, items: list[dict[str, Any]], row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        for index, item in enumerate(items):
-            if item["type"] == "message":
-                yield from self._message_ends(item)
-            else:
-                yield from _call(item, index)
+    def _number(self, sequence: int, made: Iterator[dict[str, Any]]) -> Iterator[Numbered]:
+        self._last = max(self._last, BEFORE_TEXT + sequence * STRIDE - 1)
+        for document in made:
+            self._last += 1
+            yield self._last, document
+
+    def _ending(self, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        if row["status"] == Status.COMPLETED:
+            yield from self._told(self._reader.finish(), [])
+            items = output_of(row, self._request)
+            if items and self._index < 0:
+                yield from self._begin(Part("content", ""))
+            if items:
+                yield from self._done(items[-1])
         response = render_response(row, self._request)
         # There is no event of its own for `cancelled`.
         kind = response["status"] if response["status"] in ("completed", "incomplete") else "failed"
         yield {"type": f"response.{kind}", "response": response}
 
-    def _message_ends(self, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        part = item["content"][0]
-        if rest := part["text"][self._sent :]:
-            yield {"type": "response.output_text.delta", **self._place, "delta": rest, "logprobs": []}
-        yield {"type": "response.output_text.done", **self._place, "text": part["text"], "logprobs": part["logprobs"]}
-        yield {"type": "response.content_part.done", **self._place, "part": part}
-        yield {"type": "response.output_item.done", "output_index": 0, "item": item}
+    def _told(self, parts: list[Part], logprobs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for part in parts:
+            if begins_segment(part, self._kind):
+                if self._index >= 0:
+                    yield from self._done(self._whole())
+                yield from self._begin(part)
+            if not part.text:
+                continue
+            self._text += part.text
+            if part.kind == "call":
+                kind = "response.function_call_arguments.delta"
+                yield {"type": kind, "item_id": self._item["id"], "output_index": self._index, "delta": part.text}
+                continue
+            delta = {"type": f"response.{TEXTS[part.kind]}.delta", **self._place(), "delta": part.text}
+            if part.kind == "content":
+                delta["logprobs"], logprobs = logprobs, []
+            yield delta
 
-    def _open(self) -> Iterator[Numbered]:
-        if not self._opened:
-            self._opened = True
-            item = message_item(self._id, "in_progress", [])
-            yield 2, {"type": "response.output_item.added", "output_index": 0, "item": item}
-            yield 3, {"type": "response.content_part.added", **self._place, "part": part_of("", [])}
+    def _begin(self, part: Part) -> Iterator[dict[str, Any]]:
+        self._kind, self._text = part.kind, ""
+        self._index += 1
+        self._item = self._naming.item(part.kind, part.name or "", "", "in_progress")
+        begun = self._item | ({} if part.kind == "call" else {"content": []})
+        yield {"type": "response.output_item.added", "output_index": self._index, "item": begun}
+        if part.kind in TEXTS:
+            empty = part_of("", []) if part.kind == "content" else reasoning_part("")
+            yield {"type": "response.content_part.added", **self._place(), "part": empty}
 
+    def _whole(self) -> dict[str, Any]:
+        """The item under way as it has become."""
+        if self._kind == "call":
+            return self._item | {"arguments": self._text, "status": "completed"}
+        part = part_of(self._text, []) if self._kind == "content" else reasoning_part(self._text)
+        return self._item | {"content": [part], "status": "completed"}
 
-def _call(item: dict[str, Any], index: int) -> Iterator[dict[str, Any]]:
-    place, arguments = {"item_id": item["id"], "output_index": index}, item["arguments"]
-    begun = item | {"arguments": "", "status": "in_progress"}
-    yield {"type": "response.output_item.added", "output_index": index, "item": begun}
-    yield {"type": "response.function_call_arguments.delta", **place, "delta": arguments}
-    yield {"type": "response.function_call_arguments.done", **place, "name": item["name"], "arguments": arguments}
-    yield {"type": "response.output_item.done", "output_index": index, "item": item}
+    def _done(self, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        place = {"item_id": item["id"], "output_index": self._index}
+        if self._kind == "call":
+            done = {"name": item["name"], "arguments": item["arguments"]}
+            yield {"type": "response.function_call_arguments.done", **place, **done}
+        else:
+            part = item["content"][0]
+            text = {name: part[name] for name in ("text", "logprobs") if name in part}
+            yield {"type": f"response.{TEXTS[self._kind]}.done", **self._place(), **text}
+            yield {"type": "response.content_part.done", **self._place(), "part": part}
+        yield {"type": "response.output_item.done", "output_index": self._index, "item": item}
+
+    def _place(self) -> dict[str, Any]:
+        return {"item_id": self._item["id"], "output_index": self._index, "content_index": 0}

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.errors import invalid
 from app.openai.requests import checked, unsupported
-from app.prompts.toolcalls import Parsed, ToolCall, call_id, forced, parse
+from app.prompts.toolcalls import ToolCall, call_id
 
 MOST_TOOLS = 128
 
@@ -90,12 +90,15 @@ class ToolUse:
     def for_template(self) -> list[dict[str, Any]] | None:
         return self.tools if self.mode != "none" else None
 
-    def schema(self) -> dict[str, Any] | None:
-        """The JSON schema that makes the model call; None where it is free not to."""
+    def schema(self, form: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+        """The JSON schema that makes the model call; None where it is free not to.
+
+        With a `form`, which what it says otherwise has to keep to, a model that is free has the choice of both.
+        """
         if self.mode == "named":
             return _schema_of(self.functions[self.name])
-        if self.mode != "required":
-            return None
+        if self.mode == "none" or (self.mode == "auto" and form is None):
+            return form if form is None else dict(form)
         definitions: dict[str, Any] = {}
         calls = []
         for name, function in self.functions.items():
@@ -103,9 +106,7 @@ class ToolUse:
             shared = parameters.pop("$defs", None) or {}
             if not isinstance(shared, dict):
                 raise invalid("tools", f"$defs of the function {name} must be an object")
-            for key, value in shared.items():
-                if definitions.setdefault(key, value) != value:
-                    raise invalid("tools", f"two functions define $defs.{key} differently; rename one")
+            _add_definitions(definitions, shared, "two functions define")
             calls.append(
                 {
                     "type": "object",
@@ -116,27 +117,23 @@ class ToolUse:
         schema: dict[str, Any] = {"type": "array", "minItems": 1, "items": {"anyOf": calls}}
         if self.one:
             schema["maxItems"] = 1
+        if self.mode == "auto":
+            answer = dict(form or {})
+            shared = answer.pop("$defs", None) or {}
+            if isinstance(shared, dict):
+                _add_definitions(definitions, shared, "response_format and a function define")
+            schema = {"anyOf": [schema, answer]}
         return schema | ({"$defs": definitions} if definitions else {})
 
-    def read(self, text: str) -> Parsed:
-        """What the model said and what it calls; without tools, and for a call cut short, all is text."""
-        match self.mode:
-            case "auto":
-                return self.bounded(parse(text, self.functions))
-            case "required":
-                calls = forced(text)
-                return self.bounded(Parsed("", calls)) if calls else Parsed(text, [])
-            case "named":
-                # Cut off by max_tokens it is no JSON, and OpenAI hands it over all the same.
-                return Parsed("", [ToolCall(self.name, text.strip())])
-        return Parsed(text, [])
-
-    def bounded(self, parsed: Parsed) -> Parsed:
-        return Parsed(parsed.content, parsed.calls[:1]) if self.one else parsed
-
-    def finish_reason(self, reason: str, calls: list[ToolCall]) -> str:
+    def finish_reason(self, reason: str, called: object) -> str:
         """OpenAI says `stop` for a function that was named, and `length` wins."""
-        return "tool_calls" if calls and self.mode != "named" and reason == "stop" else reason
+        return "tool_calls" if called and self.mode != "named" and reason == "stop" else reason
+
+
+def _add_definitions(definitions: dict[str, Any], more: Mapping[str, Any], who: str) -> None:
+    for key, value in more.items():
+        if definitions.setdefault(key, value) != value:
+            raise invalid("tools", f"{who} $defs.{key} differently; rename one")
 
 
 def _schema_of(function: Mapping[str, Any]) -> dict[str, Any]:

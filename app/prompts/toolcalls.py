@@ -1,37 +1,33 @@
-"""Tool calls in generated text, in the formats open models write them: pure.
+"""Tool calls in generated text, in whole texts and in streams: pure. How they are written is told by `families`.
 
-    Hermes, Qwen   <tool_call>{"name": ..., "arguments": {...}}</tool_call>
-    Mistral        [TOOL_CALLS][{"name": ..., "arguments": {...}}]   or   [TOOL_CALLS]name[ARGS]{...}
-    Llama 3        {"name": ..., "parameters": {...}}; {...}         also behind <|python_tag|>
-
-Text that only looks like a call stays text.
+What only looks like a call stays text. Once its function is named it is a call, even where the arguments are cut off or
+are no JSON: they are handed over as the model wrote them.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
-HERMES, HERMES_END = "<tool_call>", "</tool_call>"
-MISTRAL, MISTRAL_ARGUMENTS, MISTRAL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
-LLAMA = "<|python_tag|>"
-MARKERS = (HERMES, MISTRAL, LLAMA)
+from app.prompts.families import ANY, Format
+from app.prompts.reasoning import beginning_at_the_end
+
 # Mistral's templates take no other length.
 ID_CHARS = 9
+# A call whose function is not named within so many characters is none.
+HEADER_CHARS = 800
 
-_DECODER = json.JSONDecoder()
-_MARKER = re.compile("|".join(map(re.escape, MARKERS)))
-_HERMES = re.compile(rf"{HERMES}(.*?)(?:{HERMES_END}|\Z)", re.DOTALL)
-_MISTRAL = re.compile(r"\[TOOL_CALLS\]\s*([\w.-]+)\s*(?:\[CALL_ID\]\s*[\w-]*\s*)?\[ARGS\]\s*", re.DOTALL)
+_STRUCTURE = re.compile(r'[{}\[\]"\\]')
+_IN_STRING = re.compile(r'["\\]')
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """`arguments` is JSON text."""
+    """`arguments` is JSON text, unless the model wrote something else."""
 
     name: str
     arguments: str
@@ -43,6 +39,14 @@ class Parsed:
     calls: list[ToolCall]
 
 
+class Piece(NamedTuple):
+    """A piece of content where `call` is None, else of the arguments of that call; `name` comes with its first."""
+
+    text: str
+    call: int | None = None
+    name: str | None = None
+
+
 def call_id(seed: str, choice: int, number: int) -> str:
     """The id of a call: the same each time the answer is rendered."""
     digest = int.from_bytes(sha256(f"{seed}.{choice}.{number}".encode()).digest()[:8])
@@ -50,93 +54,304 @@ def call_id(seed: str, choice: int, number: int) -> str:
     return "".join(digits[digest // 36**place % 36] for place in range(ID_CHARS))
 
 
-def parse(text: str, names: Collection[str]) -> Parsed:
-    """Tells calls from other text; `names` are the tools there are, for the format that has no marker."""
-    marker = _MARKER.search(text)
-    found: Parsed | None = None
-    if marker is None:
-        calls = _llama(text)
-        if calls and all(call.name in names for call in calls):
-            found = Parsed("", calls)
-    elif marker.group() == HERMES:
-        found = _hermes(text, marker.start())
-    else:
-        read = _mistral if marker.group() == MISTRAL else _llama
-        calls = read(text[marker.start() :].removeprefix(LLAMA))
-        found = Parsed(text[: marker.start()].rstrip(), calls) if calls else None
-    return found or Parsed(text, [])
+def parse(text: str, functions: Mapping[str, Any], formats: Sequence[Format] = ANY) -> Parsed:
+    """The content of a whole text, and its calls; `functions` are those there are, by name."""
+    stream = ToolCallStream(functions, formats)
+    return collected([*stream.feed(text), *stream.finish()])
 
 
-def _hermes(text: str, start: int) -> Parsed | None:
-    calls = []
-    for body in _HERMES.findall(text, start):
-        call = _call(_json(body))
-        if call is None:
+def collected(pieces: Sequence[Piece]) -> Parsed:
+    content, calls = "", dict[int, list[str]]()
+    for piece in pieces:
+        if piece.call is None:
+            content += piece.text
+        elif piece.name is not None:
+            calls[piece.call] = [piece.name, piece.text]
+        else:
+            calls[piece.call][1] += piece.text
+    return Parsed(content, [ToolCall(name, arguments) for name, arguments in calls.values()])
+
+
+@dataclass(slots=True)
+class _Value:
+    """How far into a JSON object or text the scan is; `end` is behind its last character, once that is there."""
+
+    at: int = 0
+    depth: int = 0
+    quoted: bool = False
+    end: int | None = field(default=None)
+
+    def scan(self, text: str) -> None:
+        while self.end is None:
+            match = (_IN_STRING if self.quoted else _STRUCTURE).search(text, self.at)
+            if match is None:
+                self.at = len(text)
+                return
+            character = match.group()
+            if character == "\\" and match.end() == len(text):
+                self.at = match.start()
+                return
+            self.at = match.end() + (character == "\\")
+            if character == '"':
+                self.quoted = not self.quoted
+            elif character in "{[":
+                self.depth += 1
+            elif character in "}]":
+                self.depth -= 1
+            if self.depth <= 0 and not self.quoted and character != "\\":
+                self.end = self.at
+
+
+class ToolCallStream:
+    """Takes a text in pieces; what it returns, put together, is the same however the text is cut."""
+
+    def __init__(self, functions: Mapping[str, Any], formats: Sequence[Format] = ANY) -> None:
+        self._functions = functions
+        self._marked = [each for each in formats if each.marker]
+        self._unmarked = [each for each in formats if not each.marker]
+        self._markers = tuple({each.marker: None for each in self._marked})
+        self._text = ""
+        self._state = self._beginning
+        self._formats: list[Format] = []
+        # The marker of the call that is being read, which is text if it is none.
+        self._begun = ""
+        self._value = _Value()
+        self._sent = 0
+        self._count = 0
+        self._said = False
+        self._after_call = False
+        self._final = False
+
+    def feed(self, text: str) -> list[Piece]:
+        self._text += text
+        return self._run()
+
+    def finish(self) -> list[Piece]:
+        self._final = True
+        return self._run()
+
+    def _run(self) -> list[Piece]:
+        pieces: list[Piece] = []
+        while self._state(pieces):
+            pass
+        return pieces
+
+    # Each state takes what it can from the front of the text; False when it needs more of it.
+
+    def _beginning(self, pieces: list[Piece]) -> bool:
+        """Before any text: without a marker, calls can be only here."""
+        start = self._text.lstrip()
+        if not start and not self._final:
+            return False
+        self._state = self._content
+        for each in self._unmarked:
+            found = self._header(each, start)
+            if (
+                found is None
+                and not self._final
+                and start[0] in "{["
+                and len(start) < HEADER_CHARS
+                and not _closed(start)
+            ):
+                self._state = self._beginning
+                return False
+            if found is not None and found[1] in self._functions:
+                self._formats, self._begun, self._text = [each], "", start
+                self._state = self._call
+                return True
+        return True
+
+    def _content(self, pieces: list[Piece]) -> bool:
+        if self._after_call and not self._final and not self._text.strip():
+            return False
+        found = [(place, marker) for marker in self._markers if (place := self._text.find(marker)) >= 0]
+        if found:
+            place, marker = min(found)
+            self._say(self._text[:place].rstrip(), pieces)
+            # The space before a call belongs to neither; before what is none, it is text.
+            space = self._text[len(self._text[:place].rstrip()) : place]
+            self._text = self._text[place + len(marker) :]
+            self._begun = space + marker
+            self._formats = [each for each in self._marked if each.marker == marker]
+            self._state = self._call
+            return True
+        held = 0 if self._final else beginning_at_the_end(self._text, self._markers)
+        end = len(self._text) - held
+        if not self._final:
+            end = len(self._text[:end].rstrip())
+        self._say(self._text[:end], pieces)
+        self._text = self._text[end:]
+        return False
+
+    def _call(self, pieces: list[Piece]) -> bool:
+        """Behind a marker, or where another call may follow without one."""
+        for each in self._formats:
+            if each.pairs is not None:
+                if self._pairs(each, pieces):
+                    return True
+                continue
+            found = self._header(each, self._text)
+            if found is not None:
+                end, name, bare = found
+                self._formats = [each]
+                self._begin(name, "{}" if bare else "", pieces)
+                self._text = self._text[end:]
+                if bare:
+                    self._state = self._between
+                else:
+                    self._value, self._sent, self._state = _Value(), 0, self._arguments
+                return True
+        if self._undecided():
+            return False
+        whole = self._object()
+        if whole is not None:
+            end, call = whole
+            self._begin(call.name, call.arguments, pieces)
+            self._text, self._state = self._text[end:], self._between
+            return True
+        self._text = self._begun + self._text
+        self._begun, skipped = "", len(self._text) - len(self._text.lstrip())
+        # What begins here is no call: on behind its marker.
+        marker = next((each for each in self._markers if self._text.startswith(each, skipped)), "")
+        self._say(self._text[: skipped + len(marker)], pieces)
+        self._text = self._text[skipped + len(marker) :]
+        self._state = self._content
+        return True
+
+    def _undecided(self) -> bool:
+        if self._final:
+            return False
+        if any(each.pairs is not None for each in self._formats):
+            return not any(each.end in self._text for each in self._formats)
+        start = self._text.lstrip()
+        return len(start) < HEADER_CHARS and not (start[:1] in ("{", "[") and _closed(start))
+
+    def _arguments(self, pieces: list[Piece]) -> bool:
+        quoted = self._text.startswith('"')
+        self._value.scan(self._text)
+        end = self._value.end
+        if end is None and not self._final:
+            if not quoted:
+                self._more(self._text[self._sent :], pieces)
+                self._sent = len(self._text)
+            return False
+        if quoted and end is not None:
+            # Some models quote the JSON once more.
+            self._more(_unquoted(self._text[:end]), pieces)
+        else:
+            self._more(self._text[self._sent : end], pieces)
+        self._text = "" if end is None else self._text[end:]
+        self._state = self._between
+        return True
+
+    def _between(self, pieces: list[Piece]) -> bool:
+        """Behind a call: to another, or to text."""
+        (form,) = self._formats
+        while True:
+            start = self._text.lstrip()
+            token = next((each for each in form.between if start.startswith(each)), "")
+            if not token:
+                break
+            self._text = start[len(token) :]
+        if not self._final and (not start or any(each.startswith(start) for each in form.between)):
+            return False
+        self._after_call, self._begun = True, ""
+        self._state = self._content
+        if form.again and start[:1] in ("{", "[", "<"):
+            found = self._header(form, start)
+            if found is not None and (form.marker or found[1] in self._functions):
+                self._text, self._state = start, self._call
+            elif not self._final and len(start) < HEADER_CHARS and not _closed(start):
+                self._state = self._between
+                return False
+        return True
+
+    def _header(self, form: Format, text: str) -> tuple[int, str, bool] | None:
+        """Where the arguments begin, the function's name, and whether there are none."""
+        match = form.header.match(text[: HEADER_CHARS + 1])
+        if match is None or form.pairs is not None:
             return None
-        calls.append(call)
-    around = _HERMES.sub("", text[start:]).strip()
-    before = text[:start].rstrip()
-    return Parsed("\n".join(part for part in (before, around) if part), calls)
+        groups = match.groupdict()
+        quoted = groups.get("name")
+        name = _unescaped(quoted) if quoted is not None else groups["bare"]
+        return match.end(), name, groups.get("none") is not None
+
+    def _pairs(self, form: Format, pieces: list[Piece]) -> bool:
+        end = self._text.find(form.end)
+        if end < 0 and not self._final:
+            return False
+        match = form.header.match(self._text)
+        if match is None:
+            return False
+        assert form.pairs is not None
+        body = self._text[match.end() : None if end < 0 else end]
+        name = match["bare"]
+        given = {key.strip(): value for key, value in form.pairs.findall(body)}
+        self._formats = [form]
+        self._begin(name, _typed(given, self._functions.get(name)), pieces)
+        self._text = "" if end < 0 else self._text[end + len(form.end) :]
+        self._state = self._between
+        return True
+
+    def _object(self) -> tuple[int, ToolCall] | None:
+        """A call whose fields stand in another order."""
+        start = len(self._text) - len(self._text.lstrip())
+        if not self._text.startswith("{", start):
+            return None
+        value = _Value(start)
+        value.scan(self._text)
+        call = None if value.end is None else _call(_json(self._text[start : value.end]))
+        return None if call is None or value.end is None else (value.end, call)
+
+    def _say(self, text: str, pieces: list[Piece]) -> None:
+        if self._after_call and text:
+            text = ("\n" if self._said else "") + text.lstrip()
+            self._after_call = False
+        if text:
+            self._said = True
+            pieces.append(Piece(text))
+
+    def _begin(self, name: str, arguments: str, pieces: list[Piece]) -> None:
+        pieces.append(Piece(arguments, self._count, name))
+        self._count += 1
+
+    def _more(self, text: str, pieces: list[Piece]) -> None:
+        if text:
+            pieces.append(Piece(text, self._count - 1))
 
 
-def _mistral(text: str) -> list[ToolCall]:
-    body = text.removeprefix(MISTRAL).strip()
-    if body.startswith("["):
-        listed = _json(body)
-        calls = [_call(each) for each in listed] if isinstance(listed, list) else []
-        return [call for call in calls if call is not None] if None not in calls else []
-    found: list[ToolCall] = []
-    position = 0
-    while match := _MISTRAL.match(text, position):
-        try:
-            arguments, position = _DECODER.raw_decode(text, match.end())
-        except (ValueError, RecursionError):
-            return []
-        if not isinstance(arguments, dict):
-            return []
-        found.append(ToolCall(match.group(1), _dumped(arguments)))
-        position += len(text[position:]) - len(text[position:].lstrip())
-    return found if position == len(text) else []
-
-
-def _llama(text: str) -> list[ToolCall]:
-    text = text.strip()
-    found: list[ToolCall] = []
-    position = 0
-    while position < len(text) and text[position] == "{":
-        try:
-            value, position = _DECODER.raw_decode(text, position)
-        except (ValueError, RecursionError):
-            return []
-        call = _call(value)
-        if call is None:
-            return []
-        found.append(call)
-        while position < len(text) and (text[position].isspace() or text[position] == ";"):
-            position += 1
-    return found if position == len(text) else []
+def _closed(text: str) -> bool:
+    value = _Value()
+    value.scan(text)
+    return value.end is not None
 
 
 def _call(value: Any) -> ToolCall | None:
     if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value["name"]:
         return None
-    arguments = value.get("arguments", value.get("parameters", {}))
+    arguments = value.get("arguments", value.get("parameters"))
     if isinstance(arguments, str):
-        # Some models quote the JSON once more.
         arguments = _json(arguments)
-    if not isinstance(arguments, dict):
+    if arguments is not None and not isinstance(arguments, dict):
         return None
     try:
-        return ToolCall(_encodable(value["name"]), _dumped(arguments))
+        return ToolCall(encodable(value["name"]), encodable(json.dumps(arguments or {}, ensure_ascii=False)))
     except RecursionError:
         return None
 
 
-def forced(text: str) -> list[ToolCall]:
-    """The calls of a text that was held to the schema of `required`; empty when it was cut off."""
-    listed = _json(text)
-    calls = [_call(each) for each in listed] if isinstance(listed, list) else [None]
-    return [call for call in calls if call is not None] if None not in calls else []
+def _typed(given: Mapping[str, str], function: Any) -> str:
+    """Keys and values as JSON: what the schema does not call text is read as JSON where it is."""
+    schema = (function or {}).get("parameters") or {} if isinstance(function, dict) else {}
+    properties = schema.get("properties") if isinstance(schema, dict) else None
+    known = properties if isinstance(properties, dict) else {}
+    typed: dict[str, Any] = {}
+    for key, value in given.items():
+        wanted = known.get(key)
+        text = isinstance(wanted, dict) and wanted.get("type") == "string"
+        found = None if text else _json(value.strip())
+        typed[key] = found if found is not None or (not text and value.strip() == "null") else value
+    return encodable(json.dumps(typed, ensure_ascii=False))
 
 
 def _json(text: str) -> Any:
@@ -146,55 +361,16 @@ def _json(text: str) -> Any:
         return None
 
 
-def _dumped(arguments: dict[str, Any]) -> str:
-    return _encodable(json.dumps(arguments, ensure_ascii=False))
+def _unescaped(text: str) -> str:
+    found = _json(f'"{text}"')
+    return encodable(found) if isinstance(found, str) else text
 
 
-def _encodable(text: str) -> str:
+def _unquoted(text: str) -> str:
+    found = _json(text)
+    return encodable(found) if isinstance(found, str) and isinstance(_json(found), dict) else text
+
+
+def encodable(text: str) -> str:
     """Half a surrogate pair, which a model may well write as an escape, is a character of no encoding."""
     return text.encode(errors="replace").decode()
-
-
-class ToolCallStream:
-    """Lets text pass until a tool call could begin, and keeps the rest for the end.
-
-    What `feed` returned and what `finish` returns as content are together the content that `parse` finds.
-    """
-
-    def __init__(self, names: Collection[str]) -> None:
-        self._names = names
-        self._text = ""
-        self._passed = 0
-        self._holding = False
-
-    def feed(self, text: str) -> str:
-        """Takes more text; returns what is certainly content."""
-        self._text += text
-        if self._holding:
-            return ""
-        start = self._text.lstrip()
-        if not start or start.startswith("{"):
-            return ""
-        marker = _MARKER.search(self._text, max(0, self._passed - max(map(len, MARKERS))))
-        if marker is not None:
-            self._holding = True
-            end = marker.start()
-        else:
-            end = len(self._text) - _could_begin(self._text)
-        # The space before a call belongs to neither.
-        end = len(self._text[:end].rstrip())
-        passed, self._passed = self._passed, max(self._passed, end)
-        return self._text[passed : self._passed]
-
-    def finish(self) -> Parsed:
-        """The rest of the content, and the calls."""
-        parsed = parse(self._text, self._names)
-        return Parsed(parsed.content[self._passed :], parsed.calls)
-
-
-def _could_begin(text: str) -> int:
-    """How many characters at the end may be the beginning of a marker."""
-    for length in range(max(map(len, MARKERS)) - 1, 0, -1):
-        if any(marker.startswith(text[-length:]) for marker in MARKERS):
-            return length
-    return 0

@@ -211,7 +211,6 @@ IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url":
                 ({"function_call": "auto"}, "function_call"),
                 ({"tools": [FUNCTION], "tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
                 ({"tools": [{"type": "custom", "custom": {"name": "c"}}]}, "tools[0].type"),
-                ({"tools": [FUNCTION], "response_format": {"type": "json_object"}}, "response_format"),
                 ({"prediction": {}}, "prediction"),
                 ({"web_search_options": {}}, "web_search_options"),
                 ({"moderation": {}}, "moderation"),

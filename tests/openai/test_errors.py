@@ -138,6 +138,9 @@ async def test_a_prompt_that_is_too_long(client: openai.AsyncOpenAI) -> None:
         await client.completions.create(model="tiny", prompt="word " * 400)
     assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "prompt")
     assert "cmpl-" in refused.value.message
+    with pytest.raises(openai.BadRequestError, match=r"This model's maximum context length is 256 tokens") as streamed:
+        await client.completions.create(model="tiny", prompt="word " * 400, stream=True)
+    assert streamed.value.code == "context_length_exceeded"
 
 
 async def test_an_engine_in_trouble_is_a_bad_gateway_and_not_retried(make_settings: Callable[..., Settings]) -> None:
@@ -151,10 +154,9 @@ async def test_an_engine_in_trouble_is_a_bad_gateway_and_not_retried(make_settin
             await client.completions.create(model="tiny", prompt="[[sim:error=something broke]]")
         assert (failed.value.status_code, failed.value.code) == (502, "engine_error")
         assert len((await service.client.get("/results/")).json()) == 1
-        chunks = await client.completions.create(model="tiny", prompt="[[sim:error=something broke]]", stream=True)
-        with pytest.raises(openai.APIError, match="something broke"):
-            async for _ in chunks:
-                pass
+        with pytest.raises(openai.InternalServerError, match="something broke") as early:
+            await client.completions.create(model="tiny", prompt="[[sim:error=something broke]]", stream=True)
+        assert (early.value.status_code, early.value.code) == (502, "engine_error")
 
 
 async def test_what_the_engine_cannot_compile_is_a_bad_request(client: openai.AsyncOpenAI) -> None:

@@ -213,7 +213,9 @@ async def test_a_stream_goes_on_after_any_event_from_any_process(
             for api in (service, other):
                 rest = await api.client.get(path, params={"stream": "true", "starting_after": number})
                 assert events_of(rest.text) == whole[place + 1 :]
-        by_header = await other.client.get(path, params={"stream": "true"}, headers={"Last-Event-ID": "3"})
+        by_header = await other.client.get(
+            path, params={"stream": "true"}, headers={"Last-Event-ID": str(whole[3]["sequence_number"])}
+        )
         assert events_of(by_header.text) == whole[4:]
     assert len(whole) > 10
 
@@ -444,16 +446,17 @@ async def test_a_call_that_is_required_comes_alone(client: openai.AsyncOpenAI, s
         assert call.type == "function_call"
         assert isinstance(json.loads(call.arguments)["place"], str)
         events = events_of((await service.client.post("/v1/responses", json=asked | {"stream": True})).text)
+        deltas = [event["delta"] for event in events if event["type"] == "response.function_call_arguments.delta"]
         assert [event["type"] for event in events] == [
             "response.created",
             "response.in_progress",
             "response.output_item.added",
-            "response.function_call_arguments.delta",
+            *["response.function_call_arguments.delta"] * len(deltas),
             "response.function_call_arguments.done",
             "response.output_item.done",
             "response.completed",
         ]
-        assert events[3]["delta"] == call.arguments
+        assert "".join(deltas) == call.arguments
 
 
 async def test_logprobs(service: Service) -> None:
@@ -506,7 +509,6 @@ async def test_the_same_key_gives_the_same_response(client: openai.AsyncOpenAI) 
         ({"tools": [WEATHER, WEATHER]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [WEATHER], "tool_choice": {"type": "web_search"}}, "tool_choice"),
-        ({"tools": [WEATHER], "text": {"format": {"type": "json_object"}}}, "text.format"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"max_tokens": 5}, "max_tokens"),

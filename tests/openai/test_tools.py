@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.prompts.toolcalls import MARKERS, ToolCall, ToolCallStream, parse
+from app.prompts.families import ANY, REASONING, TOOL_CALLS
+from app.prompts.reasoning import ReasoningStream, split
+from app.prompts.toolcalls import ToolCall, ToolCallStream, collected, parse
 
 WEATHER = {
     "type": "function",
@@ -26,7 +28,8 @@ WEATHER = {
 }
 TIME = {"type": "function", "function": {"name": "time", "parameters": {"type": "object", "properties": {}}}}
 PARIS = '{"name": "weather", "arguments": {"place": "Paris"}}'
-NAMES = ("weather", "time")
+NAMES = {each["function"]["name"]: each["function"] for each in (WEATHER, TIME)}
+MARKERS = [each.marker for each in ANY if each.marker]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +73,6 @@ def test_several_calls_are_read(text: str) -> None:
         '<tool_call>["weather"]</tool_call>',
         "[TOOL_CALLS] soon",
         "<|python_tag|>print(1)",
-        PARIS + " and more",
     ],
 )
 def test_what_only_looks_like_a_call_stays_text(text: str) -> None:
@@ -90,17 +92,132 @@ pieces = st.one_of(
 )
 
 
-@given(st.lists(pieces, max_size=8).map("".join), st.data())
-def test_a_stream_finds_what_the_whole_text_holds(text: str, data: st.DataObject) -> None:
+FORMATS = {"any": ANY} | TOOL_CALLS
+
+
+@given(st.lists(pieces, max_size=8).map("".join), st.sampled_from(sorted(FORMATS)), st.data())
+def test_a_stream_finds_what_the_whole_text_holds(text: str, family: str, data: st.DataObject) -> None:
     """However the text is cut, nothing is sent that is not content, and nothing is lost."""
-    stream, sent, rest = ToolCallStream(NAMES), "", text
+    stream, rest, told = ToolCallStream(NAMES, FORMATS[family]), text, []
     while rest:
         length = data.draw(st.integers(1, len(rest)))
-        sent += stream.feed(rest[:length])
+        told += stream.feed(rest[:length])
         rest = rest[length:]
-    end = stream.finish()
-    whole = parse(text, NAMES)
-    assert (sent + end.content, end.calls) == (whole.content, whole.calls)
+    assert collected([*told, *stream.finish()]) == parse(text, NAMES, FORMATS[family])
+
+
+CALL = ToolCall("weather", '{"place": "Paris"}')
+ARGUMENTS = '{"place": "Paris"}'
+
+
+@pytest.mark.parametrize(
+    ("family", "text", "calls"),
+    [
+        (
+            "deepseek_v3",
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n"
+            f"{ARGUMENTS}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>time\n```json\n{{}}\n```"
+            "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+            [CALL, ToolCall("time", "{}")],
+        ),
+        (
+            "deepseek_v31",
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>"
+            f"{ARGUMENTS}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+            [CALL],
+        ),
+        (
+            "kimi_k2",
+            "<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>"
+            f"{ARGUMENTS}<|tool_call_end|><|tool_calls_section_end|>",
+            [CALL],
+        ),
+        (
+            "glm45",
+            "<tool_call>weather\n<arg_key>place</arg_key>\n<arg_value>Paris</arg_value>\n<arg_key>days</arg_key>\n"
+            "<arg_value>2</arg_value>\n</tool_call>\n<tool_call>time\n</tool_call>",
+            [ToolCall("weather", '{"place": "Paris", "days": 2}'), ToolCall("time", "{}")],
+        ),
+        (
+            "qwen3_coder",
+            "<tool_call>\n<function=weather>\n<parameter=place>\n12\n</parameter>\n</function>\n</tool_call>",
+            [ToolCall("weather", '{"place": "12"}')],
+        ),
+        (
+            "openai",
+            f"<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{ARGUMENTS}<|call|>",
+            [CALL],
+        ),
+    ],
+)
+def test_each_family_is_read(family: str, text: str, calls: list[ToolCall]) -> None:
+    assert parse(text, NAMES, TOOL_CALLS[family]).calls == calls
+    assert parse(f"Let me look.\n{text}", NAMES, TOOL_CALLS[family]).content == "Let me look."
+    assert parse(f"Let me look.\n{text}", NAMES, TOOL_CALLS[family]).calls == calls
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments"),
+    [
+        ('<tool_call>{"name": "weather", "arguments": {"place": "Pa', '{"place": "Pa'),
+        ('<tool_call>{"name": "weather", "arguments": {place: Paris}}</tool_call>', "{place: Paris}"),
+        ('[TOOL_CALLS]weather[ARGS]{"place"', '{"place"'),
+        ('{"name": "weather", "parameters": {', "{"),
+        ('<tool_call>{"name": "weather", "arguments": "{\\"place\\": 3}"}</tool_call>', '{"place": 3}'),
+        ('<tool_call>{"arguments": {"place": 1}, "name": "weather"}</tool_call>', '{"place": 1}'),
+    ],
+)
+def test_a_call_whose_function_is_named_is_one(text: str, arguments: str) -> None:
+    parsed = parse(text, NAMES)
+    assert (parsed.content, parsed.calls) == ("", [ToolCall("weather", arguments)])
+
+
+def test_arguments_come_in_pieces() -> None:
+    stream = ToolCallStream(NAMES)
+    told = [piece for each in f"<tool_call>{PARIS}</tool_call>" for piece in stream.feed(each)]
+    assert (told[0].name, len(told)) == ("weather", len(ARGUMENTS) + 1)
+
+
+marks = st.sampled_from(
+    [
+        "<think>", "</think>", "a", " ", "\n", "<", "<th", "</", "think>", "<|end|>", "<|start|>assistant", "<|",
+        REASONING["openai_gptoss"].start, "<|channel|>final<|message|>",
+    ]
+)  # fmt: skip
+
+
+@given(st.lists(marks, max_size=9).map("".join), st.sampled_from(["qwen3", "openai_gptoss"]), st.booleans(), st.data())
+def test_reasoning_in_a_stream_is_that_of_the_whole_text(
+    text: str, name: str, opened: bool, data: st.DataObject
+) -> None:
+    stream, rest, told = ReasoningStream(REASONING[name], opened), text, []
+    while rest:
+        length = data.draw(st.integers(1, len(rest)))
+        told.append(stream.feed(rest[:length]))
+        rest = rest[length:]
+    told.append(stream.finish())
+    assert ("".join(a for a, _ in told), "".join(b for _, b in told)) == split(text, REASONING[name], opened)
+
+
+@pytest.mark.parametrize(
+    ("name", "opened", "text", "parts"),
+    [
+        ("qwen3", False, "<think>\nHm.\n</think>\n\nYes.", ("Hm.", "Yes.")),
+        ("qwen3", False, "<think>\n\n</think>\n\nYes.", ("", "Yes.")),
+        ("deepseek_r1", True, "Hm.\n</think>\nYes.", ("Hm.", "Yes.")),
+        ("deepseek_r1", True, "Hm, and then it was cut", ("Hm, and then it was cut", "")),
+        ("qwen3", False, "Write <think> so.", ("", "Write <think> so.")),
+        ("mistral", False, "[THINK]Hm.[/THINK]Yes.", ("Hm.", "Yes.")),
+        (
+            "openai_gptoss",
+            False,
+            "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.<|return|>",
+            ("Hm.", "Yes."),
+        ),
+    ],
+)
+def test_reasoning_is_told_from_the_answer(name: str, opened: bool, text: str, parts: tuple[str, str]) -> None:
+    assert split(text, REASONING[name], opened) == parts
 
 
 json_values = st.recursive(
@@ -123,14 +240,27 @@ def emit(text: str) -> list[Any]:
     return [{"role": "user", "content": f"[[sim:emit64={base64.b64encode(text.encode()).decode()}]]"}]
 
 
-async def streamed(client: openai.AsyncOpenAI, **asked: Any) -> tuple[str, list[Any], str | None]:
-    content, calls, reason = "", [], None
+async def streamed(client: openai.AsyncOpenAI, **asked: Any) -> tuple[str, list[tuple[str, str]], str | None]:
+    """What a stream says, the names and arguments of what it calls, and how it ends."""
+    deltas, content, reason = [], "", None
     async for chunk in await client.chat.completions.create(**asked, stream=True):
         choice = chunk.choices[0]
         content += choice.delta.content or ""
-        calls += choice.delta.tool_calls or []
+        deltas += choice.delta.tool_calls or []
         reason = choice.finish_reason or reason
-    return content, calls, reason
+    return content, calls_of([delta.to_dict() for delta in deltas]), reason
+
+
+def calls_of(deltas: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    calls: dict[int, list[str]] = {}
+    for delta in deltas:
+        function = delta["function"]
+        if "name" in function:
+            assert delta["id"]
+            calls[delta["index"]] = [function["name"], function["arguments"]]
+        else:
+            calls[delta["index"]][1] += function["arguments"]
+    return [(name, arguments) for name, arguments in calls.values()]
 
 
 async def test_a_call_of_the_models_own_will(client: openai.AsyncOpenAI) -> None:
@@ -147,9 +277,9 @@ async def test_a_call_of_the_models_own_will(client: openai.AsyncOpenAI) -> None
         {"place": "Paris"}
     ] * 2
     assert len({call.id for call in calls}) == 2
-    content, chunks, reason = await streamed(client, **asked)
+    content, told, reason = await streamed(client, **asked)
     assert (content, reason) == ("One moment.", "tool_calls")
-    assert [(chunk.index, chunk.function.name) for chunk in chunks] == [(0, "weather"), (1, "weather")]
+    assert told == [("weather", ARGUMENTS)] * 2
     single = (await client.chat.completions.create(**asked, parallel_tool_calls=False)).choices[0]
     assert len(single.message.tool_calls or []) == 1
     none = (await client.chat.completions.create(**asked, tool_choice="none")).choices[0]
@@ -165,9 +295,12 @@ async def test_half_a_character_in_a_call_is_no_defect(client: openai.AsyncOpenA
     }
     (call,) = (await client.chat.completions.create(**asked)).choices[0].message.tool_calls or []
     assert call.type == "function"
-    assert json.loads(call.function.arguments) == {"place": "?"}
-    _, chunks, reason = await streamed(client, **asked)
-    assert (reason, chunks[0].function.arguments) == ("tool_calls", call.function.arguments)
+    assert call.function.arguments == '{"place": "\\ud83d"}'
+    _, calls, reason = await streamed(client, **asked)
+    assert (reason, calls) == ("tool_calls", [("weather", call.function.arguments)])
+    again = [*asked["messages"], {"role": "assistant", "content": None, "tool_calls": [call.model_dump()]}]
+    asked["messages"] = [*again, {"role": "tool", "tool_call_id": call.id, "content": "Where?"}]
+    assert (await client.chat.completions.create(**asked, max_tokens=3)).choices
 
 
 async def test_a_call_that_is_required(client: openai.AsyncOpenAI) -> None:
@@ -179,9 +312,8 @@ async def test_a_call_that_is_required(client: openai.AsyncOpenAI) -> None:
     (call,) = required.message.tool_calls or []
     assert call.type == "function"
     assert 1 <= json.loads(call.function.arguments)["days"] <= 3
-    content, chunks, reason = await streamed(client, **asked, tool_choice="required")
-    assert (content, reason, chunks[0].function.arguments) == ("", "tool_calls", call.function.arguments)
-    assert chunks[0].id != call.id
+    content, told, reason = await streamed(client, **asked, tool_choice="required")
+    assert (content, reason, told) == ("", "tool_calls", [("weather", call.function.arguments)])
     named = (
         await client.chat.completions.create(**asked, tool_choice={"type": "function", "function": {"name": "weather"}})
     ).choices[0]
@@ -189,6 +321,54 @@ async def test_a_call_that_is_required(client: openai.AsyncOpenAI) -> None:
     assert (named.finish_reason, named.message.content) == ("stop", None)
     assert call.type == "function"
     assert json.loads(call.function.arguments)["place"]
+
+
+ANSWER: dict[str, Any] = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "answer",
+        "schema": {"type": "object", "properties": {"answer": {"type": "integer"}}, "required": ["answer"]},
+    },
+}
+
+
+@pytest.mark.parametrize("form", [ANSWER, {"type": "json_object"}], ids=["schema", "object"])
+async def test_a_call_or_an_answer_of_a_form(client: openai.AsyncOpenAI, service: Any, form: Any) -> None:
+    for text, content, calls in (
+        ('{"answer": 3}', '{"answer": 3}', []),
+        (f"[{PARIS}]", None, [("weather", ARGUMENTS)]),
+        (f"[{PARIS}, {PARIS}]", None, [("weather", ARGUMENTS)] * 2),
+    ):
+        asked: dict[str, Any] = {
+            "model": "chat", "messages": emit(text), "tools": [WEATHER, TIME], "response_format": form
+        }  # fmt: skip
+        answer = (await client.chat.completions.create(**asked)).choices[0]
+        assert answer.message.content == content
+        found = [(call.function.name, call.function.arguments) for call in answer.message.tool_calls or []]
+        assert found == calls
+        told = await streamed(client, **asked)
+        assert (told[0], told[1]) == (content or "", calls)
+        assert told[2] == answer.finish_reason == ("tool_calls" if calls else "stop")
+    free = {"model": "chat", "messages": [{"role": "user", "content": "?"}], "tools": [WEATHER], "temperature": 0}
+    made = await client.chat.completions.create(**free, response_format=form)  # type: ignore[call-overload]
+    result = (await service.client.get(f"/results/{made.id.removeprefix('chatcmpl-')}")).json()
+    assert len(result["parameters"]["structured_outputs"]["json"]["anyOf"]) == 2
+
+
+async def test_what_should_be_a_call_is_never_told_as_text(client: openai.AsyncOpenAI) -> None:
+    asked: dict[str, Any] = {"model": "chat", "messages": emit("[{"), "tools": [WEATHER], "tool_choice": "required"}
+    with pytest.raises(openai.InternalServerError) as refused:
+        await client.chat.completions.create(**asked)
+    assert refused.value.code == "tool_calls_unreadable"
+    with pytest.raises(openai.APIError) as streaming:
+        await streamed(client, **asked)
+    assert streaming.value.code == "tool_calls_unreadable"
+    with pytest.raises(openai.BadRequestError, match="allow more tokens"):
+        await client.chat.completions.create(**asked | {"messages": [{"role": "user", "content": "?"}]}, max_tokens=1)
+    response = await client.responses.create(
+        model="chat", input=emit("[{"), tools=[{"type": "function", **WEATHER["function"]}], tool_choice="required"
+    )
+    assert (response.status, response.output) == ("failed", [])
 
 
 async def test_a_cut_stream_with_tools_goes_on_without_loss(client: openai.AsyncOpenAI, service: Any) -> None:
@@ -211,6 +391,7 @@ async def test_a_cut_stream_with_tools_goes_on_without_loss(client: openai.Async
         return content, calls
 
     assert read(blocks)[0] == text.rstrip()
+    assert calls_of(read(blocks)[1]) == [("weather", ARGUMENTS)]
     assert len(cuts) > 3
     for cut in cuts[:-1]:
         after = blocks[cut].split()[1]
@@ -256,7 +437,6 @@ async def test_a_whole_conversation_with_a_tool_reaches_the_template(client: ope
         ({"tools": [WEATHER, WEATHER]}, "tools"),
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
         ({"tools": [{"type": "function", "function": {"name": "not a name"}}]}, "tools[0].function.name"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"functions": [{"name": "x"}]}, "functions"),
     ],
 )

@@ -11,10 +11,11 @@ from uuid import UUID
 from fastapi import Depends, Header, Query, Request, Response
 from pydantic_core import to_json
 
+from app.api import sse
 from app.api.dependencies import Services, caller_of, mark_replayed, services_of
-from app.api.openai.sse import stream_events
+from app.api.openai.sse import stream_events, telling
 from app.api.sse import EventStream
-from app.errors import DatabaseUnavailable, NotFound, ResultNotFound, ResultPending, ServiceStopping
+from app.errors import AppError, DatabaseUnavailable, NotFound, ResultNotFound, ResultPending, ServiceStopping
 from app.openai.answers import Face, Row, model_of
 from app.openai.failures import failure_of
 from app.openai.ids import object_id, uuid_of
@@ -160,15 +161,48 @@ async def _streamed(
     assert face.chunks is not None
     id_: UUID = row["id"]
     following = await services.streams.open(caller, id_, after)
-    chunks = face.chunks(
-        id_, int(row["created_at"].timestamp()), model_of(row, stored), stored, usage, after is not None
-    )
+    if after is not None and not following.exhausted:
+        # What comes after it can only be told by who knows what came before.
+        following = await services.streams.open(caller, id_)
+    chunks = face.chunks(id_, int(row["created_at"].timestamp()), model_of(row, stored), stored, usage)
 
     async def cancel() -> None:
         if cancels(request):
             await services.results.cancel(caller, id_)
 
-    return EventStream(stream_events(following, chunks, face.kind, stopping(face, id_, repeatable=True)), cancel)
+    body = stream_events(following, chunks, face.kind, after, stopping(face, id_, repeatable=True))
+    first = asyncio.create_task(anext(body))
+    if not request.scope["state"].get("head") and not await _begun(request, first):
+        await cancel()
+        first.cancel()
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    return EventStream(telling(first, body), cancel)
+
+
+async def _begun(request: Request, first: asyncio.Task[bytes]) -> bool:
+    """Waits for the first piece, so that an error before it is the status of the answer; False when the client left.
+
+    Not for longer than a stream may be silent: whoever waits in the queue is to see that the connection lives.
+
+    Raises:
+        AppError: the first piece is one.
+    """
+    gone = asyncio.create_task(_left(request))
+    try:
+        await asyncio.wait({first, gone}, timeout=sse.KEEP_ALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:
+        first.cancel()
+        raise
+    finally:
+        gone.cancel()
+    if first.done() and isinstance(error := first.exception(), AppError):
+        raise error
+    return first.done() or not gone.done()
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def cancels(request: Request) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -12,35 +13,67 @@ from app.api.sse import never_gone
 from app.errors import AppError, StreamRestarted
 from app.openai.answers import Chunks
 from app.openai.failures import failure_of, openai_error
-from app.openai.responses_stream import BEFORE_TEXT, ResponseEvents
+from app.openai.responses_stream import BEFORE_TEXT, ResponseEvents, sequence_of
 from app.queue.ticket import Status
 from app.services.streams import End, Event, Following
 
 DONE = b"data: [DONE]\n\n"
 
 
-async def stream_events(following: Following, chunks: Chunks, kind: str, stopping: AppError) -> AsyncGenerator[bytes]:
-    """The chunks of a result; `id` lines carry the sequence, so that a cut stream goes on after the last one."""
+async def stream_events(
+    following: Following, chunks: Chunks, kind: str, after: int | None, stopping: AppError
+) -> AsyncGenerator[bytes]:
+    """The chunks of a result, those of the events up to `after` left out; nothing before the engine says something.
+
+    `id` lines carry the sequence, so that a cut stream goes on after the last one.
+
+    Raises:
+        AppError: what ends the stream before the result's end.
+    """
     if following.exhausted:
         yield DONE
         return
+    start = _lines(chunks.start() if after is None else [], None)
+    first = True
+    async with aclosing(following.events(never_gone)) as items:
+        async for item in items:
+            if isinstance(item, Event):
+                if first and after is not None and item.sequence > after:
+                    raise restarted()
+                first = False
+                made = [chunk for delta in item.deltas for chunk in chunks.delta(delta)]
+                if start or (made and (after is None or item.sequence > after)):
+                    yield start + _lines(made, item.sequence)
+                    start = b""
+                continue
+            assert isinstance(item, End)
+            if item.row["status"] == Status.FAILED:
+                raise failure_of(item.row, kind)
+            yield start + _lines(chunks.end(item.row), item.sequence) + DONE
+            return
+    raise stopping
+
+
+async def telling(first: asyncio.Task[bytes], rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """A stream whose errors are told in it, because its status is sent already; `first` is its next piece."""
     try:
-        yield _lines(chunks.start(), None)
-        async with aclosing(following.events(never_gone)) as items:
-            async for item in items:
-                if isinstance(item, Event):
-                    made = [chunk for delta in item.deltas for chunk in chunks.delta(delta)]
-                    if made:
-                        yield _lines(made, item.sequence)
-                    continue
-                assert isinstance(item, End)
-                if item.row["status"] == Status.FAILED:
-                    raise failure_of(item.row, kind)
-                yield _lines(chunks.end(item.row), item.sequence) + DONE
-                return
-        raise stopping
+        async with aclosing(rest):
+            yield await first
+            async for part in rest:
+                yield part
+    except StopAsyncIteration:
+        return
     except AppError as error:
         yield _data({"error": openai_error(error)}) + DONE
+    finally:
+        first.cancel()
+
+
+def restarted() -> StreamRestarted:
+    return StreamRestarted(
+        "Another attempt at this answer says something else than what was sent so far: drop that text, and follow it "
+        "from the start."
+    )
 
 
 def _lines(chunks: list[dict[str, Any]], sequence: int | None) -> bytes:
@@ -69,12 +102,9 @@ async def response_events(
         async with aclosing(following.events(never_gone)) as items:
             async for item in items:
                 if isinstance(item, Event):
-                    if first and last >= BEFORE_TEXT and item.sequence > last - BEFORE_TEXT:
+                    if first and last >= BEFORE_TEXT and item.sequence > sequence_of(last):
                         # All that was sent up to `last` belongs to an earlier telling.
-                        raise StreamRestarted(
-                            "Another attempt at this response says something else than what was sent so far: drop "
-                            "that text, and follow it from the start."
-                        )
+                        raise restarted()
                     made = events.event(item)
                 else:
                     made = events.end(item)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from codecs import BOM_UTF8
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
@@ -13,8 +14,9 @@ from fastapi.routing import APIRoute
 from pydantic_core import from_json
 from starlette.types import Message, Receive, Scope
 
+from app.api.coding import coding_of, decompressed, too_large
 from app.config import Settings
-from app.errors import BodyTooLarge
+from app.errors import UnsupportedMediaType
 
 # What a form with a file holds beyond the file: boundaries, headers, the other fields.
 FORM_BYTES = 64 * 1024
@@ -28,7 +30,8 @@ LONGEST_LENGTH = 18
 class StrictJsonRequest(Request):
     async def json(self) -> Any:
         """The body as JSON: no NaN, no lone surrogates, bounded nesting and numbers."""
-        body = await self.body()
+        # Some editors, and PowerShell, begin a text with a byte order mark.
+        body = (await self.body()).removeprefix(BOM_UTF8)
         try:
             return from_json(body, allow_inf_nan=False)
         except ValueError as error:
@@ -49,20 +52,34 @@ async def receive_body(scope: Scope, receive: Receive, settings: Settings, *, up
     """What the route reads its body from: never more than the limit, which for an `upload` is that of files.
     None when the client went away.
 
-    A body of undeclared length is read here, unless it is an upload, so that nothing behind sees half of one.
+    A body of undeclared length is read here, unless it is an upload, so that nothing behind sees half of one. What
+    is compressed is read and decompressed here; the limit holds before and after.
 
     Raises:
+        UnsupportedMediaType: it is compressed in a way that is not known here, or is an upload.
+        MalformedBody: it is not what its Content-Encoding says.
         BodyTooLarge: also later, from what is returned, for an upload of undeclared length.
     """
     most = settings.max_file_bytes + FORM_BYTES if upload else settings.max_body_bytes
     declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
     if declared.isdigit() and (len(declared) > LONGEST_LENGTH or int(declared) > most):
         await _swallow(receive, most)
-        raise _too_large(most, upload)
+        raise too_large(most, upload)
+    coding = coding_of(scope["headers"])
+    if coding and upload:
+        raise UnsupportedMediaType(f"A file is taken as it is: send it without Content-Encoding, which is {coding!r}.")
     if upload:
         return _counted(receive, most)
+    if coding:
+        compressed = await _whole(receive, most)
+        return None if compressed is None else _replayed(await decompressed(compressed, coding, most), receive)
     if declared or scope["method"] in ("GET", "HEAD", "DELETE", "OPTIONS"):
         return receive
+    body = await _whole(receive, most)
+    return None if body is None else _replayed(body, receive)
+
+
+async def _whole(receive: Receive, most: int) -> bytes | None:
     parts: list[bytes] = []
     size = 0
     while True:
@@ -73,10 +90,9 @@ async def receive_body(scope: Scope, receive: Receive, settings: Settings, *, up
         size += len(parts[-1])
         if size > most:
             await _swallow(receive, most)
-            raise _too_large(most, upload)
+            raise too_large(most, upload=False)
         if not message.get("more_body"):
-            break
-    return _replayed(b"".join(parts), receive)
+            return b"".join(parts)
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
@@ -102,7 +118,7 @@ def _counted(receive: Receive, most: int) -> Receive:
         size += len(message.get("body", b""))
         if size > most:
             await _swallow(receive, most)
-            raise _too_large(most, upload=True)
+            raise too_large(most, upload=True)
         return message
 
     return counted
@@ -118,10 +134,3 @@ async def _swallow(receive: Receive, largest: int) -> None:
                 swallowed += len(message.get("body", b""))
                 if message["type"] != "http.request" or not message.get("more_body"):
                     break
-
-
-def _too_large(most: int, upload: bool) -> BodyTooLarge:
-    name = "MAX_FILE_BYTES" if upload else "MAX_BODY_BYTES"
-    return BodyTooLarge(
-        f"The body is larger than {most:,} bytes; send less, or raise {name}.", headers={"Connection": "close"}
-    )

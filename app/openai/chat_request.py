@@ -54,6 +54,7 @@ class ChatRequest(GenerationRequest):
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="variables for the model's chat template")
     documents: list[dict[str, Any]] | None = Field(None, description="for templates that take them")
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = Field(None, description="goes on with the last message")
     reasoning_effort: str | None = Field(None, max_length=20, description="for templates that know it")
     verbosity: str | None = Field(None, max_length=20, description="no engine knows it; say it in a message")
 
@@ -87,19 +88,33 @@ async def prepare_chat(services: Sources, caller: Caller, body: ChatRequest | Ma
     variables = effort_for_template(chat.reasoning_effort) | (chat.chat_template_kwargs or {})
     if clash := {"messages", "tools", "documents", "add_generation_prompt"} & set(variables):
         raise invalid("chat_template_kwargs", f"{min(clash)} has a parameter of its own")
+    if chat.continue_final_message and chat.add_generation_prompt:
+        raise invalid("continue_final_message", "goes on with a message, and add_generation_prompt begins one")
+    plain = for_template(chat.messages)
     prompt = await services.templates.render(
         chosen.model,
-        for_template(chat.messages),
+        plain,
         **variables,
         tools=tools.for_template(),
         documents=chat.documents,
-        add_generation_prompt=chat.add_generation_prompt is not False,
+        add_generation_prompt=not chat.continue_final_message and chat.add_generation_prompt is not False,
     )
+    if chat.continue_final_message:
+        prompt = _without_end(prompt, plain[-1]["content"])
     held = parameters.structured_outputs is not None
     if parsers := _parsers(services, chosen.model, prompt, held):
         given[PARSERS] = parsers
     webhook = accepted(chat.webhook, services.settings)
     return Prepared(chosen.model, Prompt(prompt, messages, chat.metadata), parameters, KIND, given, webhook)
+
+
+def _without_end(prompt: str, content: str) -> str:
+    """The prompt up to the end of what the last message says."""
+    said = content.strip()
+    place = prompt.rfind(said) if said else -1
+    if place < 0:
+        raise invalid("continue_final_message", "the chat template does not show the last message as it is")
+    return prompt[:place] + prompt[place : place + len(said)]
 
 
 def effort_for_template(effort: str | None) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def _for_template(message: Message, where: str) -> dict[str, Any]:
             raise unsupported(
                 f"{where}.{name}", "use tool_calls" if name == "function_call" else "no model takes audio"
             )
-    if message.content is None and not message.tool_calls:
+    if message.content is None and not message.tool_calls and message.role != "assistant":
         raise invalid(f"{where}.content", "is required")
     plain = message.model_dump(exclude_none=True)
     plain["role"] = ROLES.get(message.role, message.role)

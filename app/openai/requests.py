@@ -16,6 +16,7 @@ from app.openai.failures import parameter
 from app.prompts.adapters import Adapters
 from app.prompts.parsers import Parsers
 from app.prompts.templates import Templates
+from app.queue.ticket import PRIORITY_HIGHEST, PRIORITY_LOWEST
 from app.services.contexts import Contexts
 from app.services.results import Results
 from app.services.submissions import Submissions
@@ -35,9 +36,18 @@ UNSUPPORTED = {
     "suffix": "the engine cannot insert text",
     "web_search_options": "there is no web search; offer a tool of your own",
     "lora_name": "name the adapter as the model; GET /v1/models lists it",
-    "priority": "send the context natively, with POST /models/send/, to give it a priority",
     "prompt_logprobs": "the backend returns no log probabilities of the prompt",
-    "use_beam_search": "the engine samples only",
+}
+_NO_BEAMS = "the engine samples only, without beam search"
+_NO_IDS = "the backend returns text, not token ids"
+# What vLLM's clients send by themselves, with the only value that can be given.
+ONLY: dict[str, tuple[Any, str]] = {
+    "use_beam_search": (False, _NO_BEAMS),
+    "early_stopping": (False, _NO_BEAMS),
+    "length_penalty": (1, _NO_BEAMS),
+    "return_token_ids": (False, _NO_IDS),
+    "return_tokens_as_token_ids": (False, _NO_IDS),
+    "detokenize": (True, _NO_IDS),
 }
 GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 # For the OpenAPI document: a parameter that is not listed is refused.
@@ -59,6 +69,11 @@ class Prepared:
     # What the request asked for and does not get, as path=value.
     ignored: tuple[str, ...] = ()
 
+    @property
+    def priority(self) -> int:
+        """As tickets have it: higher goes first."""
+        return max(PRIORITY_LOWEST, min(PRIORITY_HIGHEST, -int(self.request.get("priority") or 0)))
+
 
 class Sources(Protocol):
     """What a request is prepared from."""
@@ -79,11 +94,16 @@ class Sources(Protocol):
     def submissions(self) -> Submissions: ...
 
 
+def _is(value: Any, only: Any) -> bool:
+    return isinstance(value, bool) is isinstance(only, bool) and bool(value == only)
+
+
 class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
+    continuous_usage_stats: bool | None = Field(None, description="the usage is known at the end only")
 
 
 class OpenAIRequest(BaseModel):
@@ -103,9 +123,13 @@ class OpenAIRequest(BaseModel):
     @model_validator(mode="after")
     def _nothing_unknown(self) -> Self:
         for name, value in (self.model_extra or {}).items():
-            if value is not None:
-                reason = UNSUPPORTED.get(name, "there is no such parameter; check its spelling")
-                raise unsupported(name, reason)
+            if value is None or (name in ONLY and _is(value, ONLY[name][0])):
+                continue
+            if name in ONLY:
+                only = str(ONLY[name][0]).lower()
+                raise unsupported(name, f"can be {only} only: {ONLY[name][1]}")
+            reason = UNSUPPORTED.get(name, "there is no such parameter; check its spelling")
+            raise unsupported(name, reason)
         return self
 
     def stored(self, *without: str) -> dict[str, Any]:
@@ -149,6 +173,9 @@ class GenerationRequest(OpenAIRequest):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
+    request_id: str | None = Field(None, description="finds the ticket later, as the header `X-Request-Id` does")
+    priority: int | None = Field(None, ge=-(2**31), lt=2**31, description="vLLM's: lower goes first")
+    cache_salt: str | None = None
 
     top_k: int | None = None
     min_p: float | None = None
@@ -170,12 +197,6 @@ class GenerationRequest(OpenAIRequest):
     @property
     def wants_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
-
-    @model_validator(mode="after")
-    def _options_of_a_stream(self) -> Self:
-        if self.stream_options is not None and not self.stream:
-            raise invalid("stream_options", "is only for requests with stream: true")
-        return self
 
     def sampling(self, names: Mapping[str, str] | None = None, **derived: Any) -> SamplingParameters:
         """The engine's parameters: those of the same name, and what was `derived` from others, which `names` tells.

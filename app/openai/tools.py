@@ -9,7 +9,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.errors import invalid
-from app.openai.requests import checked, unsupported
+from app.openai.requests import checked_at, unsupported
 from app.prompts.toolcalls import ToolCall, call_id
 
 MOST_TOOLS = 128
@@ -69,7 +69,7 @@ class ToolUse:
         elif choice.get("type") == "allowed_tools":
             raise unsupported("tool_choice", "allowed_tools is not supported; send only the tools that are allowed")
         else:
-            self.mode, self.name = "named", checked(NamedChoice, choice).function.name
+            self.mode, self.name = "named", checked_at(NamedChoice, choice, "tool_choice").function.name
         if self.mode != "none" and not tools:
             if self.mode != "auto":
                 raise invalid("tool_choice", "needs tools")

@@ -217,6 +217,19 @@ def events_of(text: str) -> list[tuple[int | None, str]]:
     return found
 
 
+async def test_an_answer_is_gone_on_with(client: openai.AsyncOpenAI, service: Service) -> None:
+    answer = await client.chat.completions.create(
+        model="chat",
+        messages=[*say("Two and two?"), {"role": "assistant", "content": "Two and two make "}],
+        max_tokens=3,
+        extra_body={"continue_final_message": True, "priority": -7, "request_id": "mine-3"},
+    )
+    (result,) = (await service.client.get("/results/", params={"client_reference": "mine-3"})).json()
+    assert (uuid_of(answer.id), result["priority"]) == (result["id"], 7)
+    prompt = (await service.client.get(f"/contexts/{result['context_id']}")).json()["content"]
+    assert prompt.endswith("<|im_start|>assistant\nTwo and two make")
+
+
 @pytest.mark.parametrize("how", ["query", "header"])
 async def test_a_stream_goes_on_where_it_was_cut(service: Service, how: str) -> None:
     body = {"model": "slow", "prompt": "Tell me.", "max_tokens": 30, "seed": 5, "ignore_eos": True, "stream": True}

@@ -59,7 +59,8 @@ async def make_ticket(request: Request, prepared: Prepared, key: str | None, *, 
         kind=prepared.kind,
         request=prepared.request,
         streamed=streamed,
-        client_reference=reference_of(request),
+        priority=prepared.priority,
+        client_reference=reference_of(request, prepared),
         idempotency_key=key,
         webhook=prepared.webhook,
     )
@@ -219,7 +220,9 @@ def stopping(face: Face, id_: UUID, repeatable: bool) -> ServiceStopping:
     )
 
 
-def reference_of(request: Request) -> str | None:
+def reference_of(request: Request, prepared: Prepared) -> str | None:
     """A request id of the client's own finds its ticket later, also where the answer never arrived."""
-    given = request.headers.get("x-request-id", "")
-    return given if _REFERENCE.fullmatch(given) else None
+    for given in (request.headers.get("x-request-id"), prepared.request.get("request_id")):
+        if given and _REFERENCE.fullmatch(given):
+            return str(given)
+    return None

@@ -47,6 +47,7 @@ from app.fleet.fleet import open_fleet
 from app.openai.batch_lines import preparing
 from app.prompts.adapters import Adapters
 from app.prompts.parsers import Parsers
+from app.prompts.profiles import Profiles
 from app.prompts.templates import Templates
 from app.queue.deliveries import DeliveryStore
 from app.queue.events import EVENTS_CHANNEL
@@ -170,6 +171,7 @@ def _lifespan(settings: Settings) -> Lifespan:
             stored_files = Files(database, store, settings)
             backlog = BacklogGauges(database, catalog)
             stack.push_async_callback(backlog.close)
+            parsers = Parsers(settings)
             services = Services(
                 settings=settings,
                 contexts=contexts,
@@ -177,7 +179,8 @@ def _lifespan(settings: Settings) -> Lifespan:
                 submissions=Submissions(store, contexts, results, catalog, limits, settings),
                 streams=streams,
                 templates=Templates(settings),
-                parsers=Parsers(settings),
+                parsers=parsers,
+                profiles=Profiles(settings, parsers),
                 catalog=catalog,
                 adapters=Adapters(catalog, settings),
                 health=Health(database),

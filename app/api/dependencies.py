@@ -14,6 +14,7 @@ from app.errors import InvalidRequest
 from app.fleet.fleet import Fleet
 from app.prompts.adapters import Adapters
 from app.prompts.parsers import Parsers
+from app.prompts.profiles import Profiles
 from app.prompts.templates import Templates
 from app.services.audit import Audit
 from app.services.backlog import BacklogGauges
@@ -47,6 +48,7 @@ class Services:
     streams: Streams
     templates: Templates
     parsers: Parsers
+    profiles: Profiles
     catalog: Catalog
     adapters: Adapters
     health: Health

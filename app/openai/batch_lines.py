@@ -31,6 +31,7 @@ PREPARE: dict[str, Preparing] = {
 FACES = (chat_render.FACE, completions.FACE, embeddings.FACE, responses_render.FACE)
 RENDER = {face.kind: face.render for face in FACES}
 
+_LINE_ENDS = {"\u2028".encode(): b"\\u2028", "\u2029".encode(): b"\\u2029", "\x85".encode(): b"\\u0085"}
 NOT_RUN = {
     CANCELLED: ("batch_cancelled", "The batch was cancelled before this request was done."),
     EXPIRED: ("batch_expired", "The batch expired before this request was done."),
@@ -76,7 +77,15 @@ def render_line(batch: Row, row: Row) -> tuple[bool, bytes]:
         line["error"] = {"code": code, "message": row["error_message"]}
     else:
         line["response"] = _refused(row, failure_of(row, row["kind"]))
-    return completed, to_json(line) + b"\n"
+    return completed, json_line(line)
+
+
+def json_line(document: Mapping[str, Any]) -> bytes:
+    """JSON on one line, whatever is taken for the end of one: Python's `splitlines` knows three characters more."""
+    line = to_json(document)
+    for character, escape in _LINE_ENDS.items():
+        line = line.replace(character, escape)
+    return line + b"\n"
 
 
 def defective_line(row: Row) -> bytes:
@@ -85,7 +94,7 @@ def defective_line(row: Row) -> bytes:
         f"A defect of the service kept this answer out of the file; its cause is in the log. GET /results/{row['id']} "
         "has the answer as it was generated."
     )
-    return to_json(_empty(row) | {"error": {"code": LineDefective.code, "message": message}}) + b"\n"
+    return json_line(_empty(row) | {"error": {"code": LineDefective.code, "message": message}})
 
 
 def _empty(row: Row) -> dict[str, Any]:

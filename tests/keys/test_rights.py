@@ -65,6 +65,7 @@ ROUTES: dict[tuple[str, str], Scope | None] = {
     ("DELETE", "/v1/responses/{response_id}"): SUBMITS,
     ("POST", "/v1/embeddings"): SUBMITS,
     ("GET", "/v1/models"): READS,
+    ("GET", "/v1/models/"): READS,
     ("GET", "/v1/models/{model:path}"): READS,
     ("POST", "/v1/files"): SUBMITS,
     ("GET", "/v1/files"): READS,

@@ -20,6 +20,7 @@ from app.config import Settings
 from app.db.engine import Database
 from app.db.ids import lowest_at
 from app.dispatch.batches import _lines
+from app.openai.batch_lines import json_line
 from app.queue.audit import KEYLESS
 from app.queue.batches import BatchStore
 from app.queue.store import QueueStore
@@ -199,6 +200,12 @@ async def test_a_file_is_no_batch_when_it_is_too_long_or_says_nothing(client: op
     many = await ended(client, await start(client, ["{}"] * 50_001))
     assert many.errors is not None
     assert many.errors.to_dict()["total"] == 50_001
+
+
+def test_no_line_of_a_file_ends_within_what_it_says() -> None:
+    said = {"text": "a\u2028b\u2029c\x85d\x0b\x0c\x1c\x1d\x1ee\r\nf"}
+    (written,) = json_line(said).decode().splitlines()
+    assert json.loads(written) == said
 
 
 async def test_a_byte_order_mark_and_windows_line_ends_are_no_errors(client: openai.AsyncOpenAI) -> None:

@@ -12,6 +12,7 @@ from app.api.openai.documents import openai_errors
 from app.api.security import READ, GuardedRoute
 from app.errors import ModelNotFound
 from app.prompts.adapters import Chosen
+from app.prompts.profiles import Profile
 from app.services.catalog import CatalogEntry
 
 OWNER = "triton"
@@ -20,6 +21,7 @@ router = APIRouter(prefix="/v1/models", tags=["openai"], route_class=GuardedRout
 
 
 @router.get("", responses=openai_errors())
+@router.get("/", responses=openai_errors(), include_in_schema=False)
 async def list_openai_models(request: Request) -> dict[str, Any]:
     """All models that take requests, and their adapters with the model as `parent`; not all need be `ready`."""
     services = services_of(request)
@@ -28,7 +30,7 @@ async def list_openai_models(request: Request) -> dict[str, Any]:
     ids = services.adapters.ids(entries)
     caller = caller_of(request)
     data = [
-        _rendered(id_, chosen, entries[chosen.model], since)
+        _rendered(id_, chosen, entries[chosen.model], since, services.profiles.of(chosen.model))
         for id_, chosen in sorted(ids.items())
         if caller.may_use(chosen.model, chosen.adapter)
     ]
@@ -45,11 +47,13 @@ async def get_openai_model(
     since = await services.catalog.first_seen()
     for entry in await services.catalog.models():
         if entry.name == chosen.model:
-            return _rendered(model, chosen, entry, since)
+            return _rendered(model, chosen, entry, since, services.profiles.of(chosen.model))
     raise ModelNotFound(f"No server has ever served a model named {model!r}.")
 
 
-def _rendered(id_: str, chosen: Chosen, entry: CatalogEntry, since: Mapping[str, int]) -> dict[str, Any]:
+def _rendered(
+    id_: str, chosen: Chosen, entry: CatalogEntry, since: Mapping[str, int], profile: Profile
+) -> dict[str, Any]:
     return {
         "id": id_,
         "object": "model",
@@ -57,4 +61,5 @@ def _rendered(id_: str, chosen: Chosen, entry: CatalogEntry, since: Mapping[str,
         "owned_by": OWNER,
         "parent": None if chosen.adapter is None else chosen.model,
         "state": entry.public_state,
+        **profile.as_fields(),
     }

@@ -1,0 +1,85 @@
+"""What a model's folder tells of what the model can do, for those who choose one: length and capabilities."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from app.config import Settings
+from app.errors import ChatTemplateBroken
+from app.prompts.parsers import Parsers
+from app.prompts.templates import TEMPLATE_FILE
+from app.services.repository import ABSENT, VERSION, folder_of, stamp_of
+
+CONFIG_FILE, ARGUMENTS_FILE = "config.pbtxt", "model.json"
+# vLLM's own embedding input, or a vector as output.
+_EMBEDS = re.compile(r'"embedding_request"|output\s*\[[^\]]*TYPE_FP(?:16|32)')
+_GENERATES = re.compile(r'(?m)^\s*backend:\s*"vllm"')
+_TOOLS = re.compile(r"\btools\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    chat: bool
+    embed: bool
+    tools: bool
+    reasoning: bool
+    images: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """`max_model_len` in tokens; each None where the folder does not tell, or is not here."""
+
+    max_model_len: int | None = None
+    capabilities: Capabilities | None = None
+
+    def as_fields(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+UNKNOWN = Profile()
+Stamps = tuple[tuple[int, int], ...]
+
+
+class Profiles:
+    """A file that changed is read again."""
+
+    def __init__(self, settings: Settings, parsers: Parsers) -> None:
+        self._repository = Path(settings.model_repository)
+        self._parsers = parsers
+        self._read: dict[str, tuple[Stamps, Profile]] = {}
+
+    def of(self, model: str) -> Profile:
+        folder = folder_of(self._repository, model)
+        if folder is None:
+            return UNKNOWN
+        files = (folder / CONFIG_FILE, folder / VERSION / ARGUMENTS_FILE, folder / VERSION / TEMPLATE_FILE)
+        stamps = (*map(stamp_of, files), stamp_of(folder / VERSION / "parsers.json"))
+        read = self._read.get(model)
+        if read is None or read[0] != stamps:
+            read = self._read[model] = (stamps, self._profile(model, stamps, *files))
+        return read[1]
+
+    def _profile(self, model: str, stamps: Stamps, config: Path, arguments: Path, template: Path) -> Profile:
+        if stamps[0] == ABSENT:
+            return UNKNOWN
+        try:
+            configured = config.read_text("utf-8")
+            written = template.read_text("utf-8") if stamps[2] != ABSENT else ""
+            given = json.loads(arguments.read_text("utf-8")) if stamps[1] != ABSENT else {}
+            length = given.get("max_model_len")
+            reasoning = self._parsers.of(model).reasoning is not None
+        except (OSError, ValueError, AttributeError, RecursionError, ChatTemplateBroken):
+            return UNKNOWN
+        chats = bool(written) and _GENERATES.search(configured) is not None
+        able = Capabilities(
+            chat=chats,
+            embed=_EMBEDS.search(configured) is not None,
+            tools=chats and _TOOLS.search(written) is not None,
+            reasoning=chats and reasoning,
+        )
+        return Profile(length if isinstance(length, int) and length > 0 else None, able)

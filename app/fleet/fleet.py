@@ -199,7 +199,7 @@ class Fleet:
 
     def _take(self, lane: Lane) -> None:
         if not lane.in_flight:
-            lane.moved()
+            lane.begin()
         lane.in_flight += 1
         IN_FLIGHT.labels(lane.server.url, lane.model).inc()
 

@@ -17,6 +17,7 @@ from app.fleet.shares import Shares
 class Lane:
     """One model on one server: what is in flight there and whether it moves.
 
+    `moved_at` is when it gave its last sign of life, or when it got work after it had none; `signs` counts the first.
     `quarantine` is why it is set aside; `dead` says that more is known than its silence. `try_again` ends a pause
     between two trials.
     """
@@ -25,6 +26,7 @@ class Lane:
     model: str
     in_flight: int = 0
     moved_at: float = field(default_factory=time.monotonic)
+    signs: int = 0
     cool_until: float = 0.0
     suspect: bool = False
     quarantine: str = ""
@@ -48,6 +50,11 @@ class Lane:
 
     def moved(self) -> None:
         """The engine gave a sign of life."""
+        self.signs += 1
+        self.begin()
+
+    def begin(self) -> None:
+        """Its silence counts from now on."""
         self.moved_at = time.monotonic()
 
 

@@ -65,9 +65,9 @@ class Quarantine:
 
     async def _try(self, lane: Lane) -> None:
         pause = TRIAL_FIRST_SECONDS
-        moved_at = lane.moved_at
+        signs = lane.signs
         while (failure := await trial(lane, self._patience)) is not None:
-            if lane.moved_at != moved_at or not lane.server.up:
+            if lane.signs != signs or not lane.server.up:
                 # It moves after all; or the probes will tell when the server is back, and the next look goes on.
                 break
             if failure.retry_after is not None:
@@ -93,7 +93,7 @@ class Quarantine:
             if lane.quarantine:
                 self._fleet.take_back(lane)
         lane.suspect = False
-        lane.moved()
+        lane.begin()
 
 
 async def trial(lane: Lane, patience: float) -> EngineError | None:

@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,15 @@ import psutil
 import pytest
 
 from app.config import Settings
+from app.engines.base import Endpoint, Request
+from app.engines.registry import open_engine
 from tests.engine import busy
 from tests.postgres_server import RunningPostgres
 from tests.servers import RunningTriton, start_triton
 from tests.service import Service, eventually, running_api, running_dispatcher
+
+# Of tests/models/tiny.
+TINY_SEQUENCES = 64
 
 
 async def test_work_is_taken_up_without_any_notification(
@@ -207,14 +213,15 @@ async def test_a_prompt_that_kills_its_server_stops_at_the_cap(
     settings = make_settings(triton_urls=(victim.grpc_url,), max_attempts=2)
     async with running_api(settings) as service, running_dispatcher(settings):
         id_ = await service.send(prompt="[[sim:kill-server]]")
-        for _ in range(2):
+        for last in (False, True):
 
             async def down() -> bool:
                 return not victim.running
 
             await eventually(down, "the prompt kills the server")
             victim.kill()
-            await asyncio.to_thread(victim.start)
+            # The first time the prompt kills it again, maybe before this process has seen it ready.
+            await asyncio.to_thread(victim.start, wait=last)
         result = await service.settled(id_)
         assert (result["status"], result["attempt_count"]) == ("failed", 2)
         assert result["error"]["code"] == "server_died"
@@ -273,22 +280,66 @@ async def test_a_dead_backend_process_is_set_aside_and_taken_back_when_it_works_
             assert (await service.settled(id_, 40))["status"] == "completed"
 
 
+async def test_a_silent_model_is_set_aside_although_its_runs_time_out_and_begin_anew(
+    make_settings: Callable[..., Settings], victim: RunningTriton
+) -> None:
+    """The trial takes longer than the runs are given; none of them is a sign of life."""
+    settings = make_settings(
+        triton_urls=(victim.grpc_url,),
+        stall_seconds=3.0,
+        idle_timeout_seconds=0.5,
+        max_attempts=1000,
+        model_concurrency=2,
+    )
+    async with running_api(settings) as service, AsyncExitStack() as stack:
+        # Somebody else takes all that the engine has.
+        engine = open_engine(Endpoint("triton", victim.grpc_url))
+        stack.push_async_callback(engine.close)
+
+        async def hang(number: int) -> None:
+            async for _ in engine.run(Request("tiny", "[[sim:hang]]", {"max_tokens": 1}, f"hang-{number}", 300, 300)):
+                pass
+
+        hanging = [asyncio.create_task(hang(number)) for number in range(TINY_SEQUENCES)]
+
+        async def full() -> bool:
+            return await busy(victim, "tiny") == TINY_SEQUENCES
+
+        await eventually(full, "the engine is full")
+        await stack.enter_async_context(running_dispatcher(settings))
+        ids = [await service.send() for _ in range(100)]
+
+        async def set_aside() -> bool:
+            waiting = (await service.result(ids[-1]))["waiting"]
+            return bool(waiting) and waiting["reason"] == "model_down"
+
+        await eventually(set_aside, "the model is set aside", 120)
+        # There were always some that could begin.
+        assert (await service.result(ids[-1]))["attempt_count"] == 0
+        for each in hanging:
+            each.cancel()
+        await asyncio.gather(*hanging, return_exceptions=True)
+        assert {(await service.settled(id_))["status"] for id_ in ids} == {"completed"}
+
+
 async def test_a_frozen_servers_runs_are_given_up_and_run_elsewhere(
     make_settings: Callable[..., Settings], victim: RunningTriton, tmp_path: Path
 ) -> None:
     other = start_triton(tmp_path / "other", ("tiny",))
     try:
-        settings = make_settings(triton_urls=(victim.grpc_url, other.grpc_url), stall_seconds=1.0)
+        settings = make_settings(triton_urls=(victim.grpc_url, other.grpc_url), stall_seconds=4.0)
         async with running_api(settings) as service, running_dispatcher(settings):
-            context = await service.context("[[sim:slow=20]]")
-            ids = [await service.send(context, parameters={"max_tokens": 100, "ignore_eos": True}) for _ in range(8)]
+            # Long enough that none has ended when the last one begins, on a machine that has other work.
+            context = await service.context("[[sim:slow=50]]")
+            parameters = {"max_tokens": 200, "ignore_eos": True}
+            ids = await asyncio.gather(*(service.send(context, parameters=parameters) for _ in range(8)))
 
             async def on_both() -> bool:
                 return await busy(victim, "tiny") == await busy(other, "tiny") == 4
 
             await eventually(on_both, "both servers work")
             victim.freeze()
-            results = [await service.settled(id_, 40) for id_ in ids]
+            results = [await service.settled(id_, 120) for id_ in ids]
             assert {result["status"] for result in results} == {"completed"}
             assert sorted(result["attempt_count"] for result in results) == [1] * 4 + [2] * 4
             moved = next(result for result in results if result["attempt_count"] == 2)

@@ -14,7 +14,10 @@ from app.db.connect import Connector, set_config
 from app.db.faults import CONNECTION_ERRORS, is_unavailable
 from app.db.queries import Queries
 from app.errors import DatabaseUnavailable
+from app.telemetry import logger
 from app.telemetry.metrics import DATABASE_FAULTS
+
+log = logger("database")
 
 # Waiting for a connection of the pool is no sign of a lost database, unless it lasts.
 ACQUIRE_SECONDS = 30
@@ -102,7 +105,14 @@ class Database:
     @asynccontextmanager
     async def _acquired(self) -> AsyncIterator[Any]:
         with translated_errors(stored_nothing=True):
-            connection = await self.pool.acquire(timeout=ACQUIRE_SECONDS)
+            try:
+                connection = await self.pool.acquire(timeout=ACQUIRE_SECONDS)
+            except TimeoutError:
+                log.warning(
+                    "no connection of the pool became free in time: a larger DATABASE_POOL_SIZE, or more processes",
+                    waited_seconds=ACQUIRE_SECONDS,
+                )
+                raise
         try:
             with translated_errors():
                 yield connection

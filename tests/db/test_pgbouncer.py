@@ -20,6 +20,9 @@ from tests.service import Service, running_api, running_dispatcher
 pytestmark = pytest.mark.skipif(program() is None, reason=ADVICE)
 
 TICKETS = 200
+# Users at a time: who waits half a minute for one of the pool's connections is told to come back, which is right, and
+# all at once they would on a machine that has other work.
+USERS = 20
 # Few server connections for many clients: each statement may meet another one than the statement before.
 FEW = {"default_pool_size": "3", "min_pool_size": "3", "server_round_robin": "1"}
 needs_prepared = pytest.mark.skipif(
@@ -51,9 +54,13 @@ async def test_two_hundred_tickets(pooled: tuple[str, dict[str, Any]], make_sett
         service: Service = await stack.enter_async_context(running_api(settings))
         await stack.enter_async_context(running_dispatcher(settings))
         await service.run(model="noop", max_tokens=1)
-        tickets = await asyncio.gather(
-            *(service.send(model="noop", parameters={"max_tokens": 1}) for _ in range(TICKETS))
-        )
+        users = asyncio.Semaphore(USERS)
+
+        async def send() -> str:
+            async with users:
+                return await service.send(model="noop", parameters={"max_tokens": 1})
+
+        tickets = await asyncio.gather(*(send() for _ in range(TICKETS)))
         done = await asyncio.gather(*(service.settled(ticket, 240) for ticket in tickets))
         assert [result["status"] for result in done] == ["completed"] * TICKETS
         pages = await asyncio.gather(*(service.client.get("/results/?limit=50") for _ in range(20)))

@@ -75,24 +75,30 @@ start_daemon() { # arguments: how to enter the network, then dockerd's options
     fail "dockerd did not start."
 }
 
-say "making the base image from Debian"
+say "making the base images from Debian"
 root="$scratch/root"
 # The archive that apt on this machine uses, not its security updates.
 mirror=${MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -v security | head -n 1)}
-debootstrap --variant=minbase \
-    --include=ca-certificates,libpython3.11,python3,python3-venv \
-    bookworm "$root" "$mirror" >"$scratch/debootstrap.log" || { tail "$scratch/debootstrap.log"; exit 1; }
-# Where the real image has its Python.
-chroot "$root" python3 -m venv /usr/local
-rm -rf "$root"/var/cache/apt/archives/*.deb
-cp "$CA_BUNDLE" "$root/etc/pip-ca.crt"
-printf '[global]\ncert = /etc/pip-ca.crt\n' >"$root/etc/pip.conf"
+debian() { # arguments: release, folder, packages
+    debootstrap --variant=minbase --include="$3" "$1" "$2" "$mirror" >"$scratch/debootstrap.log" \
+        || { tail "$scratch/debootstrap.log"; exit 1; }
+    # Where the real image has its Python.
+    chroot "$2" python3 -m venv /usr/local
+    rm -rf "$2"/var/cache/apt/archives/*.deb
+    cp "$CA_BUNDLE" "$2/etc/pip-ca.crt"
+    printf '[global]\ncert = /etc/pip-ca.crt\n' >"$2/etc/pip.conf"
+}
+# Python 3.13 for what is ours. The engine's wheels are built against NumPy 1, which has none for it: 3.11.
+debian trixie "$root-3.13" ca-certificates,python3,python3-venv
+debian bookworm "$root-3.11" ca-certificates,libgomp1,libpython3.11,python3,python3-venv
 
 say "starting dockerd"
 # Without a bridge: building uses the machine's network, and leaves no trace in it.
 start_daemon dockerd --bridge=none --iptables=false --ip-forward=false
-tar -C "$root" -c . | docker import --change 'CMD ["python3"]' - python:3.13-slim >/dev/null
-rm -rf "$root"
+for version in 3.13 3.11; do
+    tar -C "$root-$version" -c . | docker import --change 'CMD ["python3"]' - "python:$version-slim" >/dev/null
+    rm -rf "$root-$version"
+done
 
 say "building the stand-ins for postgres, tritonserver and a rented server"
 standins="$scratch/standins"

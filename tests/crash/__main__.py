@@ -1,4 +1,4 @@
-"""`python -m tests.crash`: kill everything at random under load, then count.
+"""Kill everything at random under load, then count.
 
 CRASH_SEED repeats a schedule (the load's interleaving is the machine's own), CRASH_SECONDS (300) is how long it
 lasts, CRASH_RATE (300) the tickets/s aimed at, CRASH_PATIENCE (120) the seconds the last ticket may take.
@@ -9,6 +9,7 @@ that is left to you. CRASH_MODEL names the model. Its own limits apply: MAX_ATTE
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
 import shutil
@@ -55,6 +56,9 @@ class Line:
 
 
 def main() -> int:
+    argparse.ArgumentParser(
+        prog="python -m tests.crash", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     console = Console()
     seed = int(os.environ.get("CRASH_SEED") or random.randrange(1 << 32))
     options = Options(

@@ -14,6 +14,8 @@ RUN pip install --no-cache-dir --disable-pip-version-check --root-user-action=ig
 COPY alembic.ini .
 COPY migrations migrations
 COPY app app
+# The chat templates; mount your own folder over it, or build with it here.
+COPY models models
 # A number, so that an orchestrator can tell that it is not root.
 USER 10001:10001
 EXPOSE 8887

@@ -97,6 +97,11 @@ class Settings(BaseSettings):
     max_owner_file_bytes: int = Field(
         10 * 1024**3, ge=0, description="what the files of one owner may come to, in bytes; 0 for no bound"
     )
+    spool_bytes: int = Field(
+        1024**3,
+        ge=1024,
+        description="room for the uploads that are being received, in bytes, in the folder that `TMPDIR` names",
+    )
     max_content_chars: int = Field(1_000_000, ge=1, description="longest `content` of a context")
     model_repository: str = Field(
         "models",
@@ -215,6 +220,8 @@ class Settings(BaseSettings):
                 ip_network(network)
             except ValueError:
                 raise ValueError(f"WEBHOOK_ALLOW_NETWORKS: {network!r} is no network, as 10.1.0.0/16 is") from None
+        if self.spool_bytes < self.max_file_bytes:
+            raise ValueError("SPOOL_BYTES is less than MAX_FILE_BYTES, so the largest files could never be uploaded")
         self._refuse_what_no_proxy_can_use()
         return self
 

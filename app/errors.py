@@ -235,6 +235,12 @@ class StorageQuotaReached(AppError):
     title = "The owner's files have reached their quota"
 
 
+class SpoolFull(AppError):
+    code = "spool_full"
+    status = 503
+    title = "There is no room for the upload now"
+
+
 class UnsupportedParameter(InvalidRequest):
     code = "unsupported_parameter"
     title = "The request asks for something the service cannot do"

@@ -39,6 +39,7 @@ from app.api.proxy import Proxied
 from app.api.request_id import RequestId
 from app.api.schemas import Problem
 from app.api.security import Entrance, no_route, require_declared
+from app.api.spool import Spool
 from app.background import Background
 from app.config import Settings, SettingsError, load_settings
 from app.db.engine import open_database
@@ -194,6 +195,7 @@ def _lifespan(settings: Settings) -> Lifespan:
                 backlog=backlog,
                 fleet=fleet,
                 connections=Connections(),
+                spool=Spool(settings),
             )
             loader = Loader(database, stored_files, preparing(services), services.batches.arrived, settings)
             listener = Listener(

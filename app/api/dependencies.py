@@ -9,6 +9,7 @@ from uuid import UUID
 from fastapi import Depends, Header, Query, Request, Response
 
 from app.api.local import Connections
+from app.api.spool import Spool
 from app.config import Settings
 from app.errors import InvalidRequest
 from app.fleet.fleet import Fleet
@@ -62,6 +63,7 @@ class Services:
     backlog: BacklogGauges
     fleet: Fleet
     connections: Connections
+    spool: Spool
 
 
 def services_of(request: Request) -> Services:

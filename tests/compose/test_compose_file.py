@@ -182,4 +182,4 @@ def test_the_image_is_not_root_and_installs_only_what_is_locked() -> None:
 def test_the_build_context_holds_nothing_private() -> None:
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert ignored[0] == "*"
-    assert set(ignored[1:]) == {"!requirements.txt", "!alembic.ini", "!migrations", "!app", "**/__pycache__"}
+    assert set(ignored[1:]) == {"!requirements.txt", "!alembic.ini", "!migrations", "!app", "!models", "**/__pycache__"}

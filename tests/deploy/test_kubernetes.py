@@ -252,6 +252,40 @@ def test_runs_as_the_user_of_the_image_and_may_write_nothing(name: str) -> None:
     assert container(name)["resources"]["limits"]["memory"]
 
 
+def test_uploads_have_room_on_a_disk() -> None:
+    """docs/scaling.md: SPOOL_BYTES, and four times the largest file for the batch that is loaded."""
+    defaults = {name: Settings.model_fields[name].default for name in ("spool_bytes", "max_file_bytes")}
+    (volume,) = pod("Deployment-api")["volumes"]
+    assert container("Deployment-api")["volumeMounts"] == [{"name": volume["name"], "mountPath": "/tmp"}]
+    # Without a medium it is on the node's disk.
+    assert set(volume["emptyDir"]) == {"sizeLimit"}
+    (gigabytes,) = re.fullmatch(r"(\d+)Gi", volume["emptyDir"]["sizeLimit"]).groups()  # type: ignore[union-attr]
+    assert int(gigabytes) * 1024**3 >= defaults["spool_bytes"] + 4 * defaults["max_file_bytes"]
+    assert not COMPOSE["api"]["tmpfs"]
+    assert "uploads:/tmp" in COMPOSE["api"]["volumes"]
+
+
+def test_the_chat_templates_are_in_the_image() -> None:
+    (workdir,) = re.findall(r"^WORKDIR (\S+)$", DOCKERFILE, re.MULTILINE)
+    folder = Settings.model_fields["model_repository"].default
+    assert f"COPY {folder} {folder}\n" in DOCKERFILE
+    assert f"./models:{workdir}/{folder}:ro" in COMPOSE["api"]["volumes"]
+    assert "MODEL_REPOSITORY" not in SETTINGS
+
+
+def test_the_image_has_one_numpy_and_no_package_for_machines_without_docker() -> None:
+    packages = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+    assert packages["numpy"].startswith("2.")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    named = extras["local"] + extras["vast"] + project["dependency-groups"]["engine"]
+    others = {re.split("[=<]", each)[0] for each in named} - {"numpy"}
+    assert len(others) > 5
+    assert not others & set(packages)
+    assert "requirements-dev" not in DOCKERFILE
+    assert "requirements-engine" not in DOCKERFILE
+
+
 @pytest.mark.parametrize("name", ["api", "dispatcher"])
 def test_selectors_match_the_labels_of_their_pods_alone(name: str) -> None:
     deployment = IN_BASE[f"Deployment-{name}"]["spec"]

@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from starlette.datastructures import FormData, UploadFile
 
 from app.api.body import FORM_BYTES
-from app.api.dependencies import IdempotencyKey, caller_of, mark_replayed, services_of
+from app.api.dependencies import IdempotencyKey, Services, caller_of, mark_replayed, services_of
 from app.api.openai.documents import openai_errors
 from app.api.security import READ, SUBMIT, UPLOAD, GuardedRoute
 from app.errors import BodyTooLarge, invalid
@@ -51,13 +51,21 @@ FORM = {
 router = APIRouter(prefix=PATH, tags=["openai"], route_class=GuardedRoute)
 
 
-@router.post("", dependencies=[UPLOAD], responses=openai_errors(410, 413), openapi_extra=FORM)
+@router.post("", dependencies=[UPLOAD], responses=openai_errors(410, 413, 503), openapi_extra=FORM)
 async def create_file(request: Request, response: Response, key: IdempotencyKey = None) -> dict[str, Any]:
     """Stores the requests of a batch. Kept until deleted, or as long as `expires_after` says."""
     services = services_of(request)
     declared = request.headers.get("content-length", "")
-    size = int(declared) - FORM_BYTES if declared.isdigit() else 0
-    await services.files.require_room(caller_of(request), max(1, size))
+    size = int(declared) if declared.isdigit() else None
+    await services.files.require_room(caller_of(request), max(1, (size or 0) - FORM_BYTES))
+    with services.spool.reserved(size):
+        row, replayed = await _receive(request, services, key)
+    mark_replayed(response, replayed)
+    return rendered(row)
+
+
+async def _receive(request: Request, services: Services, key: str | None) -> tuple[Mapping[str, Any], bool]:
+    """The stored file; True when an earlier request with the key had made it."""
     async with request.form(max_files=1, max_fields=MOST_FIELDS) as form:
         file = form.get("file")
         if not isinstance(file, UploadFile):
@@ -72,9 +80,7 @@ async def create_file(request: Request, response: Response, key: IdempotencyKey 
                 "raise MAX_FILE_BYTES."
             )
         name = (file.filename or "").replace("\x00", "")
-        row, replayed = await services.files.create(caller_of(request), name, seconds, partial(_parts, file), key)
-    mark_replayed(response, replayed)
-    return rendered(row)
+        return await services.files.create(caller_of(request), name, seconds, partial(_parts, file), key)
 
 
 async def _parts(file: UploadFile) -> AsyncIterator[bytes]:

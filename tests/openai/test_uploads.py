@@ -1,15 +1,16 @@
 """Where uploads wait until they are whole, and what happens when there is no room for them."""
 
-import asyncio
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from app.api.spool import Spool
 from app.config import Settings, SettingsError, load_settings
+from app.errors import SpoolFull
 from tests.service import Service, running_api
 
 MIB = 1024 * 1024
@@ -58,29 +59,19 @@ async def test_a_file_waits_in_the_folder_that_is_named_and_a_full_one_is_said(
         assert (stored.status_code, stored.json()["bytes"]) == (200, size)
 
 
-async def test_uploads_under_way_leave_each_other_room(make_settings: Callable[..., Settings]) -> None:
-    settings = make_settings(max_file_bytes=MIB, spool_bytes=MIB)
-    async with running_api(settings) as service:
-        go_on = asyncio.Event()
-
-        async def slow() -> AsyncIterator[bytes]:
-            yield b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
-            yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="slow"\r\n\r\n' + b"x" * 1000
-            await go_on.wait()
-            yield b"x\r\n--b--\r\n"
-
-        # Their length is not declared, so each has room for the largest: one of them waits for its end.
-        headers = {"Content-Type": "multipart/form-data; boundary=b"}
-        uploads = [
-            asyncio.create_task(service.client.post("/v1/files", content=slow(), headers=headers)) for _ in range(2)
-        ]
-        (refused,), (stored,) = await asyncio.wait(uploads, return_when=asyncio.FIRST_COMPLETED)
-        answer = await refused
-        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "spool_full")
-        assert (await upload(service, 1000)).status_code == 503
-        go_on.set()
-        assert (await stored).json()["bytes"] == 1001
-        assert (await upload(service, 1000)).status_code == 200
+def test_uploads_under_way_leave_each_other_room(make_settings: Callable[..., Settings]) -> None:
+    spool = Spool(make_settings(max_file_bytes=MIB, spool_bytes=2 * MIB))
+    with spool.reserved(MIB // 2):
+        # An undeclared length has room for the largest file.
+        with spool.reserved(None), spool.reserved(MIB // 2):
+            with pytest.raises(SpoolFull) as full, spool.reserved(1):
+                pass
+            assert full.value.headers == {"Retry-After": "5"}
+        # More than a file may have is refused as it comes, and needs no more room than one.
+        with spool.reserved(100 * MIB):
+            pass
+    with spool.reserved(None), spool.reserved(None):
+        pass
 
 
 def test_room_for_less_than_one_file_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

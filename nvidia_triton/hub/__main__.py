@@ -86,6 +86,8 @@ def main() -> int:
         problem = f"{error}. Try again."
     except source.SourceProblem as error:
         problem = "\n".join(f"models/{os.environ['MODEL']}/{source.NAME}: {each}" for each in error.problems)
+    except OSError as error:
+        problem = f"models/{os.environ['MODEL']} cannot be written: {error.strerror}."
     except KeyboardInterrupt:
         print("Interrupted. What has arrived is kept: repeat this to go on.", file=sys.stderr)
         return INTERRUPTED

@@ -134,16 +134,17 @@ class _Work:
 
     def verify(self, orders: list[Order]) -> Missing:
         every = [(order, file) for order in orders for file in order.files]
+        self._done = 0
         tasks = [self._pool.submit(is_right, order.folder / file.path, file, self._count) for order, file in every]
         self._follow("verifying", sum(file.size for _, file in every), tasks)
         return [each for each, task in zip(every, tasks, strict=True) if not task.result()]
 
     def download(self, missing: Missing, hub: Hub) -> None:
+        self._done = 0
         tasks = [self._pool.submit(self._download, order, file, hub) for order, file in missing]
         self._follow("downloading", sum(file.size for _, file in missing), tasks)
 
     def _follow(self, step: str, total: int, tasks: list[Future[Any]]) -> None:
-        self._done = 0
         waiting = set(tasks)
         while waiting:
             ended, waiting = wait(waiting, timeout=SHOW_SECONDS)
@@ -283,9 +284,13 @@ def _check_room(missing: Missing) -> None:
         free = shutil.disk_usage(missing[0][0].folder).free
         if need + RESERVE > free:
             raise DownloadError(
-                f"The files take {need / 1e9:.1f} GB more, and {free / 1e9:.1f} GB of the disk are free, of which "
-                f"{RESERVE / 1e9:.1f} GB are kept. Nothing was downloaded."
+                f"The files take {_size(need)} more, and {_size(free)} of the disk are free, of which "
+                f"{_size(RESERVE)} are kept. Nothing was downloaded."
             )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 def _main() -> None:

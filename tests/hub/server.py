@@ -125,16 +125,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._send(206 if "Content-Range" in headers else 200, body, path=path, **headers)
 
     def _send(self, status: int, body: bytes, path: str = "", **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
+        size = len(body)
         if self.command == "HEAD":
             body = b""
         elif cuts := self.hub.cut.get(path):
             body = body[: cuts.pop(0)]
             self.close_connection = True
+        # Before anything is sent: whoever has the answer finds it in the log.
         self._log(len(body) if path else 0)
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(size)}.items():
+            self.send_header(name, value)
+        self.end_headers()
         self.wfile.write(body)
 
     def _error(self, status: int, code: str, **headers: str) -> None:

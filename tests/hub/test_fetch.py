@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,7 +127,7 @@ def test_a_file_that_always_arrives_damaged_is_named(hub: Hub, folder: Path) -> 
 
 def test_a_disk_that_is_too_small_is_refused_before_a_byte(hub: Hub, folder: Path) -> None:
     huge = File("huge.bin", 10**16, "0" * 64)
-    with pytest.raises(DownloadError, match=r"take 10000000\.0 GB more, and [\d.]+ GB of the disk are free"):
+    with pytest.raises(DownloadError, match=r"take 10,000,000\.0 GB more, and [\d.,]+ [GM]B of the disk are free"):
         get(hub, folder, huge=huge)
     assert hub.requests == []
     assert content(folder) == {}
@@ -338,6 +339,13 @@ def test_what_cannot_be_meant_is_a_sentence(target: Target, variables: dict[str,
     assert "Traceback" not in problem
     assert TOKEN not in problem
     assert not (target.models / "m/source.json").exists()
+
+
+def test_a_folder_in_whose_place_a_file_is_is_a_sentence(target: Target) -> None:
+    assert target(MODEL="m", REPO=REPOSITORY, FILES="*.json")[0] == 0
+    shutil.rmtree(target.models / "m/1/weights")
+    (target.models / "m/1/weights").write_text("in the way")
+    assert target(MODEL="m") == (1, "", "models/m cannot be written: Not a directory.\n")
 
 
 GOOD = {"path": "a", "size": 1, "sha256": "0" * 64}

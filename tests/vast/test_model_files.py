@@ -123,7 +123,7 @@ def test_downloaded_there_resumed_verified_and_repaired(rented: Rented, hub: Hub
             {"revision": "f" * 40},
             rf"On vast-\d+: {REPOSITORY} on 127\.0\.0\.1:{PORT} has no revision f+: correct it in",
         ),
-        ({"huge.bin": 10**16}, r"On vast-\d+: The files take 10000000\.0 GB more, and .* Nothing was downloaded\."),
+        ({"huge.bin": 10**16}, r"On vast-\d+: The files take 10,000,000\.0 GB more, and .* Nothing was downloaded\."),
     ],
 )
 def test_what_cannot_be_had_changes_nothing(

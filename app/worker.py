@@ -25,6 +25,7 @@ from app.dispatch.recovery import Recovery
 from app.dispatch.webhooks import deliver_forever, drop_deliveries_forever
 from app.fleet.fleet import open_fleet
 from app.openai.batch_lines import defective_line, render_line
+from app.prompts.templates import Templates
 from app.queue.audit import AuditStore
 from app.queue.events import STREAM_CHANNEL, EventStore
 from app.queue.notify import Listener
@@ -52,7 +53,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         events = EventStore(database)
         recovery = Recovery(SetAsideStore(database), fleet, name, settings.model_reloads_per_hour)
         await recovery.learn()
-        dispatcher = Dispatcher(store, events, fleet, settings, name)
+        dispatcher = Dispatcher(store, events, fleet, Templates(settings), settings, name)
         listener = Listener(
             settings.listen_arguments,
             {

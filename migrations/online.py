@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from uuid import UUID
 
 import sqlalchemy as sa
 from alembic import op
 
 # Who waits for a table makes everybody wait who comes after: no longer than this at a time.
 LOCK_TIMEOUT = "2s"
+FILLED_AT_ONCE = 1000
+FIRST_ID = UUID(int=0)
 VALID = sa.text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)")
 
 
@@ -48,6 +51,31 @@ def replace_index(name: str, replacement: str) -> None:
             DROP INDEX IF EXISTS "{name}"; ALTER INDEX "{replacement}" RENAME TO "{name}";
             END IF; END $$"""
         )
+
+
+def replace_check(table: str, name: str, condition: str) -> None:
+    """Holds new rows to a check, in place of the one of that name; a later revision validates it for the others."""
+    with alone():
+        op.execute(
+            f'ALTER TABLE "{table}" DROP CONSTRAINT IF EXISTS "{name}", '
+            f'ADD CONSTRAINT "{name}" CHECK ({condition}) NOT VALID'
+        )
+
+
+def fill(table: str, assignment: str, where: str) -> None:
+    """Changes the rows of a table that has an `id`, few at a time, each few in a transaction of their own."""
+    with alone():
+        if op.get_context().as_sql:
+            op.execute(f"UPDATE {table} SET {assignment} WHERE {where}")
+            return
+        last: object = FIRST_ID
+        while last is not None:
+            few = sa.text(
+                f"WITH few AS (SELECT id FROM {table} WHERE id > :last ORDER BY id LIMIT {FILLED_AT_ONCE}), filled AS ("
+                f"UPDATE {table} SET {assignment} WHERE id = ANY (ARRAY(SELECT id FROM few)) AND {where})"
+                " SELECT id FROM few ORDER BY id DESC LIMIT 1"
+            )
+            last = op.get_bind().execute(few, {"last": last}).scalar()
 
 
 def alone() -> AbstractContextManager[None]:

@@ -1,3 +1,6 @@
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
@@ -14,7 +17,8 @@ from app.api.dependencies import (
 )
 from app.api.schemas import Context, ContextCreate
 from app.api.security import READ, SUBMIT, GuardedRoute
-from app.errors import InvalidRequest
+from app.errors import AppError, InvalidRequest
+from app.openai.rendering import chat_prompt
 
 router = APIRouter(prefix="/contexts", tags=["contexts"], route_class=GuardedRoute)
 
@@ -41,16 +45,32 @@ async def list_contexts(window: WindowDep, request: Request, response: Response)
     """Stored prompts, newest first."""
     page = await services_of(request).contexts.page(caller_of(request), window)
     link_next(request, response, page)
-    return page.rows
+    return await _shown(request, page.rows)
 
 
 @router.get("/{context_id}", dependencies=[READ], response_model=Context, responses=problems(404, 410, 422))
 async def get_context(context_id: UUID, request: Request) -> object:
     """One stored prompt."""
-    return await services_of(request).contexts.get(caller_of(request), context_id)
+    row = await services_of(request).contexts.get(caller_of(request), context_id)
+    return (await _shown(request, [row]))[0]
 
 
 @router.delete("/{context_id}", dependencies=[SUBMIT], status_code=204, responses=problems(404, 409, 410, 422))
 async def delete_context(context_id: UUID, request: Request) -> None:
     """Removes a prompt with its results and attempts; 409 while any is pending or a line of a batch that runs."""
     await services_of(request).contexts.delete(caller_of(request), context_id)
+
+
+async def _shown(request: Request, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Contexts with the prompt of each chat, as its model's template makes it now; null where it makes none."""
+    services = services_of(request)
+    chats = [row["id"] for row in rows if row["content"] is None and row["messages"] is not None]
+    asked = await services.contexts.requests(chats) if chats else {}
+    prompts: dict[UUID, str] = {}
+    for row in rows:
+        if sent := asked.get(row["id"]):
+            with suppress(AppError):
+                prompts[row["id"]] = await chat_prompt(
+                    services.templates, sent["model"], row["messages"], sent["kind"], sent["request"]
+                )
+    return [{**row, "content": prompts[row["id"]]} if row["id"] in prompts else row for row in rows]

@@ -30,7 +30,7 @@ class ContextCreate(RequestBody):
 
 class Context(BaseModel):
     id: UUID
-    content: str
+    content: str | None = Field(description="of a chat, what its model's template makes of it; null where that is gone")
     metadata: dict[str, Any] | None
     created_at: datetime
 

@@ -13,12 +13,14 @@ from contextlib import aclosing
 from typing import Any
 
 from app.config import Settings
+from app.dispatch.asked import Asked, asked_of
 from app.dispatch.speed import Speed
 from app.dispatch.traced import generation_span
 from app.engines.base import Disposition, EngineError, Request
 from app.fleet.fleet import Fleet
 from app.fleet.lanes import Lane
 from app.fleet.shares import Share
+from app.prompts.templates import Templates
 from app.queue.ticket import Claim
 from app.tasks.chunks import Accumulator
 
@@ -49,6 +51,7 @@ class Choices:
         self._settings = settings
         self._answer = answer
         self._spoke = spoke
+        self._asked = Asked(claim.prompt.content or "")
         self._left = deque(range(answer.choices))
         self._shares: list[Share] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -64,6 +67,18 @@ class Choices:
     def used_seconds(self) -> float | None:
         """Its shares of the server's time, which end here; None where the server had no part in it."""
         return sum(share.end() for share in self._shares) if self._shares else None
+
+    async def prepare(self, templates: Templates) -> None:
+        """Makes a prompt of a chat where the engine takes prompts; where that fails, the slot is given back.
+
+        Raises:
+            EngineError: the model has no template here, or one that does not take this chat.
+        """
+        try:
+            self._asked = await asked_of(self._claim, self.lane.server.engine.takes_messages, templates)
+        except BaseException:
+            self._fleet.release(self.lane)
+            raise
 
     async def run(self) -> None:
         """Generates every choice; the slot of the lane that the caller took is given back here.
@@ -147,11 +162,13 @@ class Choices:
         try:
             request = Request(
                 claim.model,
-                claim.prompt,
+                self._asked.prompt,
                 parameters_of(claim.parameters, choice),
                 request_id,
                 idle_timeout=self._settings.idle_timeout_seconds,
                 run_timeout=self._settings.run_timeout_seconds,
+                messages=self._asked.messages,
+                asked=self._asked.request,
             )
             with generation_span(claim.model, self.lane.server.url, request.parameters, request.task):
                 async with aclosing(self.lane.server.engine.run(request)) as chunks:

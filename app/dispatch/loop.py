@@ -19,6 +19,7 @@ from app.errors import DatabaseUnavailable
 from app.fleet.fleet import Fleet
 from app.fleet.lanes import Lane
 from app.fleet.quarantine import Quarantine
+from app.prompts.templates import Templates
 from app.queue.events import EventStore
 from app.queue.store import QueueStore
 from app.queue.ticket import Claim, Outcome, Release, backoff_seconds
@@ -39,11 +40,20 @@ class Dispatcher:
     `name` only labels: nothing depends on it.
     """
 
-    def __init__(self, store: QueueStore, events: EventStore, fleet: Fleet, settings: Settings, name: str) -> None:
+    def __init__(
+        self,
+        store: QueueStore,
+        events: EventStore,
+        fleet: Fleet,
+        templates: Templates,
+        settings: Settings,
+        name: str,
+    ) -> None:
         self._store = store
         self._events = events
         self._event_writer = EventWriter(events)
         self._fleet = fleet
+        self._templates = templates
         self._settings = settings
         self._name = name
         # By attempt token: a result may be claimed anew while its old, lost run still winds down.
@@ -191,7 +201,7 @@ class Dispatcher:
         started = time.monotonic()
         with attempt_span(run.claim) as ended:
             try:
-                end = await attempt(run, self._fleet, self._settings, self._event_writer.moved)
+                end = await attempt(run, self._fleet, self._templates, self._settings, self._event_writer.moved)
             except Exception:
                 log.exception("a defect of the dispatcher ended an attempt", result=run.claim.id)
                 end = _after_defect(run)

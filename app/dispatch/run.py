@@ -15,6 +15,7 @@ from app.engines.base import UNKNOWN, Disposition, EngineError, refusal
 from app.fleet.fleet import Fleet
 from app.fleet.lanes import Lane
 from app.fleet.quarantine import TRIAL_SHORTEST_SECONDS, trial
+from app.prompts.templates import Templates
 from app.queue.ticket import (
     CANCELLED,
     CANCELLED_MESSAGE,
@@ -92,7 +93,7 @@ class Run:
 
 
 async def attempt(
-    run: Run, fleet: Fleet, settings: Settings, spoke: Callable[[Run], None]
+    run: Run, fleet: Fleet, templates: Templates, settings: Settings, spoke: Callable[[Run], None]
 ) -> Settlement | Release | None:
     """Runs one attempt to its end; None when the claim is no longer ours.
 
@@ -122,6 +123,7 @@ async def attempt(
     if claim.expires_in is not None:
         expiry = asyncio.get_running_loop().call_later(claim.expires_in, run.stop, Stop.EXPIRY)
     try:
+        await run.choices.prepare(templates)
         await _generate(run.choices, claim, fleet)
     except EngineError as error:
         return _after_error(run, error, settings)

@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+from app.tasks import task_of
 from app.tasks.chunks import Chunk
 
 
@@ -129,7 +130,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One generation or embedding. Timeouts in seconds: between two chunks, and for the whole."""
+    """One generation, embedding or inference. Timeouts in seconds: between two chunks, and for the whole."""
 
     model: str
     prompt: str
@@ -143,7 +144,7 @@ class Request:
 
     @property
     def task(self) -> str:
-        return str(self.parameters.get("task", "generate"))
+        return task_of(self.parameters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +179,8 @@ class Engine(Protocol):
     """One server, spoken to in the words of its `kind`. It connects on first use. Timeouts in seconds."""
 
     kind: str
+    # Whether a chat is sent to it as messages, and rendered with the model's template by the server itself.
+    takes_messages: bool = False
 
     def takes(self, task: str) -> bool:
         """Whether requests of this task may be sent to it."""

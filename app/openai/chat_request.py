@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.db.tables.contexts import Prompt
-from app.errors import invalid
+from app.errors import NoChatTemplate, invalid
 from app.openai.messages import Message, for_template
 from app.openai.requests import GenerationRequest, Prepared, Sources, checked, unsupported
 from app.openai.tools import NamedChoice, Tool, ToolUse
 from app.openai.written import PARSERS
 from app.prompts.families import REASONING
+from app.prompts.templates import Templates
 from app.services.callers import Caller
 from app.services.webhooks import accepted
 
@@ -85,27 +86,44 @@ async def prepare_chat(services: Sources, caller: Caller, body: ChatRequest | Ma
     names = {"max_tokens": "max_completion_tokens"} if chat.max_tokens is None else {}
     parameters = chat.sampling(names, **derived)
     messages = [message.model_dump(mode="json", exclude_none=True) for message in chat.messages]
-    variables = effort_for_template(chat.reasoning_effort) | (chat.chat_template_kwargs or {})
-    if clash := {"messages", "tools", "documents", "add_generation_prompt"} & set(variables):
+    if clash := {"messages", "tools", "documents", "add_generation_prompt"} & set(chat.chat_template_kwargs or ()):
         raise invalid("chat_template_kwargs", f"{min(clash)} has a parameter of its own")
     if chat.continue_final_message and chat.add_generation_prompt:
         raise invalid("continue_final_message", "goes on with a message, and add_generation_prompt begins one")
-    plain = for_template(chat.messages)
-    prompt = await services.templates.render(
-        chosen.model,
-        plain,
-        **variables,
-        tools=tools.for_template(),
-        documents=chat.documents,
-        add_generation_prompt=not chat.continue_final_message and chat.add_generation_prompt is not False,
-    )
-    if chat.continue_final_message:
-        prompt = _without_end(prompt, plain[-1]["content"])
+    try:
+        # Only to see that the template takes it, and how it opens the answer: it is not stored.
+        shown = await rendered_chat(services.templates, chosen.model, for_template(chat.messages), given)
+    except NoChatTemplate:
+        if not services.catalog.takes_messages(chosen.model):
+            raise
+        shown = ""
     held = parameters.structured_outputs is not None
-    if parsers := _parsers(services, chosen.model, prompt, held):
+    if parsers := _parsers(services, chosen.model, shown, held):
         given[PARSERS] = parsers
     webhook = accepted(chat.webhook, services.settings)
-    return Prepared(chosen.model, Prompt(prompt, messages, chat.metadata), parameters, KIND, given, webhook)
+    prompt = Prompt(messages=messages, metadata=chat.metadata)
+    return Prepared(chosen.model, prompt, parameters, KIND, given, webhook)
+
+
+async def rendered_chat(
+    templates: Templates, model: str, messages: list[dict[str, Any]], asked: Mapping[str, Any]
+) -> str:
+    """The prompt of a chat: `messages` as templates expect them, `asked` the rest of its request.
+
+    Raises:
+        AppError: the model's template is not there, or does not take this chat.
+    """
+    goes_on = bool(asked.get("continue_final_message"))
+    variables = effort_for_template(asked.get("reasoning_effort")) | (asked.get("chat_template_kwargs") or {})
+    prompt = await templates.render(
+        model,
+        messages,
+        **variables,
+        tools=ToolUse(asked).for_template(),
+        documents=asked.get("documents"),
+        add_generation_prompt=not goes_on and asked.get("add_generation_prompt") is not False,
+    )
+    return _without_end(prompt, messages[-1]["content"]) if goes_on else prompt
 
 
 def _without_end(prompt: str, content: str) -> str:

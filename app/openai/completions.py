@@ -55,7 +55,7 @@ async def prepare_completion(
         request["prompt"] = prompt
     parameters = wanted.sampling(lora_name=chosen.adapter)
     webhook = accepted(wanted.webhook, services.settings)
-    return Prepared(chosen.model, Prompt(prompt, None, wanted.metadata), parameters, KIND, request, webhook)
+    return Prepared(chosen.model, Prompt(prompt, metadata=wanted.metadata), parameters, KIND, request, webhook)
 
 
 def _one_text(prompt: str | list[Any]) -> str:

@@ -17,6 +17,7 @@ from app.prompts.adapters import Adapters
 from app.prompts.parsers import Parsers
 from app.prompts.templates import Templates
 from app.queue.ticket import PRIORITY_HIGHEST, PRIORITY_LOWEST
+from app.services.catalog import Catalog
 from app.services.contexts import Contexts
 from app.services.results import Results
 from app.services.submissions import Submissions
@@ -86,6 +87,8 @@ class Sources(Protocol):
     def templates(self) -> Templates: ...
     @property
     def parsers(self) -> Parsers: ...
+    @property
+    def catalog(self) -> Catalog: ...
     @property
     def contexts(self) -> Contexts: ...
     @property

@@ -5,7 +5,7 @@ release name the token, so a dispatcher that lost its lease changes no row.
 """
 
 from app.queue.audit import Action, recorded
-from app.queue.columns import CLAIMED, PROMPT, SETTLED, SUBMITTED, unnested
+from app.queue.columns import ASKED, CLAIMED, PROMPT, SETTLED, SUBMITTED, unnested
 from app.queue.ticket import CANCELLED, CANCELLED_MESSAGE, EXPIRED, EXPIRED_MESSAGE
 from app.tasks.generate import LOGPROB_BYTES, TEXT_BYTES
 
@@ -168,7 +168,8 @@ WITH RECURSIVE unflushed AS MATERIALIZED (
 ), due AS MATERIALIZED (
     SELECT p.id, s.model, p.rank, p.context_id, p.stored_bytes, p.answer_bytes
     FROM shares s CROSS JOIN LATERAL (
-        SELECT r.id, r.rank, r.context_id, pg_column_size(r.parameters) AS stored_bytes,
+        SELECT r.id, r.rank, r.context_id, pg_column_size(r.parameters) + coalesce(pg_column_size(r.request), 0)
+                   AS stored_bytes,
                {LARGEST_ANSWER} AS answer_bytes
         FROM results r
         WHERE r.model = s.model AND r.owner_id = s.owner_id AND {CLAIMABLE}
@@ -177,9 +178,12 @@ WITH RECURSIVE unflushed AS MATERIALIZED (
         FOR UPDATE SKIP LOCKED
     ) p
 ), sized AS (
-    -- The length of a text is known without reading it.
-    SELECT d.id, d.model, d.rank, d.answer_bytes,
-           d.stored_bytes + (SELECT octet_length(c.content) FROM contexts c WHERE c.id = d.context_id) AS prompt_bytes
+    -- Known without reading them: the length of a text, and that of a document which is stored as it is (EXTERNAL).
+    SELECT d.id, d.model, d.rank, d.answer_bytes, d.stored_bytes + (
+        SELECT coalesce(octet_length(c.content), 0) + coalesce(pg_column_size(c.messages), 0)
+               + coalesce(pg_column_size(c.inputs), 0)
+        FROM contexts c WHERE c.id = d.context_id
+    ) AS prompt_bytes
     FROM due d
 ), picked AS MATERIALIZED (
     SELECT id, model, prompt_bytes, answer_bytes, row_number() OVER (PARTITION BY model ORDER BY rank, id) AS number,
@@ -208,7 +212,7 @@ WITH RECURSIVE unflushed AS MATERIALIZED (
     {LOST_LEASE}
     FROM claimed WHERE lost_token IS NOT NULL
 )
-SELECT q.*, c.content, (SELECT coalesce(sum(seen), 0) FROM shares)::int AS seen,
+SELECT q.*, {ASKED.of("c")}, (SELECT coalesce(sum(seen), 0) FROM shares)::int AS seen,
        (SELECT count(*) FROM picked WHERE NOT fits) AS left_out
 FROM (VALUES (1)) AS always(one)
 LEFT JOIN (claimed q JOIN contexts c ON c.id = q.context_id) ON true

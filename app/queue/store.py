@@ -9,7 +9,7 @@ from app.db.engine import Database
 from app.db.tables.contexts import Prompt
 from app.queue.audit import KEYLESS, Actor
 from app.queue.bulk import MAX_STATEMENT_BYTES
-from app.queue.columns import CLAIMED, PROMPT, SETTLED, SUBMITTED
+from app.queue.columns import ASKED, CLAIMED, PROMPT, SETTLED, SUBMITTED
 from app.queue.counting import count_claims, count_final, count_returned
 from app.queue.housekeeping import (
     COMPACT_USAGE,
@@ -220,11 +220,14 @@ def submission_row(submission: Submission) -> SubmissionRow:
 
 def _claim(row: Any) -> Claim:
     code = row["error_code"]
+    columns = {name: row[name] for name in CLAIMED.names}
+    # A version that knew no tasks says so by the parameters only.
+    columns["task"] = row["parameters"].get("task", row["task"])
     return Claim(
-        **{name: row[name] for name in CLAIMED.names},
+        **columns,
         token=row["attempt_token"],
         server=row["server"],
-        prompt=row["content"],
+        prompt=Prompt(**{name: row[name] for name in ASKED.names}),
         attempt=row["attempt_count"],
         expires_in=row["expires_in"],
         cancel_requested=row["cancel_requested"],

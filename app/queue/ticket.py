@@ -96,7 +96,8 @@ class Claim(ClaimedColumns):
 
     token: UUID
     server: str
-    prompt: str
+    # Without its metadata.
+    prompt: Prompt
     attempt: int
     expires_in: float | None = None
     cancel_requested: bool = False

@@ -130,6 +130,10 @@ class Catalog:
         state, reason = min(found, key=lambda each: _ORDER[each[0]], default=("unavailable", ""))
         return state, reason if state == SET_ASIDE else ""
 
+    def takes_messages(self, name: str) -> bool:
+        """Whether a server that has the model takes chats as they are, so that no template is needed; asks nobody."""
+        return any(name in server.models and server.engine.takes_messages for server in self._fleet.servers)
+
     def waiting_reason(self, name: str) -> WaitingReason:
         """Why a ticket waits that is due; asks nobody."""
         return _WAITING.get(self.state_of(name)[0], "no_server")

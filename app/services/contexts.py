@@ -5,7 +5,9 @@ from dataclasses import asdict
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, insert, select
+from sqlalchemy import ARRAY, ColumnElement, any_, delete, insert, literal, select
+from sqlalchemy import UUID as UUIDType
+from sqlalchemy.dialects.postgresql import distinct_on
 
 from app.config import Settings
 from app.db.engine import Database
@@ -26,9 +28,7 @@ from app.services.retention import removed_or
 
 # Two keys are enough to tell that another one is among them.
 MAKERS = 2
-# A list shows prompts as the engine gets them, without the chats they were made of.
-_LISTED = [column for column in contexts.c if column is not contexts.c.messages]
-LISTED = Listed(contexts, columns=_LISTED, large=[column for column in _LISTED if is_large(column)])
+LISTED = Listed(contexts, columns=list(contexts.c), large=[column for column in contexts.c if is_large(column)])
 
 
 async def _require_ended_batches(queries: Queries, which: ColumnElement[bool]) -> None:
@@ -97,6 +97,18 @@ class Contexts:
         if row is None:
             raise self.missing(id_)
         return row
+
+    async def requests(self, ids: Sequence[UUID]) -> dict[UUID, Mapping[str, Any]]:
+        """Of contexts, the `model`, `kind` and `request` of the newest ticket each was sent with."""
+        wanted = (results.c.context_id, results.c.model, results.c.kind, results.c.request)
+        newest = (
+            select(*wanted)
+            .where(results.c.context_id == any_(literal(list(ids), ARRAY(UUIDType))))
+            .ext(distinct_on(results.c.context_id))
+            .order_by(results.c.context_id, results.c.id.desc())
+        )
+        async with self._database.reading() as queries:
+            return {row["context_id"]: row for row in await queries.rows(newest)}
 
     async def page(self, caller: Caller, window: Window) -> Page:
         return await fetch_bounded_page(self._database, LISTED, [owned_by(caller)], window)

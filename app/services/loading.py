@@ -28,6 +28,7 @@ from app.services.callers import Caller
 from app.services.files import Files
 from app.services.keys import Keys
 from app.services.lines import DEFECTIVE, LineError, Prepare, PreparedLine, Unprepared
+from app.tasks import task_of
 from app.telemetry import logger
 from app.telemetry.metrics import SUBMITTED, model_label
 
@@ -237,6 +238,7 @@ class Check:
             client_reference=custom_id,
             owner_id=batch["owner_id"],
             key_id=batch["key_id"],
+            task=task_of(line.engine_parameters),
             kind=line.kind,
             request=line.request,
             webhook=line.webhook,

@@ -24,6 +24,7 @@ from app.services.contexts import Contexts
 from app.services.idempotency import idempotency_of, made_before
 from app.services.limits import Limits
 from app.services.results import Results
+from app.tasks import task_of
 from app.tasks.embed import EmbeddingParameters
 from app.tasks.generate import SamplingParameters, largest_answer
 from app.telemetry import tracing
@@ -149,6 +150,7 @@ class Submissions:
             replace(
                 submission,
                 prompt=prompt,
+                task=task_of(engine_parameters),
                 kind=kind,
                 request=request,
                 streamed=streamed,

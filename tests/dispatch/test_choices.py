@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from app.config import Settings
+from app.db.tables.contexts import Prompt
 from app.dispatch.choices import Choices, parameters_of
 from app.engines.base import EngineError
 from app.fleet.fleet import Fleet, open_fleet
@@ -182,7 +183,14 @@ class _Ticket:
         prompt = f"[[sim:error-of-seed={draw.randrange(self._width)}]]" if self._fails else "Tell me."
         parameters = {"n": self._width, "seed": 0, "max_tokens": draw.randint(1, 25)}
         claim = Claim(
-            uuid4(), uuid4(), "tiny", parameters, token=UUID(int=0), server=lane.server.url, prompt=prompt, attempt=1
+            uuid4(),
+            uuid4(),
+            "tiny",
+            parameters,
+            token=UUID(int=0),
+            server=lane.server.url,
+            prompt=Prompt(prompt),
+            attempt=1,
         )
         self._answer = Accumulator(self._width)
         self._choices = Choices(claim, lane, fleet, settings, self._answer, lambda: None)

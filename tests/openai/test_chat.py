@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import openai
@@ -14,6 +15,9 @@ import pytest
 from openai import RequestOptions
 
 from app.config import Settings
+from app.db.engine import Database
+from app.db.ids import uuid7
+from app.tasks.embed import vector
 from nvidia_triton.local.settings import free_ports
 from tests.engine import busy
 from tests.openai.conftest import client_of
@@ -47,6 +51,62 @@ async def test_a_chat_is_answered_and_is_a_ticket_like_any_other(client: openai.
     context = (await service.client.get(f"/contexts/{result['context_id']}")).json()
     assert context["content"].endswith("<|im_end|>\n<|im_start|>assistant\n")
     assert context["metadata"] == {"study": "a"}
+
+
+async def test_a_chat_is_stored_as_it_came_and_rendered_by_the_dispatcher(
+    client: openai.AsyncOpenAI, service: Service, database: Database
+) -> None:
+    answer = await client.chat.completions.create(model="chat", messages=emit("Stored."), max_tokens=5)
+    context_id = (await service.result(uuid_of(answer.id)))["context_id"]
+    async with database.hot() as connection:
+        row = await connection.fetchrow("SELECT content, messages FROM contexts WHERE id = $1", UUID(context_id))
+        task = await connection.fetchval("SELECT task FROM results WHERE context_id = $1", UUID(context_id))
+    assert (row["content"], row["messages"], task) == (None, emit("Stored."), "generate")
+    listed = (await service.client.get("/contexts/")).json()[0]
+    assert listed == (await service.client.get(f"/contexts/{context_id}")).json()
+    assert listed["content"].endswith("<|im_end|>\n<|im_start|>assistant\n")
+
+
+async def test_a_chat_rendered_by_the_version_before_is_run_as_it_was(service: Service, database: Database) -> None:
+    """So is an embedding, whose task was told by its parameters only."""
+    contexts, tickets = [uuid7(), uuid7()], [uuid7(), uuid7()]
+    async with database.hot() as connection:
+        await connection.execute(
+            "INSERT INTO contexts (id, content, messages) VALUES ($1, $3, '[]'), ($2, $4, NULL)",
+            *contexts,
+            emit("As it was.")[0]["content"],
+            '["a text"]',
+        )
+        await connection.execute(
+            "INSERT INTO results (id, context_id, model, parameters, kind) VALUES"
+            " ($1, $3, 'tiny', '{\"max_tokens\": 40}', NULL), ($2, $4, 'embed', '{\"task\": \"embed\"}', 'embedding')",
+            *tickets,
+            *contexts,
+        )
+    chat, embedding = [await service.settled(str(id_)) for id_ in tickets]
+    assert (chat["status"], chat["output"]) == ("completed", "As it was.")
+    assert (embedding["status"], len(vector(embedding["output"])) > 1) == ("completed", True)
+    assert (await service.client.get(f"/contexts/{contexts[0]}")).json()["content"].startswith("[[sim:emit64=")
+
+
+async def test_a_chat_waits_where_the_dispatcher_has_no_template(
+    make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    """It says why, no attempt is spent, and the server is not blamed."""
+    async with running_api(make_settings()) as api, client_of(api) as client:
+        asking = asyncio.create_task(client.chat.completions.create(model="chat", messages=emit("Later.")))
+        async with running_dispatcher(make_settings(model_repository=str(tmp_path))):
+
+            async def told() -> bool:
+                results = (await api.client.get("/results/")).json()
+                return bool(results and results[0]["last_error"])
+
+            await eventually(told, "the ticket says why it waits")
+            result = (await api.client.get("/results/")).json()[0]
+            assert result["last_error"]["code"] == "no_chat_template"
+            assert await api.attempts(result["id"]) == []
+        async with running_dispatcher(make_settings()):
+            assert (await asking).choices[0].message.content == "Later."
 
 
 async def test_the_blocking_client_works_too(service: Service) -> None:

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from types import UnionType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -29,7 +29,11 @@ from app.services.submissions import row_of
 
 NOW = datetime.now(UTC)
 # Those whose value is bound by something else than its type.
-BOUND: dict[str, Any] = {"created_at": NOW - timedelta(seconds=1), "expires_at": NOW + timedelta(hours=1)}
+BOUND: dict[str, Any] = {
+    "task": "infer",
+    "created_at": NOW - timedelta(seconds=1),
+    "expires_at": NOW + timedelta(hours=1),
+}
 SAMPLES: dict[type, Any] = {str: 'a "text"\\\t\n,{}', int: 3, bool: True, UUID: uuid4(), datetime: NOW, float: 0.5}
 
 
@@ -45,13 +49,21 @@ def sample(name: str, hint: Any) -> Any:
     return {"key": SAMPLES[str]} if get_origin(kind) is dict else [sample("", get_args(kind)[0])]
 
 
+# A context holds one kind of thing, and a task is one of three.
+FORMS = ({"inputs": None}, {"content": None, "messages": None})
+
+
 def filled(declaration: type) -> dict[str, Any]:
     hints = get_type_hints(declaration)
     return {name: sample(name, hints[name]) for name in names_of(declaration)}
 
 
-def new_ticket(**more: Any) -> Submission:
-    return Submission(**filled(SubmittedColumns), prompt=Prompt(**filled(Prompt)), **more)
+def prompts() -> list[Prompt]:
+    return [replace(Prompt(**filled(Prompt)), **without) for without in FORMS]
+
+
+def new_ticket(prompt: Prompt | None = None) -> Submission:
+    return Submission(**filled(SubmittedColumns), prompt=prompt or prompts()[0])
 
 
 @pytest.fixture
@@ -82,13 +94,14 @@ def test_every_declared_column_is_read_listed_and_answered_with() -> None:
     declared = {*names_of(SubmittedColumns), *names_of(SettledColumns)}
     assert declared <= set(RESULT.split(", "))
     assert declared - {column.name for column in LISTED.columns} == {"request"}
-    assert {column.name for column in LISTED.large} == {"parameters", "output", "outputs"}
+    assert {column.name for column in LISTED.large} == {"parameters", "output", "outputs", "answer"}
     ticket = new_ticket()
     assert differing(row_of(ticket), ticket, SUBMITTED.names) == {}
 
 
-async def test_what_a_submit_stores_is_claimed_and_in_the_row(store: QueueStore, rows: Any) -> None:
-    ticket = new_ticket()
+@pytest.mark.parametrize("prompt", prompts())
+async def test_what_a_submit_stores_is_claimed_and_in_the_row(store: QueueStore, rows: Any, prompt: Prompt) -> None:
+    ticket = new_ticket(prompt)
     assert await store.submit([ticket]) == {ticket.id}
     assert differing(await rows.fetchrow(GET, ticket.id, ticket.owner_id), ticket, SUBMITTED.names) == {}
     stored = await rows.fetchrow("SELECT * FROM contexts WHERE id = $1", ticket.context_id)
@@ -97,10 +110,12 @@ async def test_what_a_submit_stores_is_claimed_and_in_the_row(store: QueueStore,
     assert {name: getattr(claim, name) for name in CLAIMED.names} == {
         name: getattr(ticket, name) for name in CLAIMED.names
     }
+    assert claim.prompt == replace(prompt, metadata=None)
 
 
-async def test_a_context_alone_is_stored_as_one_with_its_ticket(store: QueueStore, rows: Any) -> None:
-    prompt, id_ = Prompt(**filled(Prompt)), uuid7()
+@pytest.mark.parametrize("prompt", prompts())
+async def test_a_context_alone_is_stored_as_one_with_its_ticket(store: QueueStore, rows: Any, prompt: Prompt) -> None:
+    id_ = uuid7()
     assert await store.create_context(id_, prompt, NOW, None)
     assert differing(await rows.fetchrow("SELECT * FROM contexts WHERE id = $1", id_), prompt) == {}
 
@@ -116,7 +131,7 @@ async def test_what_a_settle_stores_is_in_the_row(store: QueueStore, rows: Any) 
 
 
 async def test_the_lines_of_a_batch_are_stored_as_a_submit_stores_them(rows: Any) -> None:
-    ticket, prompt = new_ticket(), Prompt(**filled(Prompt))
+    ticket, prompt = new_ticket(), prompts()[0]
     for table, columns, line in (
         ("contexts", CONTEXT_COLUMNS, context_line(ticket, prompt)),
         ("results", RESULT_COLUMNS, result_line(ticket, uuid4(), 1)),

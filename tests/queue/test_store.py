@@ -75,7 +75,7 @@ async def test_a_ticket_for_a_missing_context_is_left_out(store: QueueStore, row
 async def test_a_claim_carries_what_a_run_needs(store: QueueStore, submit: Any) -> None:
     id_ = await submit(expires_at=datetime.now(UTC) + timedelta(seconds=60))
     (found,) = await claim(store)
-    assert (found.id, found.model, found.prompt, found.parameters) == (id_, "m", "prompt", {"max_tokens": 5})
+    assert (found.id, found.model, found.prompt, found.parameters) == (id_, "m", Prompt("prompt"), {"max_tokens": 5})
     assert (found.attempt, found.cancel_requested, found.last_error) == (1, False, None)
     assert found.expires_in == pytest.approx(60, abs=5)
     assert await claim(store) == []
@@ -137,13 +137,28 @@ async def test_a_settle_of_many_settles_each_under_its_own_token(store: QueueSto
     assert settled == {each.id for each in found[1:]}
 
 
-async def test_a_claim_is_bounded_by_bytes_and_takes_one_at_least(store: QueueStore, rows: Any) -> None:
+PROMPTS: dict[str, Callable[[int], Prompt]] = {
+    "text": lambda size: Prompt("x" * size),
+    "chat": lambda size: Prompt(messages=[{"role": "user", "content": "x" * size}]),
+    "tensors": lambda size: Prompt(inputs=[{"name": "t", "data": ["x" * size]}]),
+}
+
+
+def size_of(prompt: Prompt) -> int:
+    text = str(prompt)
+    return text.count("x", text.index("xx"))
+
+
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
+async def test_a_claim_is_bounded_by_bytes_and_takes_one_at_least(
+    store: QueueStore, rows: Any, prompt: Callable[[int], Prompt]
+) -> None:
     base = datetime.now(UTC)
     sizes = [900_000, 50_000, 40_000, 60_000, 10_000]
     models = ["a", "a", "b", "a", "b"]
     made = [
         Submission(
-            uuid7(), uuid7(), model, {"max_tokens": 5}, 0, base + timedelta(seconds=n), base, prompt=Prompt("x" * size)
+            uuid7(), uuid7(), model, {"max_tokens": 5}, 0, base + timedelta(seconds=n), base, prompt=prompt(size)
         )
         for n, (size, model) in enumerate(zip(sizes, models, strict=True))
     ]
@@ -154,8 +169,8 @@ async def test_a_claim_is_bounded_by_bytes_and_takes_one_at_least(store: QueueSt
         found = await store.claim(slots, lease_seconds=LEASE, dispatcher="test", most_bytes=100_000)
         assert not found.raced
         for each in found.claims:
-            assert len(each.prompt) < each.prompt_bytes < len(each.prompt) + 100
-        return [len(each.prompt) for each in found.claims], found.left_out
+            assert size_of(each.prompt) < each.prompt_bytes < size_of(each.prompt) + 200
+        return [size_of(each.prompt) for each in found.claims], found.left_out
 
     assert await claimed() == ([900_000], 4)
     assert await claimed() == ([50_000, 40_000], 2)

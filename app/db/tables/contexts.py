@@ -14,9 +14,12 @@ from app.db.tables.declared import LARGE, columns_of
 class Prompt:
     """What a context says: each attribute is a column that a submit, a batch and POST /contexts/ store."""
 
-    # As the engine gets it; for a chat, `messages` rendered with the model's template.
-    content: Annotated[str, Column(Text, nullable=False, info=LARGE)]
+    # A text, as the engine gets it. Beside the messages of a chat it is what an older version rendered at the submit.
+    content: Annotated[str | None, Column(Text, info=LARGE)] = None
+    # A chat, as it came.
     messages: Annotated[list[dict[str, Any]] | None, Column(JSONB(none_as_null=True), info=LARGE)] = None
+    # Tensors: [{"name", "datatype", "shape", "data"}]; see app/tasks/infer.py.
+    inputs: Annotated[list[dict[str, Any]] | None, Column(JSONB(none_as_null=True), info=LARGE)] = None
     metadata: Annotated[dict[str, Any] | None, Column(JSONB(none_as_null=True), info=LARGE)] = None
 
 
@@ -29,5 +32,6 @@ contexts = Table(
     Column("created_at", Moment, nullable=False, server_default=func.now()),
     *columns_of(Prompt),
     CheckConstraint("content <> ''", name="content_not_empty"),
+    CheckConstraint("(num_nonnulls(content, messages) > 0) = (inputs IS NULL)", name="says_something"),
     Index("contexts_by_owner", "owner_id", "id"),
 )

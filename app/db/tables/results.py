@@ -36,11 +36,16 @@ class ClaimedColumns:
     model: Annotated[str, Column(Text, nullable=False)]
     parameters: Annotated[dict[str, Any], Column(JSONB, nullable=False, info=LARGE)]
     _: dataclasses.KW_ONLY
+    # `generate`, `embed` or `infer`: what is asked of the engine.
+    task: Annotated[str, Column(Text, nullable=False, server_default="generate")] = "generate"
     owner_id: Annotated[int, Column(Integer, nullable=False, server_default="0")] = 0
     # Whether somebody follows the generation, so that its events are stored.
     streamed: Annotated[bool, Column(Boolean, nullable=False, server_default="false")] = False
     # Of the request that made it, as W3C Trace Context writes it; null where traces are off.
     trace_parent: Annotated[str | None, Column(Text)] = None
+    # Of a request in OpenAI's shape: which kind of object answers it, and the request as it came.
+    kind: Annotated[str | None, Column(Text)] = None
+    request: Annotated[dict[str, Any] | None, Column(JSONB(none_as_null=True), info=LARGE)] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +61,6 @@ class SubmittedColumns(ClaimedColumns):
     client_reference: Annotated[str | None, Column(Text)] = None
     key_id: Annotated[UUID | None, Column(UUIDType)] = None
     retry_of: Annotated[UUID | None, Column(UUIDType)] = None
-    # Of a request in OpenAI's shape: which kind of object answers it, and the request as it came.
-    kind: Annotated[str | None, Column(Text)] = None
-    request: Annotated[dict[str, Any] | None, Column(JSONB(none_as_null=True), info=LARGE)] = None
     # {"url", "events"}: whom to tell of the end.
     webhook: Annotated[dict[str, Any] | None, Column(JSONB(none_as_null=True))] = None
 
@@ -73,6 +75,8 @@ class SettledColumns:
     finish_reason: Annotated[str | None, Column(Text)] = None
     prompt_tokens: Annotated[int | None, Column(Integer)] = None
     completion_tokens: Annotated[int | None, Column(Integer)] = None
+    # What the task `infer` came to; see app/tasks/infer.py.
+    answer: Annotated[dict[str, Any] | None, Column(JSONB(none_as_null=True), info=LARGE)] = None
 
 
 results = Table(
@@ -99,8 +103,10 @@ results = Table(
     Column("error_message", Text),
     CheckConstraint("status IN ('pending', 'completed', 'failed')", name="status_known"),
     CheckConstraint("(status = 'pending') = (completed_at IS NULL)", name="final_has_an_end"),
+    CheckConstraint("task IN ('generate', 'embed', 'infer')", name="task_known"),
     CheckConstraint(
-        "status <> 'completed' OR (output IS NOT NULL AND finish_reason IS NOT NULL AND error_code IS NULL)",
+        "status <> 'completed' OR (error_code IS NULL AND CASE task WHEN 'infer' THEN answer IS NOT NULL"
+        " ELSE output IS NOT NULL AND finish_reason IS NOT NULL END)",
         name="completed_has_output",
     ),
     CheckConstraint(

@@ -1,7 +1,8 @@
 """Kill everything at random under load, then count.
 
 CRASH_SEED repeats a schedule (the load's interleaving is the machine's own), CRASH_SECONDS (300) is how long it
-lasts, CRASH_RATE (300) the tickets/s aimed at, CRASH_PATIENCE (120) the seconds the last ticket may take.
+lasts, CRASH_RATE (300) the tickets/s aimed at, CRASH_PATIENCE (120) the seconds the last ticket may take. With
+CRASH_MIXED=1 llama.cpp's own HTTP server has one of the models as well, and is hit as the others are.
 
 With CRASH_API_URL and CRASH_DATABASE_URL it only sends to that installation and checks it, and kills nothing:
 that is left to you. CRASH_MODEL names the model. Its own limits apply: MAX_ATTEMPTS may well run out.
@@ -66,9 +67,10 @@ def main() -> int:
         seconds=float(os.environ.get("CRASH_SECONDS") or 300),
         rate=float(os.environ.get("CRASH_RATE") or 300),
         patience=float(os.environ.get("CRASH_PATIENCE") or 120),
+        mixed=os.environ.get("CRASH_MIXED") == "1",
     )
     api_url, database_url = os.environ.get("CRASH_API_URL"), os.environ.get("CRASH_DATABASE_URL")
-    plan = [] if api_url else draw(seed, options.seconds, LEASE_SECONDS)
+    plan = [] if api_url else draw(seed, options.seconds, LEASE_SECONDS, mixed=options.mixed)
     console.print(f"CRASH_SEED={seed} CRASH_SECONDS={options.seconds:g}: {sum(map(len, plan))} blows", highlight=False)
 
     directory = Path(tempfile.mkdtemp(prefix="crash-"))

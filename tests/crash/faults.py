@@ -61,6 +61,8 @@ class Faults:
                     async with self._triton:
                         await self._revive_triton()
                         await (self._hit_triton(struck) if blow.target is Target.TRITON else self._hit_stub(struck))
+                case Target.LLAMA:
+                    await self._hit_llama(struck)
                 case _:
                     await self._hit_postgres(struck)
             self._said(f"{blow.kind} made good after {time.time() - struck.hit:.2f} s")
@@ -124,6 +126,23 @@ class Faults:
             await asyncio.sleep(struck.blow.hold)
             struck.healed = time.time()
             stub.resume()
+
+    async def _hit_llama(self, struck: Struck) -> None:
+        llama = self._stack.llama
+        assert llama is not None
+        struck.victim = llama.url
+        if struck.blow.act is Act.KILL:
+            await asyncio.to_thread(llama.kill)
+            self._tell(struck)
+            await asyncio.sleep(struck.blow.hold)
+            struck.healed = time.time()
+            await asyncio.to_thread(llama.start)
+        else:
+            llama.freeze()
+            self._tell(struck)
+            await asyncio.sleep(struck.blow.hold)
+            struck.healed = time.time()
+            llama.thaw()
 
     async def _new_stub(self, before: set[int]) -> bool:
         """Whether one comes in time; a server that dies meanwhile is started by `look_after`, with stubs of its own."""

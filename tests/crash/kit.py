@@ -30,6 +30,8 @@ class Options:
     patience: float
     # Tickets that may wait before the users hold back, so that the end comes within the patience.
     backlog: int = 3000
+    # A server of another kind than Triton too.
+    mixed: bool = False
 
 
 class Diary:
@@ -59,7 +61,7 @@ Progress = Callable[[float, Load, Watch], None]
 
 async def crash(options: Options, plan: list[list[Blow]], directory: Path, diary: Diary, progress: Progress) -> Report:
     """Runs a stack of our own under load and under the blows of `plan`."""
-    async with running_stack(directory) as stack:
+    async with running_stack(directory, mixed=options.mixed) as stack:
         faults = Faults(stack, diary.note)
         return await _run(options, stack.api_url, stack.postgres.url, MIXED, diary, progress, faults, plan)
 

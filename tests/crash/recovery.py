@@ -18,6 +18,7 @@ MEANING = {
     Target.DISPATCHER: "its lost claims are claimed again; each ticket is a sample, those below priority 0 left out",
     Target.TRITON: "the next answer of an attempt begun after the server was started or thawed",
     Target.STUB: "the next answer of an attempt begun after the service loaded the model again, or the stub was thawed",
+    Target.LLAMA: "the next answer of an attempt begun after the server was started or thawed, whoever ran it",
     Target.POSTGRES: "the next settle after Postgres was started or thawed",
 }
 
@@ -69,7 +70,7 @@ def recoveries(struck: list[Struck], evidence: Evidence, tally: Tally) -> list[R
                     if row["started"] <= each.hit < row["ended"]
                     if blow.act is Act.KILL or row["ended"] <= each.healed + LATE_SECONDS
                 ]
-            case Target.TRITON | Target.STUB:
+            case Target.TRITON | Target.STUB | Target.LLAMA:
                 begun = [row["ended"] for row in answered if each.healed < row["started"] < each.healed + 60]
                 samples = sorted(begun)[:1]
             case _:

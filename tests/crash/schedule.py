@@ -12,6 +12,7 @@ class Target(StrEnum):
     DISPATCHER = "dispatcher"
     TRITON = "triton"
     STUB = "stub"
+    LLAMA = "llama-server"
     POSTGRES = "postgres"
     LISTENERS = "listeners"
 
@@ -58,8 +59,11 @@ class Lane:
     index: int = 0
 
 
-def lanes(lease: float) -> list[Lane]:
-    """The lanes of a stack whose claims last `lease` seconds: half of the long freezes outlive one."""
+def lanes(lease: float, *, mixed: bool = False) -> list[Lane]:
+    """The lanes of a stack whose claims last `lease` seconds: half of the long freezes outlive one.
+
+    `mixed`, it has a server of another kind than Triton too.
+    """
 
     def freezes(target: Target) -> tuple[Trick, Trick]:
         return (
@@ -89,16 +93,22 @@ def lanes(lease: float) -> list[Lane]:
             ),
             rest=15,
         ),
+        # The last one, so that a seed means the same for all others.
+        *(
+            [Lane((Trick(Target.LLAMA, Act.KILL, 0.1, 2.0, weight=2), *freezes(Target.LLAMA)), rest=15)]
+            if mixed
+            else []
+        ),
     ]
 
 
-def draw(seed: int, seconds: float, lease: float) -> list[list[Blow]]:
+def draw(seed: int, seconds: float, lease: float, *, mixed: bool = False) -> list[list[Blow]]:
     """One list of blows a lane, in order of time; the last one is made good before `seconds` are over.
 
     A lane deals its tricks like a deck of cards, so that each has its turn before one comes again.
     """
     dice = random.Random(seed)
-    return [_deal(random.Random(dice.getrandbits(64)), lane, seconds) for lane in lanes(lease)]
+    return [_deal(random.Random(dice.getrandbits(64)), lane, seconds) for lane in lanes(lease, mixed=mixed)]
 
 
 def _deal(dice: random.Random, lane: Lane, seconds: float) -> list[Blow]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
@@ -22,6 +23,7 @@ from nvidia_triton.local.process import LocalError, describe_exit, shielded
 from nvidia_triton.local.settings import free_ports
 from nvidia_triton.local.triton import HOST, STUB
 from tests.crash.schedule import DISPATCHERS
+from tests.llama import RunningLlama
 from tests.postgres_server import RunningPostgres, start_postgres
 from tests.servers import RunningTriton, start_triton
 
@@ -45,6 +47,9 @@ SETTINGS = {
     "MAX_ATTEMPTS": "1000",
     "LOG_LEVEL": "INFO",
 }
+
+# It is slow, and what it cannot run at once waits within it.
+LLAMA = {"kind": "openai", "name": "llama", "models": {"demo": "tiny"}, "timeouts": {"first_token": 30.0}}
 
 # Writes down every change of a row that was final, however short it lasted.
 WITNESS = """
@@ -123,10 +128,18 @@ class Service:
 class Stack:
     """The whole installation in one directory."""
 
-    def __init__(self, api_url: str, postgres: RunningPostgres, triton: RunningTriton, services: list[Service]) -> None:
+    def __init__(
+        self,
+        api_url: str,
+        postgres: RunningPostgres,
+        triton: RunningTriton,
+        llama: RunningLlama | None,
+        services: list[Service],
+    ) -> None:
         self.api_url = api_url
         self.postgres = postgres
         self.triton = triton
+        self.llama = llama
         self.api, *self.dispatchers = services
         self._frozen: list[psutil.Process] = []
 
@@ -189,8 +202,11 @@ async def _insist(start: Callable[[], None]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running_stack(directory: Path) -> AsyncIterator[Stack]:
-    """Brings everything up, migrated; the services are started, not yet waited for."""
+async def running_stack(directory: Path, *, mixed: bool = False) -> AsyncIterator[Stack]:
+    """Brings everything up, migrated; the services are started, not yet waited for.
+
+    `mixed`, llama.cpp's HTTP server has the model `tiny` as well.
+    """
     # An account that steps aside for Postgres has to pass through.
     directory.chmod(0o755)  # noqa: ASYNC240
     (port,) = free_ports(1)
@@ -203,6 +219,13 @@ async def running_stack(directory: Path) -> AsyncIterator[Stack]:
         environment = inherited | SETTINGS
         environment |= {"DATABASE_URL": postgres.url, "TRITON_URLS": f"{HOST}:{triton.server.grpc_port}"}
         environment |= {"API_HOST": HOST, "API_PORT": str(port), "PYTHONUNBUFFERED": "1"}
+        llama = None
+        if mixed:
+            llama = await asyncio.to_thread(RunningLlama, directory / "llama.log")
+            cleanup.push_async_callback(asyncio.to_thread, llama.kill)
+            file = directory / "servers.json"
+            file.write_text(json.dumps({"servers": [LLAMA | {"url": llama.url}]}))
+            environment["TRITON_SERVERS_FILE"] = str(file)
         await asyncio.to_thread(_migrate, environment)
         connection = await asyncpg.connect(postgres.url)
         await connection.execute(WITNESS)
@@ -210,7 +233,7 @@ async def running_stack(directory: Path) -> AsyncIterator[Stack]:
         services = [Service("api", "app.main", environment, directory / "api.log")]
         for n in range(DISPATCHERS):
             services.append(Service(f"dispatcher {n}", "app.worker", environment, directory / f"dispatcher-{n}.log"))
-        stack = Stack(f"http://{HOST}:{port}", postgres, triton, services)
+        stack = Stack(f"http://{HOST}:{port}", postgres, triton, llama, services)
         cleanup.callback(stack.thaw_postgres)
         cleanup.callback(stack.stop_services)
         for service in services:

@@ -19,16 +19,21 @@ TICKET = UUID(int=1)
 
 
 async def test_every_promise_holds_under_blows(tmp_path: Path) -> None:
-    options = Options(SEED, SECONDS, rate=150, patience=60, backlog=1000)
+    options = Options(SEED, SECONDS, rate=150, patience=60, backlog=1000, mixed=True)
     diary = Diary(tmp_path / "events.log")
-    report = await crash(options, draw(SEED, SECONDS, LEASE_SECONDS), tmp_path, diary, lambda *_: None)
+    report = await crash(options, draw(SEED, SECONDS, LEASE_SECONDS, mixed=True), tmp_path, diary, lambda *_: None)
     diary.close()
     assert report.problems == [], f"seed {SEED}, see {diary.path}"
     verdict = report.verdict
     assert verdict.acknowledged > 100
     assert verdict.settled == verdict.acknowledged + verdict.unacknowledged == verdict.completed + verdict.cancelled
     assert verdict.cancelled
-    assert {entry.target for entry in report.recoveries} >= {Target.API, Target.DISPATCHER, Target.POSTGRES}
+    assert {entry.target for entry in report.recoveries} >= {
+        Target.API,
+        Target.DISPATCHER,
+        Target.POSTGRES,
+        Target.LLAMA,
+    }
 
 
 def test_a_seed_draws_one_schedule() -> None:
@@ -36,9 +41,10 @@ def test_a_seed_draws_one_schedule() -> None:
 
 
 def test_a_schedule_deals_every_trick_and_heals_in_time() -> None:
-    plan = draw(3, 300, 3)
+    plan = draw(3, 300, 3, mixed=True)
+    assert plan[:-1] == draw(3, 300, 3)
     assert {(blow.target, blow.act) for lane in plan for blow in lane} == {
-        (trick.target, trick.act) for lane in lanes(3) for trick in lane.tricks
+        (trick.target, trick.act) for lane in lanes(3, mixed=True) for trick in lane.tricks
     }
     for lane in plan:
         for blow, following in pairwise(lane):

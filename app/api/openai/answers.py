@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -11,11 +10,10 @@ from uuid import UUID
 from fastapi import Depends, Header, Query, Request, Response
 from pydantic_core import to_json
 
-from app.api import sse
 from app.api.dependencies import Services, caller_of, mark_replayed, services_of
-from app.api.openai.sse import stream_events, telling
-from app.api.sse import EventStream
-from app.errors import AppError, DatabaseUnavailable, NotFound, ResultNotFound, ResultPending, ServiceStopping
+from app.api.holding import CLIENT_CLOSED_REQUEST, hold_until_final, stream_until_final
+from app.api.openai.sse import error_event, stream_events
+from app.errors import NotFound, ResultNotFound, ResultPending, ServiceStopping
 from app.openai.answers import Face, Row, model_of
 from app.openai.failures import failure_of
 from app.openai.ids import object_id, uuid_of
@@ -23,10 +21,6 @@ from app.openai.requests import Prepared
 from app.queue.ticket import Status
 from app.services.callers import Caller
 
-HOLD_SECONDS = 600.0
-DATABASE_RETRY_SECONDS = 1.0
-CLIENT_CLOSED_REQUEST = 499
-CANCEL_HEADER = "x-cancel-on-disconnect"
 IGNORED_HEADER = "x-ignored"
 _REFERENCE = re.compile(r"[\x21-\x7e]{1,200}")
 
@@ -76,7 +70,7 @@ async def submit(
     if stream:
         response = await _streamed(request, services, caller, face, row, prepared.request, None, usage)
     else:
-        final = await hold(request, services, caller, face, row["id"], repeatable=key is not None)
+        final = await hold(request, face, row["id"], repeatable=key is not None)
         if final is None:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         response = Json(face.render(final, prepared.request))
@@ -120,33 +114,17 @@ async def look_up(
     return Json(face.render(row, row["request"] or {}))
 
 
-async def hold(
-    request: Request, services: Services, caller: Caller, face: Face, id_: UUID, *, repeatable: bool
-) -> Row | None:
+async def hold(request: Request, face: Face, id_: UUID, *, repeatable: bool) -> Row | None:
     """The completed result, however long it takes; None when the client is gone.
 
     Raises:
         GenerationFailed: it failed.
         ServiceStopping: this process ends before the generation does.
     """
-    while True:
-        try:
-            row = await services.results.wait(caller, id_, HOLD_SECONDS, request.is_disconnected)
-            if await request.is_disconnected():
-                if cancels(request):
-                    await services.results.cancel(caller, id_)
-                return None
-        except DatabaseUnavailable:
-            await asyncio.sleep(DATABASE_RETRY_SECONDS)
-            if services.results.stopping:
-                raise stopping(face, id_, repeatable) from None
-            continue
-        if row["status"] == Status.FAILED:
-            raise failure_of(row, face.kind)
-        if Status(row["status"]).final:
-            return row
-        if services.results.stopping:
-            raise stopping(face, id_, repeatable)
+    row = await hold_until_final(request, id_, stopping(face, id_, repeatable))
+    if row is not None and row["status"] == Status.FAILED:
+        raise failure_of(row, face.kind)
+    return row
 
 
 async def _streamed(
@@ -167,47 +145,8 @@ async def _streamed(
         following = await services.streams.open(caller, id_)
     chunks = face.chunks(id_, int(row["created_at"].timestamp()), model_of(row, stored), stored, usage)
 
-    async def cancel() -> None:
-        if cancels(request):
-            await services.results.cancel(caller, id_)
-
     body = stream_events(following, chunks, face.kind, after, stopping(face, id_, repeatable=True))
-    first = asyncio.create_task(anext(body))
-    if not request.scope["state"].get("head") and not await _begun(request, first):
-        await cancel()
-        first.cancel()
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-    return EventStream(telling(first, body), cancel)
-
-
-async def _begun(request: Request, first: asyncio.Task[bytes]) -> bool:
-    """Waits for the first piece, so that an error before it is the status of the answer; False when the client left.
-
-    Not for longer than a stream may be silent: whoever waits in the queue is to see that the connection lives.
-
-    Raises:
-        AppError: the first piece is one.
-    """
-    gone = asyncio.create_task(_left(request))
-    try:
-        await asyncio.wait({first, gone}, timeout=sse.KEEP_ALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-    except asyncio.CancelledError:
-        first.cancel()
-        raise
-    finally:
-        gone.cancel()
-    if first.done() and isinstance(error := first.exception(), AppError):
-        raise error
-    return first.done() or not gone.done()
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def cancels(request: Request) -> bool:
-    return request.headers.get(CANCEL_HEADER, "").lower() == "true"
+    return await stream_until_final(request, id_, body, error_event)
 
 
 def stopping(face: Face, id_: UUID, repeatable: bool) -> ServiceStopping:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from app.api.dependencies import IdempotencyKey, caller_of, services_of
-from app.api.openai.answers import (
-    CLIENT_CLOSED_REQUEST,
-    Json,
-    cancels,
-    hold,
-    make_ticket,
-    mark,
-    stopping,
-)
+from app.api.holding import CLIENT_CLOSED_REQUEST, cancel_if_asked
+from app.api.openai.answers import Json, hold, make_ticket, mark, stopping
 from app.api.openai.documents import ANSWERS, OBJECT, STREAM_OR_JSON
 from app.api.openai.sse import response_events
 from app.api.security import READ, SUBMIT, WORK, GuardedRoute
@@ -49,7 +43,7 @@ async def create_response(body: ResponseRequest, request: Request, key: Idempote
     elif body.background:
         response = Json(render_response(row, prepared.request))
     else:
-        final = await hold(request, services, caller, FACE, row["id"], repeatable=key is not None)
+        final = await hold(request, FACE, row["id"], repeatable=key is not None)
         if final is None:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         response = Json(render_response(final, prepared.request))
@@ -151,9 +145,7 @@ async def _streamed(request: Request, row: Row, stored: dict[str, Any], after: i
         # Refuses once the events are gone: what the numbers counted is not known any more.
         await services.streams.open(caller, id_, 0)
     events = ResponseEvents(id_, int(row["created_at"].timestamp()), model_of(row, stored), stored)
-
-    async def cancel() -> None:
-        if cancels(request):
-            await services.results.cancel(caller, id_)
-
-    return EventStream(response_events(following, events, after, stopping(FACE, id_, repeatable=True)), cancel)
+    return EventStream(
+        response_events(following, events, after, stopping(FACE, id_, repeatable=True)),
+        partial(cancel_if_asked, request, id_),
+    )

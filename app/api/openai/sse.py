@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -54,19 +53,9 @@ async def stream_events(
     raise stopping
 
 
-async def telling(first: asyncio.Task[bytes], rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    """A stream whose errors are told in it, because its status is sent already; `first` is its next piece."""
-    try:
-        async with aclosing(rest):
-            yield await first
-            async for part in rest:
-                yield part
-    except StopAsyncIteration:
-        return
-    except AppError as error:
-        yield _data({"error": openai_error(error)}) + DONE
-    finally:
-        first.cancel()
+def error_event(error: AppError) -> bytes:
+    """The last of a stream that an error ends."""
+    return _data({"error": openai_error(error)}) + DONE
 
 
 def restarted() -> StreamRestarted:

@@ -1,0 +1,111 @@
+"""A connection that is held for a ticket: until its end, or as a stream. Whichever form the answer has."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from fastapi import Request, Response
+
+from app.api import sse
+from app.api.dependencies import caller_of, services_of
+from app.errors import AppError, DatabaseUnavailable
+from app.queue.ticket import Status
+
+HOLD_SECONDS = 600.0
+DATABASE_RETRY_SECONDS = 1.0
+CLIENT_CLOSED_REQUEST = 499
+CANCEL_HEADER = "x-cancel-on-disconnect"
+
+
+async def hold_until_final(request: Request, id_: UUID, stopping: AppError) -> Mapping[str, Any] | None:
+    """The final result, however long it takes; None when the client is gone.
+
+    Raises:
+        AppError: `stopping`, where this process ends before the ticket does.
+    """
+    services, caller = services_of(request), caller_of(request)
+    while True:
+        try:
+            row = await services.results.wait(caller, id_, HOLD_SECONDS, request.is_disconnected)
+            if await request.is_disconnected():
+                await cancel_if_asked(request, id_)
+                return None
+        except DatabaseUnavailable:
+            await asyncio.sleep(DATABASE_RETRY_SECONDS)
+            if services.results.stopping:
+                raise stopping from None
+            continue
+        if Status(row["status"]).final:
+            return row
+        if services.results.stopping:
+            raise stopping
+
+
+async def stream_until_final(
+    request: Request, id_: UUID, body: AsyncGenerator[bytes], told: Callable[[AppError], bytes]
+) -> Response:
+    """Sends `body`. What it raises before its first piece is the answer's status; later it is sent as `told` has it.
+
+    Raises:
+        AppError: before the first piece.
+    """
+    first = asyncio.create_task(anext(body))
+    if not request.scope["state"].get("head") and not await _begun(request, first):
+        await cancel_if_asked(request, id_)
+        first.cancel()
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    return sse.EventStream(_telling(first, body, told), partial(cancel_if_asked, request, id_))
+
+
+async def cancel_if_asked(request: Request, id_: UUID) -> None:
+    """Cancels for a client that went away, if it sent the header that asks for this."""
+    if request.headers.get(CANCEL_HEADER, "").lower() == "true":
+        await services_of(request).results.cancel(caller_of(request), id_)
+
+
+async def _begun(request: Request, first: asyncio.Task[bytes]) -> bool:
+    """Waits for the first piece; False when the client left.
+
+    Not for longer than a stream may be silent: whoever waits in the queue is to see that the connection lives.
+
+    Raises:
+        AppError: the first piece is one.
+    """
+    gone = asyncio.create_task(_left(request))
+    try:
+        await asyncio.wait({first, gone}, timeout=sse.KEEP_ALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:
+        first.cancel()
+        raise
+    finally:
+        gone.cancel()
+    if first.done() and isinstance(error := first.exception(), AppError):
+        raise error
+    return first.done() or not gone.done()
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _telling(
+    first: asyncio.Task[bytes], rest: AsyncGenerator[bytes], told: Callable[[AppError], bytes]
+) -> AsyncGenerator[bytes]:
+    """A stream whose errors are told in it, because its status is sent already; `first` is its next piece."""
+    try:
+        async with aclosing(rest):
+            yield await first
+            async for part in rest:
+                yield part
+    except StopAsyncIteration:
+        return
+    except AppError as error:
+        yield told(error)
+    finally:
+        first.cancel()

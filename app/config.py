@@ -114,7 +114,7 @@ class Settings(BaseSettings):
         description="largest answer, all its choices and logprobs together, in bytes",
     )
     max_in_flight_bytes: int = Field(
-        128 * 1024 * 1024,
+        64 * 1024 * 1024,
         ge=1024,
         description="what a dispatcher has in flight at most, prompts and what their answers may come to, in bytes; "
         "one ticket that is larger runs all the same: [docs/scaling.md](docs/scaling.md#memory)",

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import fairness, measure, streaming
+from bench import fairness, measure, memory, streaming
 from bench.measure import Figure
 from bench.stack import Bench, running_bench
 
@@ -29,6 +29,8 @@ MEASURES: dict[str, Callable[[Bench], Awaitable[Figure]]] = {
     "fair": fairness.fair_share,
     "bulk": measure.bulk,
     "streaming": streaming.streaming,
+    "dispatcher-memory": memory.dispatcher,
+    "api-memory": memory.api,
     "history": lambda bench: measure.history(bench, HISTORY_ROWS),
 }
 

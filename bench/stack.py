@@ -114,7 +114,7 @@ async def running_bench() -> AsyncIterator[Bench]:
         directory = Path(name)
         postgres = start_postgres(directory / "postgres", fsync=True, settings={"shared_buffers": "512MB"})
         triton = start_triton(
-            directory / "triton", ("noop", "half-second", "clock"), Path(__file__).with_name("models")
+            directory / "triton", ("noop", "half-second", "clock", "told"), Path(__file__).with_name("models")
         )
         try:
             assert alembic(postgres.url, "upgrade", "head").returncode == 0

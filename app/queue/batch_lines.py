@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import tempfile
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple, Self
 from uuid import UUID
 
 from app.db.tables.contexts import Prompt
@@ -16,6 +17,62 @@ RESULT_COLUMNS = [
     *("batch_id", "batch_line", "available_at", "status", "completed_at", "error_code", "error_message"),
     *SUBMITTED.names,
 ]
+
+
+PART_BYTES = 512 * 1024
+
+
+class SpooledLine(NamedTuple):
+    """A line, and where its context and its result begin and end in the files."""
+
+    number: int
+    model: str
+    context: tuple[int, int]
+    result: tuple[int, int]
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.context[1] - self.context[0] + self.result[1] - self.result[0]
+
+
+class LineSpool:
+    """The lines of a batch, checked and not yet stored, on the disk: all are stored, or none."""
+
+    def __init__(self) -> None:
+        self._contexts, self._results = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 - see close
+        self.lines: list[SpooledLine] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._contexts.close()
+        self._results.close()
+
+    def add(self, number: int, model: str, context: bytes, result: bytes) -> None:
+        places = []
+        for file, data in ((self._contexts, context), (self._results, result)):
+            start = file.tell()
+            file.write(data)
+            places.append((start, start + len(data)))
+        self.lines.append(SpooledLine(number, model, *places))
+
+    def contexts(self, lines: Sequence[SpooledLine]) -> AsyncIterator[bytes]:
+        """The contexts of lines that follow each other."""
+        return _parts(self._contexts, lines[0].context[0], lines[-1].context[1])
+
+    def results(self, lines: Sequence[SpooledLine]) -> AsyncIterator[bytes]:
+        """The results of lines that follow each other."""
+        return _parts(self._results, lines[0].result[0], lines[-1].result[1])
+
+
+async def _parts(file: Any, start: int, end: int) -> AsyncIterator[bytes]:
+    file.seek(start)
+    while start < end:
+        part: bytes = file.read(min(PART_BYTES, end - start))
+        start += len(part)
+        yield part
 
 
 def context_line(ticket: Submission, prompt: Prompt) -> bytes:

@@ -7,22 +7,26 @@ it changes nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from io import BytesIO
 from typing import Any
 from uuid import UUID
 
-from app.db.engine import Database
+from app.db.engine import Database, translated_errors
+from app.db.faults import is_of_the_row
 from app.errors import DatabaseUnavailable
 from app.queue import locks
 from app.queue.audit import Action, Actor, recorded
-from app.queue.batch_lines import CONTEXT_COLUMNS, RESULT_COLUMNS
+from app.queue.batch_lines import CONTEXT_COLUMNS, RESULT_COLUMNS, LineSpool, SpooledLine
+from app.queue.bulk import statements_of, write_apart
 from app.queue.counting import count_final
 from app.queue.statements import QUEUED_CHANNEL, TAKE_OVER_OLD_KEY, cancel_where
 from app.queue.ticket import Idempotency
 
 CANCEL_LINES_AT_ONCE = 500
 COPY_SECONDS = 600
+LINES_AT_ONCE = 5000
 
 COLUMNS = """id, owner_id, key_id, endpoint, input_file_id, metadata, status, errors, total, completed, failed,
     prompt_tokens, completion_tokens, output_file_id, error_file_id, output_seconds, created_at, expires_at,
@@ -250,21 +254,45 @@ class BatchStore:
         async with self._database.hot() as connection:
             await connection.execute(GIVE_BACK, batch["id"], batch["lease_token"], seconds, count)
 
-    async def load(self, batch: Row, total: int, contexts: Any, results: Any) -> None:
-        """Stores all lines, or none: `contexts` and `results` are open files in Postgres's text form of COPY.
+    async def load(
+        self, batch: Row, spool: LineSpool, instead: Callable[[SpooledLine, Exception], tuple[bytes, bytes]]
+    ) -> None:
+        """Stores all lines, or none; `instead` gives what is stored of a line that Postgres refuses.
 
         Raises:
             LeaseLost: nothing was stored.
         """
         async with self._database.transaction() as connection:
-            for table, columns, source in (
-                ("contexts", CONTEXT_COLUMNS, contexts),
-                ("results", RESULT_COLUMNS, results),
-            ):
-                await connection.copy_to_table(
-                    table, source=source, columns=columns, format="text", timeout=COPY_SECONDS
-                )
-            if not await connection.fetch(LOADED, batch["id"], batch["lease_token"], total):
+
+            async def copy(contexts: Any, results: Any) -> None:
+                for table, columns, source in (
+                    ("contexts", CONTEXT_COLUMNS, contexts),
+                    ("results", RESULT_COLUMNS, results),
+                ):
+                    await connection.copy_to_table(
+                        table, source=source, columns=columns, format="text", timeout=COPY_SECONDS
+                    )
+
+            async def write(lines: Sequence[SpooledLine]) -> None:
+                with translated_errors():
+                    await connection.execute("SAVEPOINT lines")
+                    try:
+                        await copy(spool.contexts(lines), spool.results(lines))
+                    except Exception as error:
+                        if is_of_the_row(error):
+                            await connection.execute("ROLLBACK TO SAVEPOINT lines")
+                        raise
+                    await connection.execute("RELEASE SAVEPOINT lines")
+
+            async def refused(line: SpooledLine, error: Exception) -> None:
+                if not is_of_the_row(error):
+                    raise error
+                context, result = instead(line, error)
+                await copy(BytesIO(context), BytesIO(result))
+
+            for lines in statements_of(spool.lines, LINES_AT_ONCE, lambda line: line.size):
+                await write_apart(lines, write, refused)
+            if not await connection.fetch(LOADED, batch["id"], batch["lease_token"], len(spool.lines)):
                 raise LeaseLost
 
     async def refuse(self, batch: Row, errors: dict[str, Any]) -> None:

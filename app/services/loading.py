@@ -6,21 +6,18 @@ Runs in the API processes, which have the models' chat templates. A batch whose 
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import time
 from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
-from typing import IO, Any
-
-from pydantic_core import from_json
+from typing import Any
 
 from app.config import Settings
 from app.db.engine import Database
 from app.db.ids import time_of, uuid7
 from app.errors import AppError, DatabaseUnavailable, FileNotFound, LineDefective, ModelNotFound
-from app.queue.batch_lines import context_line, result_line
+from app.queue.batch_lines import LineSpool, SpooledLine, context_line, result_line
 from app.queue.batches import BatchStore, LeaseLost
 from app.queue.ticket import Submission
 from app.services.batches import WINDOW_SECONDS
@@ -28,6 +25,7 @@ from app.services.callers import Caller
 from app.services.files import Files
 from app.services.keys import Keys
 from app.services.lines import DEFECTIVE, LineError, Prepare, PreparedLine, Unprepared
+from app.storable import TooManyValues, parsed_json
 from app.tasks import task_of
 from app.telemetry import logger
 from app.telemetry.metrics import SUBMITTED, model_label
@@ -45,6 +43,7 @@ LAST_SHARE = 1 / 12
 PRIORITY = -50
 MOST_TRIES = 10
 TRY_AGAIN_SECONDS = 5.0
+NOT_STORABLE = "Postgres cannot store this request; the cause is in the service's log. No other line was affected."
 DEFECTS_LOGGED = 10
 
 Row = Mapping[str, Any]
@@ -89,9 +88,9 @@ class Loader:
 
     async def _load(self, batch: Row) -> None:
         started = time.monotonic()
-        with tempfile.TemporaryFile() as contexts, tempfile.TemporaryFile() as results:
+        with LineSpool() as spool:
             caller = await self._caller(batch)
-            check = Check(batch, caller, self._prepare, self._settings, contexts, results)
+            check = Check(batch, caller, self._prepare, self._settings, spool)
             try:
                 file = await self._files.get(Caller(batch["owner_id"]), batch["input_file_id"])
                 await check.read(lines(self._files.content(file), self._settings.max_body_bytes))
@@ -108,9 +107,7 @@ class Loader:
                 log.info("batch refused", batch=batch["id"], problems=check.problem_count)
                 await self._refuse(batch, check.problems, check.problem_count)
                 return
-            contexts.seek(0)
-            results.seek(0)
-            await self._store.load(batch, check.count, contexts, results)
+            await self._store.load(batch, spool, check.refused_row)
         for model, count in check.models.items():
             SUBMITTED.labels(model_label(model)).inc(count)
         log.info(
@@ -148,14 +145,13 @@ class Check:
         caller: Caller,
         prepare: Prepare,
         settings: Settings,
-        contexts: IO[bytes],
-        results: IO[bytes],
+        spool: LineSpool,
     ) -> None:
         self._batch = batch
         self._caller = caller
         self._prepare = prepare
         self._largest = settings.max_body_bytes
-        self._contexts, self._results = contexts, results
+        self._spool = spool
         self._rank = batch["created_at"] + timedelta(seconds=WINDOW_SECONDS * (1 - LAST_SHARE))
         self._seen: dict[str, int] = {}
         self._unknown_models: dict[str, ModelNotFound] = {}
@@ -210,8 +206,16 @@ class Check:
         else:
             self.models[prepared.model] = self.models.get(prepared.model, 0) + 1
         if not self.problems:
-            self._contexts.write(row[0])
-            self._results.write(row[1])
+            model = body.get("model")
+            self._spool.add(number, model if isinstance(model, str) else "", *row)
+
+    def refused_row(self, line: SpooledLine, error: Exception) -> tuple[bytes, bytes]:
+        """What is stored of a line that Postgres refuses: that it failed."""
+        self.defects += 1
+        log.error("postgres refused a line", batch=self._batch["id"], line=line.number, error=repr(error))
+        custom_id = next(name for name, number in self._seen.items() if number == line.number)
+        unprepared = Unprepared({"model": line.model})
+        return self._row(line.number, custom_id, unprepared, (LineDefective.code, NOT_STORABLE))
 
     def _note(self, number: int, error: Exception) -> None:
         self.defects += 1
@@ -248,7 +252,9 @@ class Check:
     def _request(self, number: int, line: bytes) -> tuple[str, dict[str, Any]]:
         try:
             # Some editors begin a file with a byte order mark.
-            request = from_json(line.removeprefix(BOM_UTF8) if number == 1 else line, allow_inf_nan=False)
+            request = parsed_json(line.removeprefix(BOM_UTF8) if number == 1 else line)
+        except TooManyValues as error:
+            raise LineError("body_too_large", f"This line {error}.") from None
         except ValueError as error:
             raise LineError("invalid_json_line", f"This line is not JSON: {error}.") from None
         if not isinstance(request, dict):

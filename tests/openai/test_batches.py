@@ -21,6 +21,7 @@ from app.db.engine import Database
 from app.db.ids import lowest_at
 from app.dispatch.batches import _lines
 from app.openai.batch_lines import json_line
+from app.queue import bulk
 from app.queue.audit import KEYLESS
 from app.queue.batches import BatchStore
 from app.queue.store import QueueStore
@@ -485,6 +486,31 @@ async def test_a_line_that_nothing_can_be_made_of_ends_alone(breakable: Callable
         assert (result["error"]["code"], result["attempt_count"]) == ("line_defective", 0)
         answer = await service.client.post(f"/results/{result['id']}/retry")
         assert (answer.status_code, answer.json()["code"]) == (409, "line_defective")
+
+
+async def test_a_line_that_postgres_refuses_ends_alone(
+    make_settings: Callable[..., Settings], database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "MAX_STATEMENT_BYTES", 3000)
+    async with database.hot() as connection:
+        await connection.execute("ALTER TABLE contexts ADD CONSTRAINT tame CHECK (content NOT LIKE '%poison%')")
+    async with AsyncExitStack() as stack:
+        settings = make_settings(log_level="CRITICAL")
+        service = await stack.enter_async_context(running_api(settings))
+        await stack.enter_async_context(running_dispatcher(settings))
+        client = await stack.enter_async_context(client_of(service))
+        texts = ["poison" if n in (0, 7, 29) else f"text {n}" for n in range(30)]
+        batch = await ended(client, await start(client, [line(f"c{n}", prompt(t)) for n, t in enumerate(texts)]))
+        assert batch.status == "completed", batch.errors
+        assert batch.request_counts is not None
+        assert batch.request_counts.to_dict() == {"total": 30, "completed": 27, "failed": 3}
+        answered = await lines_of(client, batch.output_file_id)
+        assert [each["custom_id"] for each in answered] == [f"c{n}" for n in range(30) if n not in (0, 7, 29)]
+        errors = await lines_of(client, batch.error_file_id)
+        assert [each["custom_id"] for each in errors] == ["c0", "c7", "c29"]
+        for each in errors:
+            assert each["error"]["code"] == "line_defective"
+            assert "Postgres cannot store this request" in each["error"]["message"]
 
 
 async def test_a_defect_that_hits_every_line_ends_the_batch(

@@ -10,30 +10,41 @@ from contextlib import suppress
 from typing import Any
 
 from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic_core import from_json
 from starlette.types import Message, Receive, Scope
 
 from app.api.coding import coding_of, decompressed, too_large
 from app.config import Settings
-from app.errors import UnsupportedMediaType
+from app.errors import BodyTooLarge, UnsupportedMediaType
+from app.storable import TooManyValues, parsed_json
 
 # What a form with a file holds beyond the file: boundaries, headers, the other fields.
 FORM_BYTES = 64 * 1024
 # A refused body is read and thrown away up to this many times the limit.
 LINGER_BODIES = 8
 LINGER_SECONDS = 2.0
+LARGE_JSON_BYTES = 256 * 1024
 # Digits; Python refuses to read numbers of thousands.
 LONGEST_LENGTH = 18
 
 
 class StrictJsonRequest(Request):
+    # What is raised instead of FastAPI's words for a body that cannot be read.
+    refusal: BodyTooLarge | None = None
+
     async def json(self) -> Any:
-        """The body as JSON: no NaN, no lone surrogates, bounded nesting and numbers."""
+        """The body as `parsed_json` has it."""
         # Some editors, and PowerShell, begin a text with a byte order mark.
         body = (await self.body()).removeprefix(BOM_UTF8)
         try:
-            return from_json(body, allow_inf_nan=False)
+            if len(body) <= LARGE_JSON_BYTES:
+                return parsed_json(body)
+            # The parser keeps the loop waiting also from a thread, but only while it parses.
+            return await asyncio.to_thread(parsed_json, body)
+        except TooManyValues as error:
+            self.refusal = BodyTooLarge(f"The body {error}: send less in one request.")
+            raise json.JSONDecodeError(str(error), "", 0) from None
         except ValueError as error:
             raise json.JSONDecodeError(str(error), "", 0) from None
 
@@ -43,7 +54,13 @@ class StrictJsonRoute(APIRoute):
         handler = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
-            return await handler(StrictJsonRequest(request.scope, request.receive))
+            strictly = StrictJsonRequest(request.scope, request.receive)
+            try:
+                return await handler(strictly)
+            except RequestValidationError:
+                if strictly.refusal is not None:
+                    raise strictly.refusal from None
+                raise
 
         return strict
 

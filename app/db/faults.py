@@ -71,6 +71,11 @@ def is_of_the_row(error: BaseException) -> bool:
     return isinstance(error, ValueError | OverflowError | TypeError)
 
 
+def is_too_large(error: BaseException) -> bool:
+    """Whether a row, or a document in it, is beyond what Postgres can hold."""
+    return isinstance(error, asyncpg.PostgresError) and error.sqlstate == "54000"
+
+
 def is_unavailable(error: BaseException) -> bool:
     """Whether Postgres, not the statement, is in trouble."""
     if isinstance(error, asyncpg.PostgresError):

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TypeVar
 from uuid import UUID
 
-from app.db.faults import is_of_the_row, may_be_the_statement
+from app.db.faults import is_of_the_row, is_too_large, may_be_the_statement
 from app.db.tables.results import SettledColumns
 from app.errors import DatabaseUnavailable
 from app.queue.bulk import statements_of, write_apart
@@ -26,7 +26,7 @@ RETRY_SECONDS = 0.5
 MAX_TRIES = 8
 # A statement that ends in an error which may be its own is tried this often before it is halved.
 MAX_AMBIGUOUS_TRIES = 4
-NOT_STORABLE = "answer_not_storable"
+NOT_STORABLE, TOO_LARGE = "answer_not_storable", "answer_too_large"
 End = Settlement | Release
 Kind = TypeVar("Kind", Settlement, Release)
 
@@ -104,7 +104,7 @@ class Outbox:
             asyncio.get_running_loop().call_later(RETRY_SECONDS * 2 ** (tries - 1), self.put, end)
             return
         del self._tries[end.token]
-        plain = _plain(end)
+        plain = _plain(end, error)
         if plain != end:
             self.put(plain)
             return
@@ -112,7 +112,7 @@ class Outbox:
         self._written([end.token])
 
 
-def _plain(end: End) -> End:
+def _plain(end: End, error: Exception) -> End:
     """The end without anything that came from an engine or a server: what cannot be refused for what it holds."""
     if isinstance(end, Release):
         return replace(
@@ -123,14 +123,17 @@ def _plain(end: End) -> End:
             gpu_seconds=0.0,
             cost=None,
         )
+    code, message = NOT_STORABLE, "The engine's answer cannot be stored in Postgres."
+    if is_too_large(error):
+        code, message = TOO_LARGE, "The engine's answer is larger than Postgres can store: ask for less."
     return replace(
         end,
         status=Status.FAILED,
         outcome=Outcome.FAILED,
         server=None,
         answer=SettledColumns(),
-        error_code=NOT_STORABLE,
-        error_message="The engine's answer cannot be stored in Postgres.",
+        error_code=code,
+        error_message=message,
         gpu_seconds=0.0,
         cost=None,
     )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic_core import PydanticCustomError, from_json
+from pydantic_core import PydanticCustomError
 
 from app.errors import invalid
 from app.openai.requests import unsupported
-from app.storable import check_document
+from app.storable import check_document, parsed_json
 
 # OpenAI's newer name for what templates know as the system message.
 ROLES = {"developer": "system"}
@@ -102,7 +102,7 @@ def arguments_of(text: str) -> dict[str, Any]:
     A call may have been cut off, or the model may have written no JSON: what it wrote then stands under `arguments`.
     """
     try:
-        found = check_document(from_json(text or "{}", allow_inf_nan=False))
+        found = check_document(parsed_json((text or "{}").encode()))
     except (PydanticCustomError, ValueError):
         found = text
     return found if isinstance(found, dict) else {"arguments": found}

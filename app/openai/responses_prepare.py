@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,6 +21,8 @@ from app.openai.written import PARSERS, read
 from app.queue.ticket import Status
 from app.services.callers import Caller
 
+# So many items are read at once; more of them take a while.
+ITEMS_AT_ONCE = 100
 # What may stand in a header.
 _WORD = re.compile(r"[\w.-]{1,64}", re.ASCII)
 # What a chat calls otherwise, or does not know.
@@ -51,7 +54,10 @@ async def prepare_response(services: Sources, caller: Caller, body: ResponseRequ
         messages.append({"role": "system", "content": wanted.instructions})
     if wanted.previous_response_id is not None:
         messages += await _earlier(services, caller, wanted.previous_response_id)
-    messages += messages_of(await resolved(services, caller, wanted.input))
+    items = await resolved(services, caller, wanted.input)
+    many = isinstance(items, list) and len(items) > ITEMS_AT_ONCE
+    # Beside a thread the loop goes on.
+    messages += await asyncio.to_thread(messages_of, items) if many else messages_of(items)
     shared = wanted.model_dump(
         exclude_none=True,
         include={*GenerationRequest.model_fields, "parallel_tool_calls", "chat_template_kwargs"} - OWN,

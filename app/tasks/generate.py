@@ -13,6 +13,10 @@ from app.storable import StorableObject, StorableText
 
 INT64 = 2**63
 MAX_STOP_STRINGS = 64
+MAX_STOP_TOKENS = 1024
+MAX_BAD_WORDS = 1024
+MAX_ALLOWED_TOKENS = 100_000
+MAX_CHOICE_TEXTS = 10_000
 MAX_CHOICES = 128
 # What a token of an answer takes, and each alternative that is told with it: about what engines were seen to send.
 TEXT_BYTES = 4
@@ -46,7 +50,7 @@ class StructuredOutputs(BaseModel):
 
     json_schema: StorableObject | None = Field(None, alias="json", description="a JSON schema")
     regex: StorableText | None = None
-    choice: Annotated[list[StorableText], Field(min_length=1)] | None = None
+    choice: Annotated[list[StorableText], Field(min_length=1, max_length=MAX_CHOICE_TEXTS)] | None = None
     grammar: StorableText | None = None
     json_object: Literal[True] | None = None
 
@@ -77,8 +81,8 @@ class SamplingParameters(BaseModel):
     stop: StopString | list[StopString] | None = Field(
         None, description="texts that end the generation; not part of the output"
     )
-    stop_token_ids: list[TokenId] | None = None
-    bad_words: list[StopString] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKENS)] | None = None
+    bad_words: Annotated[list[StopString], Field(max_length=MAX_BAD_WORDS)] | None = None
     include_stop_str_in_output: bool | None = None
     seed: int | None = Field(None, ge=-INT64, lt=INT64)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
@@ -86,7 +90,7 @@ class SamplingParameters(BaseModel):
     repetition_penalty: float | None = Field(None, gt=0, le=2)
     logprobs: int | None = Field(None, ge=0, le=1000, description="alternatives per token; engines allow 20")
     logit_bias: NoBias | None = Field(None, description="refused unless it is empty: the engines cannot take it")
-    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = None
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=MAX_ALLOWED_TOKENS)] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None

@@ -87,6 +87,28 @@ async def test_a_body_over_its_limit_is_refused_whether_its_length_is_declared_o
     assert await stored(api) == (0, 0)
 
 
+@pytest.mark.parametrize("values", ["[]," * 40_000 + "1", "1," * 300_000 + "1"])
+async def test_a_body_of_too_many_values_is_refused(api: Service, values: str) -> None:
+    body = f'{{"content": "x", "metadata": {{"a": [{values}]}}}}'
+    answer = await api.client.post("/contexts/", content=body, headers=JSON)
+    check_problem(answer, 413, "body_too_large", "32,000 lists, objects and keys", "250,000 values")
+    body = f'{{"model": "tiny", "prompt": "x", "structured_outputs": {{"json": {{"a": [{values}]}}}}}}'
+    answer = await api.client.post("/v1/completions", content=body, headers=JSON)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+    assert "32,000 lists" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "value"),
+    [("allowed_token_ids", 100_000, 1), ("stop_token_ids", 1024, 1), ("bad_words", 1024, "x")],
+)
+async def test_lists_of_parameters_have_a_bound(api: Service, name: str, most: int, value: Any) -> None:
+    context = await api.context()
+    answer = await api.client.post(f"/models/send/tiny/{context}", json={"parameters": {name: [value] * (most + 1)}})
+    check_problem(answer, 422, "invalid_request", f"at most {most} items")
+    await api.send(context, parameters={name: [value] * most})
+
+
 async def test_a_chunked_body_within_its_limit_is_taken(api: Service) -> None:
     async def chunks() -> Any:
         yield b'{"content": '

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic_core import PydanticCustomError, from_json
 
-from app.storable import check_document
+from app.storable import MAX_JSON_NODES, MAX_JSON_VALUES, TooManyValues, check_document, parsed_json
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,40 @@ def test_a_body_of_integers_is_checked_in_less_time_than_it_is_walked() -> None:
         return time.process_time() - began
 
     assert min(checked() for _ in range(5)) < min(walked() for _ in range(5))
+
+
+N, V = MAX_JSON_NODES, MAX_JSON_VALUES
+LEGAL = {
+    "lists": [[]] * (N - 1),
+    "objects": [{}] * (N - 1),
+    "keys": {f"k{n}": n for n in range(N - 1)},
+    "numbers": [1] * V,
+    "texts": ["x"] * V,
+    "signs within a text": '[{"a\\": 1,\\\\' * 100_000,
+    "signs within many texts": [":,[{}]" + chr(34)] * V,
+}
+TOO_MANY = {
+    "lists": [[]] * N,
+    "objects": [{}] * N,
+    "keys": {f"k{n}": n for n in range(N)},
+    "numbers": [1] * (V + 1),
+    "texts": [""] * 1_000_000,
+    "lists after a text": ["\\", chr(34), *[[]] * N],
+}
+
+
+@pytest.mark.parametrize("kind", LEGAL)
+def test_as_many_values_as_are_taken_in_are(kind: str) -> None:
+    assert parsed_json(json.dumps(LEGAL[kind]).encode()) == LEGAL[kind]
+
+
+@pytest.mark.parametrize("kind", TOO_MANY)
+def test_one_value_too_many_is_refused_before_it_is_parsed(kind: str) -> None:
+    with pytest.raises(TooManyValues, match="holds more than 32,000 lists, objects and keys"):
+        parsed_json(json.dumps(TOO_MANY[kind]).encode())
+
+
+@pytest.mark.parametrize("text", [b"[" * 40_000, b'["' + b"\\" * 40_001, b"[1," * 10_000 + b'"' * 30_001])
+def test_what_is_no_json_is_named_so(text: bytes) -> None:
+    with pytest.raises(ValueError, match=r"line|holds"):
+        parsed_json(text)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -168,6 +169,38 @@ async def test_one_answer_that_cannot_be_stored_fails_alone(store: QueueStore, r
     assert by_id.pop(claims[4].id) == ("failed", "answer_not_storable", None)
     assert set(by_id.values()) == {("completed", None, "fine")}
     assert sorted(written) == sorted(claim.token for claim in claims)
+
+
+async def test_what_postgres_cannot_hold_fails_with_a_reason_beside_a_hundred_that_settle(
+    store: QueueStore, rows: Any
+) -> None:
+    """More than fits (54000: a jsonb beyond 256 MB, here an index), and characters it has not (22021, 22P05)."""
+    await rows.execute("CREATE INDEX ON results (output)")
+    claims = await claims_of(store, rows, 103)
+    written: list[UUID] = []
+
+    async def confirm(_tokens: Any) -> None:
+        return None
+
+    refused: dict[int, dict[str, Any]] = {
+        20: {"output": random.Random(1).randbytes(20_000).hex()},
+        50: {"finish_reason": "st\x00p"},
+        80: {"outputs": [{"text": "\x00"}]},
+    }
+    outbox = Outbox(store, asyncio.Lock(), confirm, written.extend)
+    for place, claim in enumerate(claims):
+        outbox.put(settlement(claim, **refused.get(place, {})))
+    async with asyncio.timeout(120):
+        await outbox.flush()
+        assert len(written) == 100
+        await outbox.flush()
+    assert sorted(written) == sorted(claim.token for claim in claims)
+    found = await rows.fetch("SELECT id, status, error_code, attempt_count FROM results")
+    ends = {row["id"]: (row["status"], row["error_code"], row["attempt_count"]) for row in found}
+    assert ends.pop(claims[20].id) == ("failed", "answer_too_large", 1)
+    assert [ends.pop(claims[n].id) for n in (50, 80)] == [("failed", "answer_not_storable", 1)] * 2
+    assert set(ends.values()) == {("completed", None, 1)}
+    assert [each.id for each in (await store.claim([("m", "s")], lease_seconds=30, dispatcher="test")).claims] == []
 
 
 async def test_an_end_that_can_never_be_stored_is_left_to_its_lease(store: QueueStore, rows: Any) -> None:

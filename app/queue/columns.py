@@ -98,7 +98,7 @@ def _declared(table: Table, declaration: type) -> Columns:
 
 PROMPT = _declared(contexts, Prompt)
 # What the engine is asked: what a claim has of its context.
-ASKED = Columns(column for column in contexts.c if column.name in ("content", "messages", "inputs"))
+ASKED = Columns(contexts.c[name] for name in PROMPT.names if name != "metadata")
 CLAIMED = _declared(results, ClaimedColumns)
 SUBMITTED = _declared(results, SubmittedColumns)
 SETTLED = _declared(results, SettledColumns)

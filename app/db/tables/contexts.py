@@ -18,7 +18,7 @@ class Prompt:
     content: Annotated[str | None, Column(Text, info=LARGE)] = None
     # A chat, as it came.
     messages: Annotated[list[dict[str, Any]] | None, Column(JSONB(none_as_null=True), info=LARGE)] = None
-    # Tensors: [{"name", "datatype", "shape", "data"}]; see app/tasks/infer.py.
+    # Tensors, as KServe v2 has them: [{"name", "datatype", "shape", "data"}].
     inputs: Annotated[list[dict[str, Any]] | None, Column(JSONB(none_as_null=True), info=LARGE)] = None
     metadata: Annotated[dict[str, Any] | None, Column(JSONB(none_as_null=True), info=LARGE)] = None
 

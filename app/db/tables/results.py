@@ -75,7 +75,7 @@ class SettledColumns:
     finish_reason: Annotated[str | None, Column(Text)] = None
     prompt_tokens: Annotated[int | None, Column(Integer)] = None
     completion_tokens: Annotated[int | None, Column(Integer)] = None
-    # What the task `infer` came to; see app/tasks/infer.py.
+    # What the task `infer` came to: it has no text.
     answer: Annotated[dict[str, Any] | None, Column(JSONB(none_as_null=True), info=LARGE)] = None
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.db.tables.contexts import Prompt
-from app.errors import NoChatTemplate, invalid
+from app.errors import NoChatTemplate, UnsupportedParameter, invalid
 from app.openai.messages import Message, for_template
 from app.openai.requests import GenerationRequest, Prepared, Sources, checked, unsupported
 from app.openai.tools import NamedChoice, Tool, ToolUse
@@ -93,7 +93,8 @@ async def prepare_chat(services: Sources, caller: Caller, body: ChatRequest | Ma
     try:
         # Only to see that the template takes it, and how it opens the answer: it is not stored.
         shown = await rendered_chat(services.templates, chosen.model, for_template(chat.messages), given)
-    except NoChatTemplate:
+    except (NoChatTemplate, UnsupportedParameter):
+        # A server that takes messages has a template of its own, and may take parts that are no text.
         if not services.catalog.takes_messages(chosen.model):
             raise
         shown = ""

@@ -101,6 +101,23 @@ class ModelNotFound(NotFound):
     title = "No such model"
 
 
+class ServerNotFound(NotFound):
+    code = "server_not_found"
+    title = "No such server"
+
+
+class ServerExists(AppError):
+    code = "server_exists"
+    status = 409
+    title = "There is such a server already"
+
+
+class ServerListedElsewhere(AppError):
+    code = "server_listed_elsewhere"
+    status = 409
+    title = "The server is listed in the environment or in a file"
+
+
 class AdapterNotFound(InvalidRequest):
     code = "lora_not_found"
     title = "The model has no such adapter"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import getpass
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,7 +12,7 @@ from uuid import UUID
 from app.config import Settings, SettingsError, load_settings
 from app.db.engine import open_database
 from app.errors import AppError
-from app.queue.audit import Actor
+from app.services.audit import command_actor
 from app.services.callers import Scope
 from app.services.health import Health
 from app.services.keys import (
@@ -53,13 +51,13 @@ async def _run(arguments: argparse.Namespace) -> int:
         keys = Keys(database)
         match arguments.command:
             case "create":
-                row, key = await keys.create(_asked_for(arguments, settings), _actor())
+                row, key = await keys.create(_asked_for(arguments, settings), command_actor())
                 print(f"{_described(row)}\nThis is the only time it is shown:", file=sys.stderr)
                 print(key)
             case "list":
                 _show(await keys.list())
             case "revoke":
-                await keys.revoke(arguments.id, _actor())
+                await keys.revoke(arguments.id, command_actor())
                 print(f"Key {arguments.id} is revoked; API processes know it within three seconds.")
     return 0
 
@@ -83,15 +81,6 @@ def _asked_for(arguments: argparse.Namespace, settings: Settings) -> NewKey:
         weight=arguments.weight,
         webhook=webhook,
     )
-
-
-def _actor() -> Actor:
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        # In a container, a user may have a number only.
-        user = f"uid {os.getuid()}"
-    return Actor(None, f"command, {user}")
 
 
 def _described(row: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from app.api import keys as keys_routes
 from app.api import models as models_routes
 from app.api import pages as pages_routes
 from app.api import results as results_routes
+from app.api import servers as servers_routes
 from app.api import streams as streams_routes
 from app.api import usage as usage_routes
 from app.api import webhooks as webhooks_routes
@@ -53,6 +54,7 @@ from app.prompts.templates import Templates
 from app.queue.deliveries import DeliveryStore
 from app.queue.events import EVENTS_CHANNEL
 from app.queue.notify import Listener, SettledBoard, both
+from app.queue.servers import SERVERS_CHANNEL, ServerStore
 from app.queue.statements import SETTLED_CHANNEL
 from app.queue.store import QueueStore
 from app.services.audit import Audit
@@ -66,6 +68,7 @@ from app.services.keys import Keys
 from app.services.limits import Limits
 from app.services.loading import Loader
 from app.services.results import Results
+from app.services.servers import Servers
 from app.services.streams import Streams
 from app.services.submissions import Submissions
 from app.services.usage import Usage
@@ -138,6 +141,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         keys_routes,
         usage_routes,
         audit_routes,
+        servers_routes,
         webhooks_routes,
         health_routes,
         pages_routes,
@@ -161,7 +165,7 @@ def _lifespan(settings: Settings) -> Lifespan:
             state = await Health(database).database()
             if state.lasting:
                 raise DatabaseFault(state.detail)
-            fleet = await stack.enter_async_context(open_fleet(settings))
+            fleet = await stack.enter_async_context(open_fleet(settings, ServerStore(database)))
             board = SettledBoard()
             catalog = Catalog(database, fleet)
             store = QueueStore(database)
@@ -194,13 +198,18 @@ def _lifespan(settings: Settings) -> Lifespan:
                 batches=Batches(database, store, stored_files, settings),
                 backlog=backlog,
                 fleet=fleet,
+                servers=Servers(database, settings, fleet),
                 connections=Connections(),
                 spool=Spool(settings),
             )
             loader = Loader(database, stored_files, preparing(services), services.batches.arrived, settings)
             listener = Listener(
                 settings.listen_arguments,
-                {SETTLED_CHANNEL: both(board.received, streams.announced), EVENTS_CHANNEL: streams.announced},
+                {
+                    SETTLED_CHANNEL: both(board.received, streams.announced),
+                    EVENTS_CHANNEL: streams.announced,
+                    SERVERS_CHANNEL: catalog.servers_announced,
+                },
             )
             background = await stack.enter_async_context(Background())
             background.start("listener", listener.run)

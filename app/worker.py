@@ -29,7 +29,9 @@ from app.prompts.templates import Templates
 from app.queue.audit import AuditStore
 from app.queue.events import STREAM_CHANNEL, EventStore
 from app.queue.notify import Listener
+from app.queue.servers import SERVERS_CHANNEL, ServerStore
 from app.queue.set_aside import SetAsideStore
+from app.queue.slots import SlotStore
 from app.queue.statements import CANCEL_CHANNEL, QUEUED_CHANNEL
 from app.queue.store import QueueStore
 from app.services.catalog import Catalog
@@ -46,25 +48,28 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     name = f"{socket.gethostname()}:{os.getpid()}"
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(settings))
-        fleet = await stack.enter_async_context(open_fleet(settings))
+        fleet = await stack.enter_async_context(open_fleet(settings, ServerStore(database)))
         if not await _migrated(Health(database), stop):
             return
         store = QueueStore(database)
         events = EventStore(database)
         recovery = Recovery(SetAsideStore(database), fleet, name, settings.model_reloads_per_hour)
+        await fleet.follow()
         await recovery.learn()
-        dispatcher = Dispatcher(store, events, fleet, Templates(settings), settings, name)
+        dispatcher = Dispatcher(store, events, fleet, SlotStore(database), Templates(settings), settings, name)
+        catalog = Catalog(database, fleet)
         listener = Listener(
             settings.listen_arguments,
             {
                 QUEUED_CHANNEL: dispatcher.work_announced,
                 CANCEL_CHANNEL: dispatcher.cancel_announced,
                 STREAM_CHANNEL: dispatcher.follow_announced,
+                SERVERS_CHANNEL: catalog.servers_announced,
             },
         )
         background = await stack.enter_async_context(Background())
         background.start("listener", listener.run)
-        background.start("fleet", partial(Catalog(database, fleet).watch, settings.probe_seconds))
+        background.start("fleet", partial(catalog.watch, settings.probe_seconds))
         background.start("recovery", partial(recovery.watch, settings.probe_seconds))
         background.start("webhooks", partial(deliver_forever, database, settings, Result.of))
         background.start("deliveries", partial(drop_deliveries_forever, database))

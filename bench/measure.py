@@ -256,7 +256,7 @@ async def history_times(bench: Bench, rows: int) -> dict[str, float]:
         claims, polls = [], []
         for _ in range(60):
             with Stopwatch() as watch:
-                await store.claim([("noop", "s")] * 20, lease_seconds=60, dispatcher="bench")
+                await store.claim([("noop", "s", None)] * 20, lease_seconds=60, dispatcher="bench")
             claims.append(watch.seconds)
         for id_ in ids:
             with Stopwatch() as watch:

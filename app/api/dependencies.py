@@ -29,6 +29,7 @@ from app.services.keys import Keys
 from app.services.limits import Limits
 from app.services.pages import Page, Window
 from app.services.results import Results
+from app.services.servers import Servers
 from app.services.streams import Streams
 from app.services.submissions import Submissions
 from app.services.usage import Usage
@@ -62,6 +63,7 @@ class Services:
     batches: Batches
     backlog: BacklogGauges
     fleet: Fleet
+    servers: Servers
     connections: Connections
     spool: Spool
 

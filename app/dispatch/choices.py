@@ -159,14 +159,15 @@ class Choices:
         speed = Speed(claim.model)
         share = self.lane.server.shares.join()
         self._shares.append(share)
+        timeouts = self.lane.server.entry.timeouts
         try:
             request = Request(
                 claim.model,
                 self._asked.prompt,
                 parameters_of(claim.parameters, choice),
                 request_id,
-                idle_timeout=self._settings.idle_timeout_seconds,
-                run_timeout=self._settings.run_timeout_seconds,
+                idle_timeout=timeouts.between_tokens or self._settings.idle_timeout_seconds,
+                run_timeout=timeouts.total or self._settings.run_timeout_seconds,
                 messages=self._asked.messages,
                 asked=self._asked.request,
             )

@@ -14,6 +14,7 @@ from app.config import Settings
 from app.dispatch.events import EventWriter
 from app.dispatch.outbox import Outbox
 from app.dispatch.run import Run, Stop, attempt, server_of
+from app.dispatch.slots import Slots
 from app.dispatch.traced import attempt_span
 from app.errors import DatabaseUnavailable
 from app.fleet.fleet import Fleet
@@ -21,6 +22,7 @@ from app.fleet.lanes import Lane
 from app.fleet.quarantine import Quarantine
 from app.prompts.templates import Templates
 from app.queue.events import EventStore
+from app.queue.slots import SlotStore
 from app.queue.store import QueueStore
 from app.queue.ticket import Claim, Outcome, Release, backoff_seconds
 from app.telemetry import logger
@@ -45,6 +47,7 @@ class Dispatcher:
         store: QueueStore,
         events: EventStore,
         fleet: Fleet,
+        slots: SlotStore,
         templates: Templates,
         settings: Settings,
         name: str,
@@ -62,6 +65,7 @@ class Dispatcher:
         self._writing = asyncio.Lock()
         self._outbox = Outbox(store, self._writing, self._event_writer.confirm, self._written)
         self._quarantine = Quarantine(fleet, settings.stall_seconds, self._give_up)
+        self._slots = Slots(slots, fleet, settings.lease_seconds, self._slot_freed)
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._stopping = False
@@ -122,6 +126,7 @@ class Dispatcher:
             background.start("renewals", self._renew_forever)
             background.start("ticks", self._tick_forever)
             background.start("settles", self._outbox.run)
+            background.start("slots", self._slots.run)
             background.start("stream events", self._event_writer.run)
             background.start("quarantine", partial(self._quarantine.watch, self._settings.probe_seconds))
             await stop.wait()
@@ -146,12 +151,13 @@ class Dispatcher:
                 self._followed = set()
                 try:
                     claimed = await self._store.claim(
-                        [(lane.model, lane.server.url) for lane in lanes],
+                        await self._slots.offer(lanes),
                         lease_seconds=self._settings.lease_seconds,
                         dispatcher=self._name,
                         holding=list(self._runs),
                         running=self._slots_by_owner(),
                         most_bytes=room,
+                        ended=self._slots.ended,
                     )
                 except DatabaseUnavailable:
                     log.warning("postgres is away, no claims")
@@ -163,8 +169,8 @@ class Dispatcher:
                     await asyncio.sleep(RACED_SECONDS)
                     continue
                 if announced == self._announced and not (claimed.raced or claimed.left_out):
-                    wanted = Counter(lane.model for lane in lanes)
-                    self._drained.update(model for model, n in wanted.items() if got[model] < n)
+                    # Of the others, the servers have no room: whoever makes some claims anew.
+                    self._drained.update(model for model, n in claimed.granted.items() if got[model] < n)
                 followed, self._followed = self._followed, None
                 for claim in claims:
                     self._start(claim)
@@ -207,6 +213,7 @@ class Dispatcher:
                 end = _after_defect(run)
             ended(end)
         run.settling = True
+        self._slots.end(run.claim, end)
         self._wake.set()
         ATTEMPT_SECONDS.labels(model_label(run.claim.model)).observe(time.monotonic() - started)
         if end is None:
@@ -236,6 +243,7 @@ class Dispatcher:
             try:
                 async with self._writing:
                     kept = await self._store.renew(held, lease_seconds=self._settings.lease_seconds)
+                await self._slots.renew(run.claim for run in self._runs.values() if not run.settling)
             except DatabaseUnavailable:
                 pause = min(DATABASE_RETRY_SECONDS, self._settings.lease_seconds / 3)
                 continue
@@ -269,6 +277,11 @@ class Dispatcher:
                 continue
 
     async def _drain(self) -> None:
+        await self._end_runs()
+        # What is not given back is free when its lease is over.
+        await self._slots.flush()
+
+    async def _end_runs(self) -> None:
         log.info("stopping", running=len(self._runs), drain_seconds=self._settings.drain_seconds)
         if self._runs:
             try:

@@ -15,6 +15,7 @@ from app.engines.base import UNKNOWN, Disposition, EngineError, refusal
 from app.fleet.fleet import Fleet
 from app.fleet.lanes import Lane
 from app.fleet.quarantine import TRIAL_SHORTEST_SECONDS, trial
+from app.fleet.servers import ServerEntry
 from app.prompts.templates import Templates
 from app.queue.ticket import (
     CANCELLED,
@@ -251,8 +252,18 @@ def _used(run: Run) -> Used:
     seconds = run.choices.used_seconds() if run.choices else None
     if run.lane is None or seconds is None:
         return Used()
-    hourly_price = run.lane.server.hourly_price
-    return Used(seconds, None if hourly_price is None else seconds * hourly_price / 3600)
+    return Used(seconds, _cost(run.lane.server.entry, run.answer, seconds))
+
+
+def _cost(server: ServerEntry, answer: Accumulator, seconds: float) -> float | None:
+    """By the hour, by the token, or both; None where the server has no price."""
+    parts = (
+        (server.hourly_price, seconds / 3600),
+        (server.prompt_token_price, (answer.prompt_tokens or 0) / 1e6),
+        (server.completion_token_price, (answer.completion_tokens or 0) / 1e6),
+    )
+    known = [price * used for price, used in parts if price is not None]
+    return sum(known) if known else None
 
 
 def server_of(run: Run) -> str | None:

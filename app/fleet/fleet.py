@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 
 from app.config import Settings
 from app.engines.aliases import Aliased
 from app.engines.base import DEAD_CODES, GONE_CODES, Engine, EngineError
 from app.engines.registry import open_engine
 from app.fleet.lanes import Lane, Server
+from app.fleet.listing import Listing
 from app.fleet.servers import ServerEntry, ServerList
+from app.queue.servers import ServerStore
 from app.telemetry import logger
 from app.telemetry.metrics import IN_FLIGHT, QUARANTINED, SERVER_UP, SLOTS
 
@@ -30,7 +33,7 @@ class Fleet:
 
     def __init__(
         self,
-        listing: Callable[[], Sequence[ServerEntry]],
+        listing: Listing,
         engine_for: Callable[[ServerEntry], Engine],
         *,
         concurrency: int,
@@ -47,17 +50,22 @@ class Fleet:
         self.freed: Callable[[], None] = lambda: None
         self._follow_listing()
 
+    def concurrency_of(self, server: Server) -> int:
+        """How many requests of each model it gets at once."""
+        return server.entry.concurrency or self._concurrency
+
     def lanes(self) -> Iterator[Lane]:
         for server in (*self.servers, *self._leaving):
             yield from server.lanes.values()
 
     async def follow(self) -> None:
         """Takes in servers that are listed now, and lets go of those that no longer are."""
+        await self._listing.refresh()
         before = self.servers
         self._follow_listing()
         for server in self.servers:
             if server not in before:
-                log.info("server joins", server=server.url, name=server.name or "none")
+                log.info("server joins", server=server.url, name=server.name or "none", kind=server.entry.kind)
                 self._start_probe(server)
         for server in before:
             if not server.listed:
@@ -74,14 +82,16 @@ class Fleet:
         """One that is listed again while it leaves stays as it is."""
         known = {server.url: server for server in (*self.servers, *self._leaving)}
         self.servers = []
-        for entry in self._listing():
+        for listed in self._listing.read():
+            entry = listed.entry
             made_for = (entry.endpoint, entry.models)
             server = known.pop(entry.url, None)
             if server is None:
-                server = Server(entry.url, self._engine_for(entry), made_for=made_for)
+                server = Server(entry, self._engine_for(entry), made_for=made_for)
             elif server.made_for != made_for:
                 server.replace_engine(self._engine_for(entry), made_for)
-            server.name, server.hourly_price, server.listed = entry.name, entry.hourly_price, True
+            server.entry, server.row_id, server.listed = entry, listed.id, True
+            server.wanted = listed.wanted
             self.servers.append(server)
         self._leaving = list(known.values())
         for server in self._leaving:
@@ -119,6 +129,7 @@ class Fleet:
         server.models = {model.name: model for model in models}
         after = _ready(server)
         if not server.up:
+            server.since = datetime.now(UTC)
             log.info("server is up", server=server.url, models=",".join(sorted(after)) or "none")
         server.up, server.reason = True, ""
         SERVER_UP.labels(server.url).set(1)
@@ -130,6 +141,8 @@ class Fleet:
     def _mark_down(self, server: Server, reason: str) -> None:
         if server.up or server.reason != reason:
             log.warning("server is down", server=server.url, reason=reason)
+        if server.up or server.since is None:
+            server.since = datetime.now(UTC)
         server.up, server.reason = False, reason
         SERVER_UP.labels(server.url).set(0)
 
@@ -162,7 +175,7 @@ class Fleet:
         self.changed()
 
     def free_slots(self, limit: int, without: Collection[str] = ()) -> list[Lane]:
-        """Where requests may start now: a lane for each slot, those on the least busy servers first.
+        """Where requests may start now: a lane for each slot, those on the least busy servers first, then the cheapest.
 
         Models `without` are passed over.
         """
@@ -171,7 +184,10 @@ class Fleet:
             busy = server.in_flight
             for lane in server.lanes.values():
                 if lane.open and lane.model not in without:
-                    slots += [(busy + n, lane) for n in range(self._concurrency - lane.in_flight)]
+                    slots += [
+                        ((busy + n, server.price_rank), lane)
+                        for n in range(self.concurrency_of(server) - lane.in_flight)
+                    ]
         slots.sort(key=lambda slot: slot[0])
         room = {server: self._server_concurrency - server.in_flight for server in self.servers}
         chosen: list[Lane] = []
@@ -183,19 +199,22 @@ class Fleet:
                 chosen.append(lane)
         return chosen
 
-    def acquire(self, model: str, preferred: str | None = None) -> Lane | None:
-        """A slot on the server `preferred`, or else on the one with the least in flight; None where there is none."""
-        candidates = [
-            lane for server in self.servers if (lane := server.lanes.get(model)) is not None and self._has_room(lane)
-        ]
+    def acquire(self, model: str, url: str | None = None) -> Lane | None:
+        """A slot on the server `url`, or on the least busy one, the cheapest of these; None where there is none."""
+        lanes = (server.lanes.get(model) for server in self.servers if url is None or server.url == url)
+        candidates = [lane for lane in lanes if lane is not None and self._has_room(lane)]
         if not candidates:
             return None
-        lane = min(candidates, key=lambda candidate: (candidate.server.url != preferred, candidate.server.in_flight))
+        lane = min(candidates, key=lambda each: (each.server.in_flight, each.server.price_rank))
         self._take(lane)
         return lane
 
     def _has_room(self, lane: Lane) -> bool:
-        return lane.open and lane.in_flight < self._concurrency and lane.server.in_flight < self._server_concurrency
+        return (
+            lane.open
+            and lane.in_flight < self.concurrency_of(lane.server)
+            and lane.server.in_flight < self._server_concurrency
+        )
 
     def _take(self, lane: Lane) -> None:
         if not lane.in_flight:
@@ -211,7 +230,7 @@ class Fleet:
     def show_slots(self) -> None:
         """Tells the metrics how many requests of a model each server may get from here."""
         for lane in self.lanes():
-            most = min(self._concurrency, self._server_concurrency)
+            most = min(self.concurrency_of(lane.server), self._server_concurrency)
             SLOTS.labels(lane.server.url, lane.model).set(most if lane.open else 0)
 
     def wait_for_slots(self, lane: Lane, start: Callable[[], bool]) -> None:
@@ -250,11 +269,13 @@ def _engine_for(entry: ServerEntry) -> Engine:
 
 
 @asynccontextmanager
-async def open_fleet(settings: Settings) -> AsyncIterator[Fleet]:
-    """Engines connect on first use: a server that is down delays nothing here."""
-    servers = ServerList(settings.triton_urls, settings.triton_servers_file)
+async def open_fleet(settings: Settings, store: ServerStore | None = None) -> AsyncIterator[Fleet]:
+    """Engines connect on first use: a server that is down delays nothing here.
+
+    Without a `store`, the fleet has the servers of this process's settings alone.
+    """
     fleet = Fleet(
-        servers.read,
+        Listing(ServerList(settings.triton_urls, settings.triton_servers_file), store),
         _engine_for,
         concurrency=settings.model_concurrency,
         server_concurrency=settings.server_concurrency,

@@ -8,8 +8,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
 
 from app.engines.base import Disposition, Engine, EngineError, ModelState
+from app.fleet.listing import ACTIVE
+from app.fleet.servers import ServerEntry
 from app.fleet.shares import Shares
 
 
@@ -33,6 +37,8 @@ class Lane:
     # Tickets that have a slot here and would use more: each starts another choice and says whether it has yet more.
     waiting: deque[Callable[[], bool]] = field(default_factory=deque)
     dead: bool = False
+    # For how many slots there are rows in Postgres.
+    slots_made: int = 0
     try_again: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -42,6 +48,7 @@ class Lane:
         return (
             self.server.up
             and self.server.listed
+            and self.server.wanted == ACTIVE
             and not self.quarantine
             and self.cool_until <= time.monotonic()
             and state is not None
@@ -62,14 +69,15 @@ class Lane:
 class Server:
     """One server as this process sees it; no longer `listed`, it only ends what it has in flight.
 
-    `hourly_price` is in dollars.
+    `since` is when it came up or went down, as far as this process saw it; `row_id` is that of its row, if it has one.
     """
 
-    url: str
+    entry: ServerEntry
     connection: Engine | None
-    name: str | None = None
-    hourly_price: float | None = None
+    row_id: UUID | None = None
     listed: bool = True
+    wanted: str = ACTIVE
+    since: datetime | None = None
     up: bool = False
     reason: str = "not asked yet"
     models: dict[str, ModelState] = field(default_factory=dict)
@@ -79,6 +87,26 @@ class Server:
     made_for: object = None
     _outdated: list[Engine] = field(default_factory=list)
     _held: int = 0
+
+    @property
+    def url(self) -> str:
+        """Its address, which tells it from all others."""
+        return self.entry.url
+
+    @property
+    def name(self) -> str | None:
+        return self.entry.name
+
+    @property
+    def hourly_price(self) -> float | None:
+        """In dollars."""
+        return self.entry.hourly_price
+
+    @property
+    def price_rank(self) -> tuple[float, float]:
+        """Less is cheaper: by the hour, and for a prompt token and a completion token together."""
+        entry = self.entry
+        return entry.hourly_price or 0.0, (entry.prompt_token_price or 0.0) + (entry.completion_token_price or 0.0)
 
     @property
     def engine(self) -> Engine:

@@ -20,6 +20,7 @@ ModelName = Annotated[str, Field(min_length=1, max_length=255)]
 
 
 Seconds = Annotated[float, Field(gt=0)]
+MOST_CONCURRENCY = 4096
 
 
 def web_address(text: str) -> str:
@@ -66,6 +67,11 @@ class ServerEntry(BaseModel):
     models: dict[ModelName, ModelName] = Field(default_factory=dict)
     credential: str | None = None
     timeouts: ServerTimeouts = ServerTimeouts()
+    # Requests of each model at once; None for MODEL_CONCURRENCY.
+    concurrency: int | None = Field(None, ge=1, le=MOST_CONCURRENCY)
+    # Dollars for a million tokens.
+    prompt_token_price: float | None = Field(None, ge=0)
+    completion_token_price: float | None = Field(None, ge=0)
 
     @field_validator("kind")
     @classmethod
@@ -121,6 +127,10 @@ class ServerList:
         if self._file is not None:
             self._follow(self._file)
         return list({entry.url: entry for entry in (*self._fixed, *self._listed)}.values())
+
+    def origin_of(self, entry: ServerEntry) -> str:
+        """Where it stands: `environment`, also where the file describes it, or `file`."""
+        return "environment" if any(each.url == entry.url for each in self._fixed) else "file"
 
     def _follow(self, file: Path) -> None:
         content: bytes | str

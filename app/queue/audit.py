@@ -25,6 +25,9 @@ class Action(StrEnum):
     CONTEXT_DELETED = "context.deleted"
     BATCH_CANCELLED = "batch.cancelled"
     FILE_DELETED = "file.deleted"
+    SERVER_ADDED = "server.added"
+    SERVER_CHANGED = "server.changed"
+    SERVER_REMOVED = "server.removed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,12 +120,24 @@ CLAIMABLE = """r.status = 'pending' AND r.available_at <= now()
 # As `largest_answer` of the parameters.
 LARGEST_ANSWER = f"""(coalesce((r.parameters->>'n')::bigint, 1) * coalesce((r.parameters->>'max_tokens')::bigint, 0)
     * ({TEXT_BYTES} + coalesce((r.parameters->>'logprobs')::bigint + 1, 0) * {LOGPROB_BYTES}))"""
+# A slot of a server is a row that is locked while it is taken, so two dispatchers never take the same one, and neither
+# waits for the other; $10 is how many a model has there, null for any number. Those of runs that have ended ($11) are
+# free for who ran them. See slots.py.
+FREE_SLOT = """(x.until <= now() AND (x.token IS NULL OR x.token <> ALL ($5::uuid[])) OR x.token = ANY ($11::uuid[]))"""
 CLAIM = f"""
 WITH RECURSIVE unflushed AS MATERIALIZED (
     SELECT set_config('synchronous_commit', 'off', true)
+), offered AS (
+    SELECT model, server, most, place, row_number() OVER (PARTITION BY model, server ORDER BY place) AS nth
+    FROM unnest($1::text[], $2::text[], $10::int[]) WITH ORDINALITY AS s(model, server, most, place), unflushed
+), free AS (
+    SELECT l.model, l.server, count(*) AS n
+    FROM (SELECT DISTINCT model, server, most FROM offered) l
+    JOIN server_slots x ON x.server = l.server AND x.model = l.model AND x.number < l.most
+    WHERE {FREE_SLOT} GROUP BY l.model, l.server
 ), slots AS (
-    SELECT model, server, row_number() OVER (PARTITION BY model ORDER BY place) AS number
-    FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS s(model, server, place), unflushed
+    SELECT o.model, o.server, o.most, row_number() OVER (PARTITION BY o.model ORDER BY o.place) AS number
+    FROM offered o LEFT JOIN free f USING (model, server) WHERE o.most IS NULL OR o.nth <= f.n
 ), wanted AS (
     SELECT model, count(*) AS n FROM slots GROUP BY model
 ), waiting (model, n, owner_id) AS (
@@ -189,6 +201,22 @@ WITH RECURSIVE unflushed AS MATERIALIZED (
     SELECT id, model, prompt_bytes, answer_bytes, row_number() OVER (PARTITION BY model ORDER BY rank, id) AS number,
            row_number() OVER ranked = 1 OR sum(prompt_bytes + answer_bytes) OVER ranked <= $9 AS fits
     FROM sized WINDOW ranked AS (ORDER BY rank, id)
+), placed AS (
+    SELECT p.id, p.prompt_bytes, p.answer_bytes, model, s.server, s.most,
+           row_number() OVER (PARTITION BY model, s.server ORDER BY number) AS nth
+    FROM picked p JOIN slots s USING (model, number) WHERE fits
+), taken AS MATERIALIZED (
+    SELECT l.model, l.server, ARRAY(
+        SELECT x.number FROM server_slots x
+        WHERE x.server = l.server AND x.model = l.model AND x.number < l.most AND {FREE_SLOT}
+        ORDER BY x.number LIMIT l.n
+        FOR UPDATE SKIP LOCKED
+    ) AS numbers
+    FROM (SELECT model, server, most, count(*) AS n FROM placed WHERE most IS NOT NULL GROUP BY model, server, most) l
+), started AS MATERIALIZED (
+    SELECT p.id, p.prompt_bytes, p.answer_bytes, server, t.numbers[p.nth] AS slot
+    FROM placed p LEFT JOIN taken t USING (model, server)
+    WHERE p.most IS NULL OR t.numbers[p.nth] IS NOT NULL
 ), claimed AS (
     UPDATE results r SET
         attempt_count = r.attempt_count + 1,
@@ -197,12 +225,13 @@ WITH RECURSIVE unflushed AS MATERIALIZED (
         started_at = coalesce(r.started_at, now()),
         available_at = now() + make_interval(secs => $3),
         dispatcher = $4,
-        server = slots.server
-    FROM picked JOIN slots USING (model, number)
-    -- The array says that they are few; the planner cannot know, and would read the whole table.
-    WHERE r.id = picked.id AND fits AND r.id = ANY (ARRAY(SELECT id FROM picked))
+        server = started.server
+    FROM started
+    -- Each by its key: the planner has no other way to an array of one, and a plan that is kept stays good.
+    WHERE r.id = ANY (ARRAY[started.id])
     RETURNING
-        {CLAIMED.of("r")}, r.rank, r.server, r.attempt_token, r.attempt_count, picked.prompt_bytes, picked.answer_bytes,
+        {CLAIMED.of("r")}, r.rank, r.server, r.attempt_token, r.attempt_count, started.prompt_bytes,
+        started.answer_bytes, started.slot,
         extract(epoch FROM r.expires_at - now())::float8 AS expires_in,
         r.cancel_requested_at IS NOT NULL AS cancel_requested,
         r.error_code, r.error_message,
@@ -211,9 +240,13 @@ WITH RECURSIVE unflushed AS MATERIALIZED (
 ), recorded AS (
     {LOST_LEASE}
     FROM claimed WHERE lost_token IS NOT NULL
+), occupied AS (
+    UPDATE server_slots x SET token = c.attempt_token, until = now() + make_interval(secs => $3)
+    FROM claimed c WHERE x.server = c.server AND x.model = c.model AND x.number = c.slot
 )
 SELECT q.*, {ASKED.of("c")}, (SELECT coalesce(sum(seen), 0) FROM shares)::int AS seen,
-       (SELECT count(*) FROM picked WHERE NOT fits) AS left_out
+       (SELECT count(*) FROM picked WHERE NOT fits) AS left_out,
+       (SELECT count(*) FROM placed)::int AS placed, (SELECT jsonb_object_agg(model, n) FROM wanted) AS granted
 FROM (VALUES (1)) AS always(one)
 LEFT JOIN (claimed q JOIN contexts c ON c.id = q.context_id) ON true
 ORDER BY q.rank, q.id

@@ -75,23 +75,26 @@ class QueueStore:
 
     async def claim(
         self,
-        slots: Sequence[tuple[str, str]],
+        slots: Sequence[tuple[str, str, int | None]],
         *,
         lease_seconds: float,
         dispatcher: str,
         holding: Sequence[UUID] = (),
         running: Mapping[tuple[str, int], int] | None = None,
         most_bytes: int = MAX_STATEMENT_BYTES,
+        ended: Sequence[UUID] = (),
     ) -> Claims:
-        """Claims a result for each slot (model, server) while there are any; owners take turns by their weights.
+        """Claims a result for each slot (model, server, concurrency) while there are any, and room on the server.
 
         No more than `most_bytes` of prompts and expected answers, or one result that has more.
-        `holding` are the tokens of claims the caller still works on: those it keeps, even if their leases ran out
-        while Postgres was away. `running` counts what the caller runs, by model and owner.
+        Owners take turns by their weights. All dispatchers together get no more of a model on a server than its
+        concurrency, for which there must be slots (slots.py); None counts nothing. `holding` are the tokens of claims
+        the caller still works on: those it keeps, even if their leases ran out while Postgres was away; the slots of
+        those that have `ended` are free. `running` counts what the caller runs, by model and owner.
         """
         if not slots:
             return Claims([], raced=False)
-        models, servers = _columns(slots, lambda slot: slot)
+        models, servers, most = _columns(slots, lambda slot: slot)
         busy = running or {}
         async with self._database.hot() as connection:
             rows = await connection.fetch(
@@ -105,12 +108,15 @@ class QueueStore:
                 [owner_id for _, owner_id in busy],
                 list(busy.values()),
                 min(most_bytes, MAX_STATEMENT_BYTES),
+                most,
+                list(ended),
             )
         claimed = [row for row in rows if row["id"] is not None]
         count_claims(claimed)
         claims = [_claim(row) for row in claimed]
         left_out = rows[0]["left_out"]
-        return Claims(claims, raced=rows[0]["seen"] > len(claims) + left_out, left_out=left_out)
+        raced = rows[0]["seen"] > len(claims) + left_out or rows[0]["placed"] > len(claims)
+        return Claims(claims, raced=raced, left_out=left_out, granted=rows[0]["granted"] or {})
 
     async def renew(self, held: Sequence[tuple[UUID, UUID, str | None]], *, lease_seconds: float) -> dict[UUID, Held]:
         """Renews the leases of (id, token, server) in one statement, by token; one that is missing is lost."""
@@ -235,6 +241,7 @@ def _claim(row: Any) -> Claim:
         prompt_bytes=row["prompt_bytes"],
         answer_bytes=row["answer_bytes"],
         queued_seconds=row["age"] if row["first_claim"] else None,
+        slot=row["slot"],
     )
 
 

@@ -1,7 +1,7 @@
 """States of a result and the rules between them: pure, no I/O."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
@@ -92,7 +92,10 @@ class Submission(SubmittedColumns):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim(ClaimedColumns):
-    """One attempt to run a result, held until its lease ends; `token` fences it, `server` is where it should run."""
+    """One attempt to run a result, held until its lease ends; `token` fences it, `server` is where it should run.
+
+    `slot` is the number of its slot there, None where they are not counted.
+    """
 
     token: UUID
     server: str
@@ -107,6 +110,7 @@ class Claim(ClaimedColumns):
     answer_bytes: int = 0
     # How long it waited since the submit; None where it was claimed before.
     queued_seconds: float | None = None
+    slot: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +118,13 @@ class Claims:
     """What one statement claimed.
 
     More may be there where another dispatcher was quicker with some (`raced`); more is there where some were
-    `left_out` for their size.
+    `left_out` for their size. `granted` is for how many of each model there was a slot on the servers.
     """
 
     claims: list[Claim]
     raced: bool
     left_out: int = 0
+    granted: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 from typing import Any
 
 from sqlalchemy import select
@@ -35,6 +37,16 @@ LISTED = Listed(
 
 def actor_of(caller: Caller) -> Actor:
     return KEYLESS if caller.key_id is None else Actor(caller.key_id, "api")
+
+
+def command_actor() -> Actor:
+    """Who runs a command of this service."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        # In a container, a user may have a number only.
+        user = f"uid {os.getuid()}"
+    return Actor(None, f"command, {user}")
 
 
 class Audit:

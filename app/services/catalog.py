@@ -15,12 +15,14 @@ from app.engines.base import EngineError, ModelState
 from app.errors import DatabaseUnavailable, ModelNotFound
 from app.fleet.fleet import Fleet
 from app.fleet.lanes import Server
+from app.fleet.listing import ACTIVE
 from app.queue.set_aside import Key, SetAside, SetAsideStore
 
 FRESH_SECONDS = 1.0
 PATIENCE_SECONDS = 0.5
 DESCRIBE_TIMEOUT_SECONDS = 3.0
 NAMES_SHOWN = 50
+DRAINED = "Its server is drained: it finishes what it has, and gets nothing more."
 NOT_SERVED = "No server of the fleet that can be reached has this model."
 REMEMBER = """
 INSERT INTO models (name, version) SELECT * FROM unnest($1::text[], $2::text[])
@@ -60,6 +62,7 @@ class Catalog:
         self._ever: frozenset[str] | None = None
         self._refreshed = float("-inf")
         self._refreshing: asyncio.Task[None] | None = None
+        self._look_again = asyncio.Event()
 
     async def models(self) -> list[CatalogEntry]:
         """Every model the fleet has or had, as Triton tells it now."""
@@ -142,6 +145,10 @@ class Catalog:
         """Models that the server calls ready, or has just been told to load again, and that do not answer."""
         return [row for (url, _), row in self._set_aside.items() if url == server.url and server.up]
 
+    def servers_announced(self, _payload: str) -> None:
+        """Servers were added, changed or removed: look now."""
+        self._look_again.set()
+
     async def watch(self, every_seconds: float) -> None:
         """Keeps the fleet and its state as they are, for ever."""
         try:
@@ -149,7 +156,9 @@ class Catalog:
                 await self._fleet.follow()
                 # A server that is slow to answer must not keep others from joining or leaving.
                 await self._refresh(PATIENCE_SECONDS)
-                await asyncio.sleep(every_seconds)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._look_again.wait(), every_seconds)
+                self._look_again.clear()
         finally:
             if self._refreshing is not None:
                 self._refreshing.cancel()
@@ -193,6 +202,8 @@ class Catalog:
                 row = self._set_aside.get((server.url, model.name))
                 if not server.up:
                     yield server, model, "unavailable", server.reason
+                elif server.wanted != ACTIVE:
+                    yield server, model, "unavailable", DRAINED
                 elif row is not None:
                     yield server, model, SET_ASIDE, said_of(row)
                 else:

@@ -118,7 +118,7 @@ async def claims_of(store: QueueStore, rows: Any, n: int) -> list[Claim]:
     await rows.execute("INSERT INTO contexts (id, content) VALUES ($1, 'x')", context)
     submissions = [submission(context_id=context) for _ in range(n)]
     await store.submit(submissions)
-    return (await store.claim([("m", "s")] * n, lease_seconds=30, dispatcher="test")).claims
+    return (await store.claim([("m", "s", None)] * n, lease_seconds=30, dispatcher="test")).claims
 
 
 def submission(prompt: str | None = None, context_id: UUID | None = None, **fields: Any) -> Submission:
@@ -200,7 +200,9 @@ async def test_what_postgres_cannot_hold_fails_with_a_reason_beside_a_hundred_th
     assert ends.pop(claims[20].id) == ("failed", "answer_too_large", 1)
     assert [ends.pop(claims[n].id) for n in (50, 80)] == [("failed", "answer_not_storable", 1)] * 2
     assert set(ends.values()) == {("completed", None, 1)}
-    assert [each.id for each in (await store.claim([("m", "s")], lease_seconds=30, dispatcher="test")).claims] == []
+    assert [
+        each.id for each in (await store.claim([("m", "s", None)], lease_seconds=30, dispatcher="test")).claims
+    ] == []
 
 
 async def test_an_end_that_can_never_be_stored_is_left_to_its_lease(store: QueueStore, rows: Any) -> None:

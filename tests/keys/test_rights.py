@@ -54,6 +54,11 @@ ROUTES: dict[tuple[str, str], Scope | None] = {
     ("GET", "/keys/"): ADMINS,
     ("POST", "/keys/"): ADMINS,
     ("DELETE", "/keys/{key_id}"): ADMINS,
+    ("GET", "/servers/"): ADMINS,
+    ("POST", "/servers/"): ADMINS,
+    ("GET", "/servers/{server_id}"): ADMINS,
+    ("PATCH", "/servers/{server_id}"): ADMINS,
+    ("DELETE", "/servers/{server_id}"): ADMINS,
     ("POST", "/v1/chat/completions"): SUBMITS,
     ("GET", "/v1/chat/completions/{completion_id}"): READS,
     ("POST", "/v1/completions"): SUBMITS,
@@ -87,7 +92,7 @@ REFUSED = range(400, 500)
 
 def concrete(path: str) -> str:
     """The path with ids of nothing."""
-    for name in ("context_id", "result_id", "delivery_id", "key_id"):
+    for name in ("context_id", "result_id", "delivery_id", "key_id", "server_id"):
         path = path.replace(f"{{{name}}}", str(uuid4()))
     for name, prefix in (("completion_id", "chatcmpl-"), ("response_id", "resp_"), ("file_id", "file-")):
         path = path.replace(f"{{{name}}}", prefix + uuid4().hex)

@@ -223,7 +223,7 @@ async def settle_some(store: QueueStore, owner_id: int, batches: int, draw: rand
         )
         claims: list[Claim] = []
         while len(claims) < size:
-            claims += (await store.claim([(model, "s")] * size, lease_seconds=60, dispatcher="d")).claims
+            claims += (await store.claim([(model, "s", None)] * size, lease_seconds=60, dispatcher="d")).claims
         settled = await store.settle(
             [
                 Settlement(

@@ -36,7 +36,7 @@ async def submit(store: QueueStore, owner_id: int, count: int, age: float = 0.0)
 
 
 async def claim(store: QueueStore, slots: int, running: dict[tuple[str, int], int] | None = None) -> list[Claim]:
-    claimed = await store.claim([("m", "s")] * slots, lease_seconds=30, dispatcher="d", running=running or {})
+    claimed = await store.claim([("m", "s", None)] * slots, lease_seconds=30, dispatcher="d", running=running or {})
     return claimed.claims
 
 
@@ -73,7 +73,7 @@ async def test_rows_that_another_dispatcher_holds_are_worth_asking_again(store: 
     (free,) = await submit(store, 3, 1, age=-1)
     async with rows.transaction():
         await rows.execute("SELECT FROM results WHERE id = any($1) FOR UPDATE", held)
-        claimed = await store.claim([("m", "s")], lease_seconds=30, dispatcher="d")
+        claimed = await store.claim([("m", "s", None)], lease_seconds=30, dispatcher="d")
         assert (claimed.claims, claimed.raced) == ([], True)
     assert {each.id for each in await claim(store, 2)} == {*held, free}
 

@@ -22,7 +22,12 @@ from tests.postgres_server import RunningPostgres
 
 SETTLED, PENDING = 200_000, 5_000
 # Nothing is held or running.
-REST = ([], [], [], [], MAX_STATEMENT_BYTES)
+CONCURRENCY = 64
+REST = ([], [], [], [], MAX_STATEMENT_BYTES, [CONCURRENCY] * 20, [])
+SLOTS = f"""
+INSERT INTO server_slots (server, model, number)
+SELECT 's', model, n FROM unnest(ARRAY['m', 'm1', 'm2', 'nobody']) AS model, generate_series(0, {CONCURRENCY - 1}) n
+"""
 
 
 @asynccontextmanager
@@ -58,6 +63,7 @@ async def fill(connection: Any) -> None:
         " SELECT uuidv7(), c.id, 'm' || n % 7, '{}', CASE WHEN n % 7 = 2 THEN n % 5 ELSE 0 END"
         f" FROM contexts c, generate_series(1, {PENDING}) n"
     )
+    await connection.execute(SLOTS)
     await connection.execute("VACUUM ANALYZE results")
 
 
@@ -103,14 +109,12 @@ async def test_cost_of_a_claim_does_not_grow_with_history(history: Any) -> None:
 
 
 async def test_a_claim_among_several_owners_reads_little_of_each(history: Any) -> None:
-    found = await plan(
-        history, statements.CLAIM, ["m2"] * 20, ["s"] * 20, 30.0, "d", [], ["m2"], [1], [7], MAX_STATEMENT_BYTES
-    )
+    found = await plan(history, statements.CLAIM, ["m2"] * 20, ["s"] * 20, 30.0, "d", [], ["m2"], [1], [7], *REST[4:])
     check(found, "results_claim", 200)
 
 
 async def test_a_claim_of_an_empty_queue_reads_nothing(history: Any) -> None:
-    check(await plan(history, statements.CLAIM, ["nobody"], ["s"], 30.0, "d", *REST), "results_claim", 10)
+    check(await plan(history, statements.CLAIM, ["nobody"] * 20, ["s"] * 20, 30.0, "d", *REST), "results_claim", 10)
 
 
 async def test_the_gauges_read_what_is_pending_and_nothing_else(history: Any) -> None:
@@ -167,6 +171,7 @@ async def test_a_plan_made_while_the_tables_were_empty_stays_good(postgres: Runn
     await connection.execute("INSERT INTO contexts (id, content) VALUES ($1, 'x')", context)
     # Nothing analyses the table behind our back, as nothing does in the first minute of a flood.
     await connection.execute("ALTER TABLE results SET (autovacuum_enabled = off)")
+    await connection.execute(SLOTS)
     ids = [uuid7() for _ in range(20)]
     nobody, texts, none = [uuid7()] * 20, ["s"] * 20, [None] * 20
     ends = [

@@ -63,7 +63,7 @@ def retried(claim: Claim, delay: float = 0.0, spent: bool = True) -> Release:
 
 
 async def claim(store: QueueStore, n: int = 1, model: str = "m", lease: float = LEASE) -> list[Claim]:
-    return (await store.claim([(model, "s")] * n, lease_seconds=lease, dispatcher="test")).claims
+    return (await store.claim([(model, "s", None)] * n, lease_seconds=lease, dispatcher="test")).claims
 
 
 async def test_a_ticket_for_a_missing_context_is_left_out(store: QueueStore, rows: Any) -> None:
@@ -95,7 +95,10 @@ async def test_one_statement_claims_of_each_model_what_is_wanted(store: QueueSto
     for model in ("a", "b", "c"):
         for _ in range(4):
             await submit(model=model)
-    slots = [("a", "one"), *[("nobody", "one")] * 5, ("b", "one"), ("b", "two"), ("b", "one")]
+    slots = [
+        (model, server, None)
+        for model, server in (("a", "one"), *[("nobody", "one")] * 5, ("b", "one"), ("b", "two"), ("b", "one"))
+    ]
     found = (await store.claim(slots, lease_seconds=LEASE, dispatcher="test")).claims
     assert sorted((each.model, each.server) for each in found) == [
         ("a", "one"),
@@ -163,7 +166,7 @@ async def test_a_claim_is_bounded_by_bytes_and_takes_one_at_least(
         for n, (size, model) in enumerate(zip(sizes, models, strict=True))
     ]
     await store.submit(made)
-    slots = [("a", "s")] * 3 + [("b", "s")] * 3
+    slots = [("a", "s", None)] * 3 + [("b", "s", None)] * 3
 
     async def claimed() -> tuple[list[int], int]:
         found = await store.claim(slots, lease_seconds=LEASE, dispatcher="test", most_bytes=100_000)
@@ -233,7 +236,7 @@ async def test_a_claim_still_held_is_not_claimed_again_by_its_holder(store: Queu
     """After an outage longer than the lease, the work goes on instead of starting anew."""
     await submit()
     (held,) = await claim(store, lease=0.0)
-    again = await store.claim([("m", "s")], lease_seconds=LEASE, dispatcher="test", holding=[held.token])
+    again = await store.claim([("m", "s", None)], lease_seconds=LEASE, dispatcher="test", holding=[held.token])
     assert again.claims == []
     assert held.token in await store.renew([(held.id, held.token, None)], lease_seconds=LEASE)
     assert await store.settle([completed(held)]) == {held.id}

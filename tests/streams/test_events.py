@@ -41,7 +41,7 @@ async def claimed(store: QueueStore, lease_seconds: float = 30.0) -> Claim:
     context, now = uuid7(), datetime.now(UTC)
     await store.create_context(context, Prompt("x"), now, None)
     await store.submit([Submission(uuid7(), context, "m", {}, 0, now, now, streamed=True)])
-    (claim,) = (await store.claim([("m", "s")], lease_seconds=lease_seconds, dispatcher="d")).claims
+    (claim,) = (await store.claim([("m", "s", None)], lease_seconds=lease_seconds, dispatcher="d")).claims
     return claim
 
 
@@ -57,7 +57,7 @@ async def test_numbers_go_on_over_attempts(store: QueueStore, database: Database
     assert await writer.write([said(first, "b", 1, 1)]) == {first.token: 1}
 
     async def again() -> Any:
-        return (await store.claim([("m", "s")], lease_seconds=30, dispatcher="e")).claims
+        return (await store.claim([("m", "s", None)], lease_seconds=30, dispatcher="e")).claims
 
     (second,) = await eventually(again, "the lease ends")
     assert second.streamed

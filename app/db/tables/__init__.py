@@ -6,6 +6,7 @@ from app.db.tables.files import batches, file_chunks, files
 from app.db.tables.models import models, set_aside_models
 from app.db.tables.owners import api_keys, audit, idempotency_keys, owners, request_counts, usage
 from app.db.tables.results import attempts, result_events, results
+from app.db.tables.servers import server_slots, servers
 from app.db.tables.webhooks import webhook_deliveries
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "request_counts",
     "result_events",
     "results",
+    "server_slots",
+    "servers",
     "set_aside_models",
     "usage",
     "webhook_deliveries",

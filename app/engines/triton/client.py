@@ -39,7 +39,8 @@ class TritonEngine(Engine):
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._address = endpoint.address
-        self._connection = Connection(endpoint.address)
+        self._connection = Connection(endpoint.address, endpoint.timeouts.connect)
+        self._first_timeout = endpoint.timeouts.first_token
         # Whether a simulation answers, of the models that are ready; asked once.
         self._simulated: dict[tuple[str, str], bool] = {}
 
@@ -130,7 +131,9 @@ class TritonEngine(Engine):
             "inputs": encode(request.prompt, request.parameters),
             "request_id": request.request_id,
         }
-        async with aclosing(self._connection.messages(call, request.idle_timeout, request.run_timeout)) as messages:
+        async with aclosing(
+            self._connection.messages(call, request.idle_timeout, request.run_timeout, self._first_timeout)
+        ) as messages:
             async for result in messages:
                 try:
                     chunk = decode(result)
@@ -171,7 +174,9 @@ class TritonEngine(Engine):
                 "inputs": contract.encode(part),
                 "request_id": request.request_id,
             }
-            async with aclosing(self._connection.messages(call, request.idle_timeout, left)) as messages:
+            async with aclosing(
+                self._connection.messages(call, request.idle_timeout, left, self._first_timeout)
+            ) as messages:
                 result = await anext(messages)
             try:
                 found, counted = contract.decode(result, len(part))

@@ -34,6 +34,13 @@ CHANNEL_OPTIONS = [
 ]
 
 
+def channel_options(connect_timeout: float | None = None) -> list[tuple[str, int]]:
+    """Of a connection that may take so many seconds to be made."""
+    if connect_timeout is None:
+        return CHANNEL_OPTIONS
+    return list((dict(CHANNEL_OPTIONS) | {"grpc.min_reconnect_backoff_ms": round(connect_timeout * 1000)}).items())
+
+
 # A server that has sent its last message ends the stream within milliseconds, under load within a tenth of a second.
 LAST_READ_SECONDS = 2.0
 
@@ -41,13 +48,14 @@ LAST_READ_SECONDS = 2.0
 class Connection:
     """To the address `host:port`; `calls` are Triton's own."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, connect_timeout: float | None = None) -> None:
         self._address = address
+        self._options = channel_options(connect_timeout)
         self.calls = self._connect()
         self._ending: set[asyncio.Task[None]] = set()
 
     def _connect(self) -> triton.InferenceServerClient:
-        return triton.InferenceServerClient(self._address, channel_args=CHANNEL_OPTIONS)
+        return triton.InferenceServerClient(self._address, channel_args=self._options)
 
     async def close(self) -> None:
         if self._ending:
@@ -63,9 +71,11 @@ class Connection:
         await old.close()
 
     async def messages(
-        self, request: dict[str, Any], idle_timeout: float, run_timeout: float
+        self, request: dict[str, Any], idle_timeout: float, run_timeout: float, first_timeout: float | None = None
     ) -> AsyncGenerator[InferResult]:
         """The messages of one request on a stream of its own, which is cancelled when the iterator is closed early.
+
+        The first one may take `first_timeout`, where it is given.
 
         Raises:
             EngineError: an error instead of a message, or the end of the stream.
@@ -76,10 +86,11 @@ class Connection:
 
         stream = self.calls.stream_infer(requests(), stream_timeout=run_timeout, headers=outgoing() or None)
         said_all = False
+        patience = first_timeout or idle_timeout
         try:
             while True:
                 try:
-                    async with asyncio.timeout(idle_timeout):
+                    async with asyncio.timeout(patience):
                         result, error = await anext(stream)
                 except StopAsyncIteration:
                     raise EngineError(
@@ -88,7 +99,7 @@ class Connection:
                 except TimeoutError:
                     raise EngineError(
                         "idle_timeout",
-                        f"The engine sent nothing for {idle_timeout:g} seconds.",
+                        f"The engine sent nothing for {patience:g} seconds.",
                         RETRY,
                         server_fault=True,
                     ) from None
@@ -100,6 +111,7 @@ class Connection:
                         raise
                     # An error inside the request iterator shows up as a cancel nobody asked for.
                     raise EngineError("request_not_sent", "The request could not be put on the wire.", RETRY) from None
+                patience = idle_timeout
                 said_all = error is not None or is_final(result)
                 if error is not None:
                     raise classify_text(error.message() or "")

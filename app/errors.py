@@ -269,6 +269,12 @@ class NoChatTemplate(AppError):
     title = "The model has no chat template"
 
 
+class NoTokenizer(AppError):
+    code = "no_tokenizer"
+    status = 400
+    title = "The model's tokenizer is not here"
+
+
 class ChatTemplateRefused(AppError):
     code = "chat_template_refused"
     status = 400

@@ -33,7 +33,7 @@ from app.api.health import is_untraced
 from app.api.http10 import Application
 from app.api.local import Connections
 from app.api.measure import Measure
-from app.api.openai import batches, chat, completions, embeddings, files, responses
+from app.api.openai import batches, chat, completions, embeddings, files, responses, tokens
 from app.api.openai import models as openai_models
 from app.api.problems import install_handlers, is_openai
 from app.api.proxy import Proxied
@@ -51,6 +51,7 @@ from app.prompts.adapters import Adapters
 from app.prompts.parsers import Parsers
 from app.prompts.profiles import Profiles
 from app.prompts.templates import Templates
+from app.prompts.tokenizers import Tokenizers
 from app.queue.deliveries import DeliveryStore
 from app.queue.events import EVENTS_CHANNEL
 from app.queue.notify import Listener, SettledBoard, both
@@ -147,7 +148,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         pages_routes,
     ):
         app.include_router(module.router)
-    for openai_module in (chat, completions, responses, embeddings, files, batches, openai_models):
+    for openai_module in (chat, completions, responses, embeddings, files, batches, openai_models, tokens):
         app.include_router(openai_module.router)
     require_declared(app, open_paths)
     _document_problems(app)
@@ -186,6 +187,7 @@ def _lifespan(settings: Settings) -> Lifespan:
                 templates=Templates(settings),
                 parsers=parsers,
                 profiles=Profiles(settings, parsers),
+                tokenizers=Tokenizers(settings),
                 catalog=catalog,
                 adapters=Adapters(catalog, settings),
                 health=Health(database),

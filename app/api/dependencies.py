@@ -17,6 +17,7 @@ from app.prompts.adapters import Adapters
 from app.prompts.parsers import Parsers
 from app.prompts.profiles import Profiles
 from app.prompts.templates import Templates
+from app.prompts.tokenizers import Tokenizers
 from app.services.audit import Audit
 from app.services.backlog import BacklogGauges
 from app.services.batches import Batches
@@ -51,6 +52,7 @@ class Services:
     templates: Templates
     parsers: Parsers
     profiles: Profiles
+    tokenizers: Tokenizers
     catalog: Catalog
     adapters: Adapters
     health: Health

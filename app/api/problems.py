@@ -31,6 +31,8 @@ MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:triton-tickets:error:"
 MESSAGE_CHARS = 500
 OPENAI_PREFIX = "/v1"
+# What vLLM's clients find beside it.
+OPENAI_PATHS = ("/tokenize", "/detokenize", OPENAI_PREFIX)
 
 
 def problem_document(error: AppError) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def route_path(scope: Scope) -> str:
 
 
 def is_openai(path: str) -> bool:
-    return path == OPENAI_PREFIX or path.startswith(OPENAI_PREFIX + "/")
+    return path in OPENAI_PATHS or path.startswith(OPENAI_PREFIX + "/")
 
 
 def error_response(path: str, error: AppError) -> Response:

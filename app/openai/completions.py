@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeGuard
 from uuid import UUID
 
 from pydantic import Field
@@ -19,11 +19,16 @@ from app.services.streams import Delta
 from app.services.webhooks import accepted
 
 KIND = "text_completion"
+MOST_PROMPTS = 128
+
+
+Ids = list[int]
 
 
 class CompletionRequest(GenerationRequest):
     prompt: str | list[Any] = Field(
-        description="one text; a list may hold one text only", examples=["Once upon a time"]
+        description=f"a text, its token ids, or a list of at most {MOST_PROMPTS} of either",
+        examples=["Once upon a time"],
     )
     logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
     echo: bool | None = Field(None, description="puts the prompt before the text")
@@ -33,39 +38,85 @@ class CompletionRequest(GenerationRequest):
 async def prepare_completion(
     services: Sources, caller: Caller, body: CompletionRequest | Mapping[str, Any]
 ) -> Prepared:
-    """A completion as a ticket's prompt and parameters.
+    """A completion of one prompt as a ticket's prompt and parameters; otherwise as `prepare_completions`."""
+    prepared = await prepare_completions(services, caller, body)
+    if len(prepared) > 1:
+        raise unsupported("prompt", "takes one prompt here; send a line for each")
+    return prepared[0]
+
+
+async def prepare_completions(
+    services: Sources, caller: Caller, body: CompletionRequest | Mapping[str, Any]
+) -> list[Prepared]:
+    """A ticket for each prompt of a completion.
 
     Raises:
         AppError: whatever is wrong with it, naming the parameter.
     """
     wanted = body if isinstance(body, CompletionRequest) else checked(CompletionRequest, body)
     chosen = await services.adapters.resolve(caller, wanted.model)
-    prompt = _one_text(wanted.prompt)
-    if not prompt:
-        raise invalid("prompt", "must not be empty")
-    longest = services.settings.max_content_chars
-    if len(prompt) > longest:
-        raise invalid("prompt", f"is longer than {longest:,} characters")
+    prompts = _prompts(wanted.prompt)
     if wanted.best_of is not None and wanted.best_of != (wanted.n or 1):
         raise unsupported("best_of", "all choices are returned; leave it out and send n")
     if wanted.echo and wanted.logprobs is not None:
         raise unsupported("echo", "the backend returns no log probabilities of the prompt; leave out logprobs or echo")
-    request = wanted.stored("prompt")
-    if wanted.echo:
-        request["prompt"] = prompt
+    if len(prompts) > 1 and wanted.stream:
+        raise unsupported("prompt", "takes one prompt where the answer is streamed; send a request for each")
     parameters = wanted.sampling(lora_name=chosen.adapter)
     webhook = accepted(wanted.webhook, services.settings)
-    return Prepared(chosen.model, Prompt(prompt, metadata=wanted.metadata), parameters, KIND, request, webhook)
+    longest = services.settings.max_content_chars
+    made = []
+    for place, prompt in enumerate(prompts):
+        where = f"prompt[{place}]" if len(prompts) > 1 else "prompt"
+        text = prompt if isinstance(prompt, str) else await _text(services, chosen.model, prompt, where)
+        if not text:
+            raise invalid(where, "must not be empty")
+        if len(text) > longest:
+            raise invalid(where, f"is longer than {longest:,} characters")
+        request = wanted.stored("prompt")
+        if wanted.echo:
+            request["prompt"] = text
+        if len(prompts) > 1:
+            request["prompts"] = len(prompts)
+        made.append(Prepared(chosen.model, Prompt(text, metadata=wanted.metadata), parameters, KIND, request, webhook))
+    return made
 
 
-def _one_text(prompt: str | list[Any]) -> str:
+async def _text(services: Sources, model: str, ids: Ids, where: str) -> str:
+    text = await services.tokenizers.decode(model, ids, where)
+    # The engine's tokenizer puts this token before each prompt itself.
+    return text.removeprefix(services.templates.first_token(model))
+
+
+def _prompts(prompt: str | list[Any]) -> list[str | Ids]:
     if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise invalid("prompt", "must not be empty")
+    if all(map(_is_id, prompt)):
+        return [prompt]
+    if len(prompt) > MOST_PROMPTS:
+        raise invalid("prompt", f"holds more than {MOST_PROMPTS} prompts; a batch takes more")
+    if all(isinstance(each, str) for each in prompt) or all(map(is_ids, prompt)):
         return prompt
-    if len(prompt) == 1 and isinstance(prompt[0], str):
-        return prompt[0]
-    if prompt and all(isinstance(each, str) for each in prompt):
-        raise unsupported("prompt", "takes one text; send a request for each, or a batch")
-    raise unsupported("prompt", "takes text, not token ids")
+    raise invalid("prompt", "must be a text, a list of token ids, or a list of either")
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_ids(value: Any) -> TypeGuard[Ids]:
+    return isinstance(value, list) and bool(value) and all(map(_is_id, value))
+
+
+def merged(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The answers to several prompts as one: their choices in the order of the prompts, their usage together."""
+    choices = [choice for answer in answers for choice in answer["choices"]]
+    return answers[0] | {
+        "choices": [choice | {"index": index} for index, choice in enumerate(choices)],
+        "usage": {name: sum(answer["usage"][name] for answer in answers) for name in answers[0]["usage"]},
+    }
 
 
 def render_completion(row: Row, request: Mapping[str, Any]) -> dict[str, Any]:

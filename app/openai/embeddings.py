@@ -11,21 +11,24 @@ from pydantic_core import to_json
 from app.db.tables.contexts import Prompt
 from app.errors import invalid
 from app.openai.answers import Face, Row, choices_of, model_of
+from app.openai.completions import is_ids
 from app.openai.requests import OpenAIRequest, Prepared, Sources, checked, unsupported
 from app.services.callers import Caller
 from app.services.webhooks import accepted
-from app.tasks.embed import EmbeddingParameters, vector
+from app.tasks.embed import EmbeddingParameters, shortened, vector
 
 KIND = "embedding"
 MOST_TEXTS = 2048
 
 
 class EmbeddingRequest(OpenAIRequest):
-    input: str | list[Any] = Field(description=f"a text, or at most {MOST_TEXTS} texts", examples=["A small lamp."])
+    input: str | list[Any] = Field(
+        description=f"a text, its token ids, or at most {MOST_TEXTS} of either", examples=["A small lamp."]
+    )
     encoding_format: Literal["float", "base64"] | None = Field(
         None, description="base64 is that of little-endian float32"
     )
-    dimensions: int | None = Field(None, description="models here have one size only")
+    dimensions: int | None = Field(None, description="the model's own size, or one that its folder names")
 
 
 async def prepare_embedding(services: Sources, caller: Caller, body: EmbeddingRequest | Mapping[str, Any]) -> Prepared:
@@ -39,10 +42,19 @@ async def prepare_embedding(services: Sources, caller: Caller, body: EmbeddingRe
     if chosen.adapter is not None:
         raise unsupported("model", f"adapters generate text only; embeddings are made by {chosen.model}")
     if wanted.dimensions is not None:
-        raise unsupported("dimensions", "the model has one size only; leave it out")
+        sizes = services.profiles.of(chosen.model).dimensions
+        if wanted.dimensions not in sizes:
+            known = " or ".join(map(str, sizes)) or "what the model has, which is not known here: leave it out"
+            raise unsupported("dimensions", f"can be {known}")
     texts = [wanted.input] if isinstance(wanted.input, str) else wanted.input
+    if texts and all(isinstance(each, int) and not isinstance(each, bool) for each in texts):
+        texts = [texts]
+    if len(texts) <= MOST_TEXTS:
+        texts = [
+            await services.tokenizers.decode(chosen.model, each, "input") if is_ids(each) else each for each in texts
+        ]
     if not all(isinstance(text, str) for text in texts):
-        raise unsupported("input", "takes text, not token ids")
+        raise invalid("input", "must be a text, a list of token ids, or a list of either")
     if not texts or not all(texts):
         raise invalid("input", "must not be empty")
     if len(texts) > MOST_TEXTS:
@@ -64,13 +76,20 @@ def render_embedding(row: Row, request: Mapping[str, Any]) -> dict[str, Any]:
             {
                 "object": "embedding",
                 "index": each["index"],
-                "embedding": each["text"] if encoded else vector(each["text"]),
+                "embedding": _embedding(each["text"], request.get("dimensions"), encoded),
             }
             for each in choices_of(row)
         ],
         "model": model_of(row, request),
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
+
+
+def _embedding(stored: str, size: int | None, encoded: bool) -> str | list[float]:
+    """The vector, cut to `size` numbers and then of the length 1 again, in base64 where it is wanted `encoded`."""
+    if size is not None:
+        stored = shortened(stored, size)
+    return stored if encoded else vector(stored)
 
 
 FACE = Face(KIND, "/v1/embeddings", render_embedding)

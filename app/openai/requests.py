@@ -15,7 +15,9 @@ from app.errors import InvalidRequest, UnsupportedParameter, invalid
 from app.openai.failures import parameter
 from app.prompts.adapters import Adapters
 from app.prompts.parsers import Parsers
+from app.prompts.profiles import Profiles
 from app.prompts.templates import Templates
+from app.prompts.tokenizers import Tokenizers
 from app.queue.ticket import PRIORITY_HIGHEST, PRIORITY_LOWEST
 from app.services.catalog import Catalog
 from app.services.contexts import Contexts
@@ -50,6 +52,23 @@ ONLY: dict[str, tuple[Any, str]] = {
     "return_tokens_as_token_ids": (False, _NO_IDS),
     "detokenize": (True, _NO_IDS),
 }
+# Taken because clients send them, and changing no answer.
+WITHOUT_EFFECT = frozenset(
+    {
+        "cache_salt",
+        "client_metadata",
+        "max_tool_calls",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "truncation",
+        "user",
+        "verbosity",
+    }
+)
 GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 # For the OpenAPI document: a parameter that is not listed is refused.
 CLOSED: JsonDict = {"additionalProperties": False}
@@ -89,6 +108,10 @@ class Sources(Protocol):
     def parsers(self) -> Parsers: ...
     @property
     def catalog(self) -> Catalog: ...
+    @property
+    def profiles(self) -> Profiles: ...
+    @property
+    def tokenizers(self) -> Tokenizers: ...
     @property
     def contexts(self) -> Contexts: ...
     @property

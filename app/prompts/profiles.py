@@ -18,6 +18,8 @@ CONFIG_FILE, ARGUMENTS_FILE = "config.pbtxt", "model.json"
 # vLLM's own embedding input, or a vector as output.
 _EMBEDS = re.compile(r'"embedding_request"|output\s*\[[^\]]*TYPE_FP(?:16|32)')
 _GENERATES = re.compile(r'(?m)^\s*backend:\s*"vllm"')
+_SIZE = re.compile(r"TYPE_FP(?:16|32)\s+dims:\s*\[\s*(?:[-\d]+\s*,\s*)*(\d+)\s*\]")
+_SMALLER = re.compile(r'key:\s*"matryoshka_dimensions"\s+value:\s*\{\s*string_value:\s*"([\d, ]+)"')
 _TOOLS = re.compile(r"\btools\b")
 
 
@@ -36,9 +38,12 @@ class Profile:
 
     max_model_len: int | None = None
     capabilities: Capabilities | None = None
+    # Of its vectors: its own first, then those it can be cut to.
+    dimensions: tuple[int, ...] = ()
 
     def as_fields(self) -> dict[str, Any]:
-        return asdict(self)
+        able = None if self.capabilities is None else asdict(self.capabilities)
+        return {"max_model_len": self.max_model_len, "capabilities": able}
 
 
 UNKNOWN = Profile()
@@ -82,4 +87,11 @@ class Profiles:
             tools=chats and _TOOLS.search(written) is not None,
             reasoning=chats and reasoning,
         )
-        return Profile(length if isinstance(length, int) and length > 0 else None, able)
+        return Profile(length if isinstance(length, int) and length > 0 else None, able, _dimensions(configured))
+
+
+def _dimensions(configured: str) -> tuple[int, ...]:
+    size, smaller = _SIZE.search(configured), _SMALLER.search(configured)
+    if size is None:
+        return ()
+    return (int(size[1]), *(int(each) for each in re.findall(r"\d+", smaller[1] if smaller else "")))

@@ -108,6 +108,14 @@ class Templates:
             return self._rendered(loaded, values)
         return await asyncio.to_thread(self._rendered, loaded, values)
 
+    def first_token(self, model: str) -> str:
+        """What the engine's tokenizer puts before each prompt by itself, as far as the model's folder tells."""
+        try:
+            loaded = self._load(model)
+        except (NoChatTemplate, ChatTemplateBroken):
+            return ""
+        return loaded.special_tokens["bos_token"] if loaded.adds_bos else ""
+
     def _load(self, model: str) -> _Loaded:
         folder = folder_of(self._repository, model)
         if folder is None:

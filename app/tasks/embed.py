@@ -21,6 +21,16 @@ class EmbeddingParameters(BaseModel):
         return {"task": self.task}
 
 
+def shortened(encoded: str, size: int) -> str:
+    """The first `size` numbers of a stored vector, scaled to the length 1; whole, it stays as it is."""
+    numbers = np.frombuffer(base64.b64decode(encoded), dtype="<f4")
+    if len(numbers) <= size:
+        return encoded
+    numbers = numbers[:size]
+    length = float(np.linalg.norm(numbers))
+    return base64.b64encode((numbers / length if length else numbers).astype("<f4").tobytes()).decode()
+
+
 def vector(encoded: str) -> list[float]:
     """The numbers of a stored vector: base64 of little-endian float32."""
     numbers: list[float] = np.frombuffer(base64.b64decode(encoded), dtype="<f4").tolist()

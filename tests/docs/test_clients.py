@@ -17,6 +17,7 @@ import pytest
 from app.config import Settings
 from app.errors import LineDefective
 from app.openai.batch_lines import NOT_RUN
+from app.openai.parameters import ENDPOINTS, names, outcome, table
 from tests.servers import TEST_MODELS, RunningTriton, start_triton
 from tests.service import Service
 
@@ -225,14 +226,12 @@ IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url":
             for each, param in (
                 ({"suffix": "end"}, "suffix"),
                 ({"best_of": 2}, "best_of"),
-                ({"prompt": ["a", "b"]}, "prompt"),
-                ({"prompt": [1, 2]}, "prompt"),
+                ({"prompt": ["a", "b"], "stream": True}, "prompt"),
                 ({"echo": True, "logprobs": 1}, "echo"),
                 ({"logit_bias": {"50256": -100}}, "logit_bias"),
             )
         ),
         ("embeddings", {"model": "minilm", "input": "a", "dimensions": 4}, "dimensions"),
-        ("embeddings", {"model": "minilm", "input": [1, 2]}, "input"),
         *(
             ("responses", RESPONSE | {name: value}, name)
             for name, value in (
@@ -250,6 +249,28 @@ async def test_what_is_said_to_be_refused_is(api: Service, path: str, body: dict
     answer = await api.client.post(f"/v1/{path}", json=body)
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["param"] == param
+
+
+def test_the_table_of_parameters_is_that_of_the_code() -> None:
+    assert table() in CLIENTS
+    rows = dict(re.findall(r"^\| `(\w+)` \| (\w.*?) \|", table(), re.MULTILINE))
+    assert (rows["messages"], rows["suffix"], rows["store"]) == ("honoured", "refused", "no effect")
+
+
+@pytest.mark.parametrize("name", sorted(ENDPOINTS))
+async def test_what_the_table_says_is_so(api: Service, name: str) -> None:
+    """An unknown model is the last thing to be complained of; what is refused is named before."""
+    path, body = {
+        "chat": ("chat/completions", CHAT),
+        "completions": ("completions", TEXT),
+        "embeddings": ("embeddings", {"model": "minilm", "input": "a"}),
+        "responses": ("responses", RESPONSE),
+    }[name]
+    for parameter in names():
+        if outcome(parameter, *ENDPOINTS[name]) != "refused":
+            continue
+        answer = await api.client.post(f"/v1/{path}", json=body | {parameter: "x"})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, parameter), parameter
 
 
 def test_the_codes_of_batches_are_documented() -> None:

@@ -67,14 +67,16 @@ async def test_echo_puts_the_prompt_first(client: openai.AsyncOpenAI) -> None:
 @pytest.mark.parametrize(
     ("changes", "param"),
     [
-        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": ["a", "b"], "stream": True}, "prompt"),
+        ({"prompt": ["a", 1]}, "prompt"),
+        ({"prompt": ["a"] * 129}, "prompt"),
         ({"prompt": [1, 2]}, "prompt"),
         ({"prompt": ""}, "prompt"),
         ({"suffix": "end"}, "suffix"),
         ({"best_of": 3}, "best_of"),
         ({"echo": True, "logprobs": 1}, "echo"),
         ({"logprobs": 21}, "logprobs"),
-        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream_options": {"include_all": True}}, "stream_options.include_all"),
     ],
 )
 async def test_what_cannot_be_done_is_refused(client: openai.AsyncOpenAI, changes: Any, param: str) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -11,7 +12,7 @@ from fastapi import Depends, Header, Query, Request, Response
 from pydantic_core import to_json
 
 from app.api.dependencies import Services, caller_of, mark_replayed, services_of
-from app.api.holding import CLIENT_CLOSED_REQUEST, hold_until_final, stream_until_final
+from app.api.holding import CLIENT_CLOSED_REQUEST, cancel_if_asked, hold_until_final, stream_until_final
 from app.api.openai.sse import error_event, stream_events
 from app.errors import NotFound, ResultNotFound, ResultPending, ServiceStopping
 from app.openai.answers import Face, Row, model_of
@@ -75,6 +76,30 @@ async def submit(
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         response = Json(face.render(final, prepared.request))
     mark(response, prepared, replayed)
+    return response
+
+
+async def submit_several(
+    request: Request,
+    face: Face,
+    prepared: Sequence[Prepared],
+    key: str | None,
+    merged: Callable[[Sequence[dict[str, Any]]], dict[str, Any]],
+) -> Response:
+    """Makes a ticket of each, and answers once all are completed; the first one's id is that of the answer."""
+    keys = [key if key is None or not place else f"{key[:240]} {place}" for place in range(len(prepared))]
+    made = await asyncio.gather(
+        *(make_ticket(request, each, own, streamed=False) for each, own in zip(prepared, keys, strict=True))
+    )
+    finals = []
+    for row, _ in made:
+        final = await hold(request, face, row["id"], repeatable=key is not None)
+        if final is None:
+            await asyncio.gather(*(cancel_if_asked(request, row["id"]) for row, _ in made))
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        finals.append(final)
+    response = Json(merged([face.render(row, each.request) for row, each in zip(finals, prepared, strict=True)]))
+    mark(response, prepared[0], all(replayed for _, replayed in made))
     return response
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from app.api.dependencies import IdempotencyKey, caller_of, services_of
-from app.api.openai.answers import Cursor, look_up, submit
+from app.api.openai.answers import Cursor, look_up, submit, submit_several
 from app.api.openai.documents import ANSWERS, STREAM_OR_JSON
 from app.api.security import READ, WORK, GuardedRoute
-from app.openai.completions import FACE, CompletionRequest, prepare_completion
+from app.openai.completions import FACE, CompletionRequest, merged, prepare_completions
 
 router = APIRouter(prefix="/v1/completions", tags=["openai"], route_class=GuardedRoute)
 
@@ -16,7 +16,9 @@ router = APIRouter(prefix="/v1/completions", tags=["openai"], route_class=Guarde
 @router.post("", dependencies=[WORK], response_class=Response, responses=ANSWERS | STREAM_OR_JSON)
 async def create_completion(body: CompletionRequest, request: Request, key: IdempotencyKey = None) -> Response:
     """Runs a prompt as a ticket, and holds the connection for the answer or streams it."""
-    prepared = await prepare_completion(services_of(request), caller_of(request), body)
+    prepared, *more = await prepare_completions(services_of(request), caller_of(request), body)
+    if more:
+        return await submit_several(request, FACE, [prepared, *more], key, merged)
     return await submit(request, FACE, prepared, key, stream=bool(body.stream), usage=body.wants_usage)
 
 

@@ -23,6 +23,7 @@ from app.openai.responses_prepare import prepare_response
 from app.openai.responses_render import FACE, render_response
 from app.openai.responses_request import KIND, ResponseRequest
 from app.openai.responses_stream import BEFORE_TEXT, ResponseEvents
+from app.openai.tokens import input_tokens
 from app.queue.ticket import Status
 
 # How long a cancel waits for the engine to stop.
@@ -49,6 +50,13 @@ async def create_response(body: ResponseRequest, request: Request, key: Idempote
         response = Json(render_response(final, prepared.request))
     mark(response, prepared, replayed)
     return response
+
+
+@router.post("/input_tokens", dependencies=[READ], response_class=Response, responses=ANSWERS | OBJECT)
+async def count_input_tokens(body: ResponseRequest, request: Request) -> Response:
+    """How many tokens a response would read; nothing is stored."""
+    count = await input_tokens(services_of(request), caller_of(request), body)
+    return Json({"object": "response.input_tokens", "input_tokens": count})
 
 
 @router.get("/{response_id}", dependencies=[READ], response_class=Response, responses=ANSWERS | STREAM_OR_JSON)

@@ -14,6 +14,7 @@ from app.openai.requests import GenerationRequest, Prepared, Sources, checked, u
 from app.openai.tools import NamedChoice, Tool, ToolUse
 from app.openai.written import PARSERS
 from app.prompts.families import REASONING
+from app.prompts.parsers import ELSEWHERE
 from app.prompts.templates import Templates
 from app.services.callers import Caller
 from app.services.webhooks import accepted
@@ -79,7 +80,8 @@ async def prepare_chat(services: Sources, caller: Caller, body: ChatRequest | Ma
     }
     if (form := _form(chat, tools)) is not None:
         derived["structured_outputs"] = form
-    marked = (tools.parsed and form is None) or services.parsers.of(chosen.model).reasoning is not None
+    named = services.parsers.of(chosen.model)
+    marked = (tools.parsed and form is None) or (named.reasoning is not None and named is not ELSEWHERE)
     if marked and chat.skip_special_tokens is None:
         # In some vocabularies the marks around a call, or around the reasoning, are special tokens.
         derived["skip_special_tokens"] = False

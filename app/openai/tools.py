@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.errors import invalid
 from app.openai.requests import checked_at, unsupported
-from app.prompts.toolcalls import ToolCall, call_id
+from app.prompts.arguments import ToolCall
+from app.prompts.toolcalls import call_id
 
 MOST_TOOLS = 128
 

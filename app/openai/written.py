@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.openai.tools import ToolUse
-from app.prompts.families import ANY, LISTED, REASONING, TOOL_CALLS, Format
+from app.prompts.arguments import ToolCall
+from app.prompts.families import ANY, HERMES, LISTED, REASONING, TOOL_CALLS
 from app.prompts.reasoning import ReasoningStream
-from app.prompts.toolcalls import Piece, ToolCall, ToolCallStream, collected
+from app.prompts.toolcalls import Piece, ToolCallStream, collected
 
 # Under this name the request is stored with what its model's folder tells, by which the answer is read for good.
 PARSERS = "parsers"
@@ -54,7 +55,9 @@ class Reader:
         if self.tools.mode == "named":
             self._stream = _Named(self.tools.name)
         elif self.tools.mode != "none":
-            formats = _formats(parsers, listed=self.tools.forced or holds_a_form(request))
+            formats = TOOL_CALLS.get(parsers.get("tool_calls", ""), ANY)
+            if self.tools.forced or holds_a_form(request):
+                formats = (LISTED,) if self.tools.forced else (LISTED, HERMES)
             self._stream = ToolCallStream(self.tools.functions, formats)
 
     def feed(self, text: str) -> list[Part]:
@@ -135,7 +138,3 @@ def begins_segment(part: Part, before: str) -> bool:
 def holds_a_form(request: Mapping[str, Any]) -> bool:
     form = request.get("response_format") or {}
     return bool(form.get("type", "text") != "text")
-
-
-def _formats(parsers: Mapping[str, Any], listed: bool) -> tuple[Format, ...]:
-    return (LISTED,) if listed else TOOL_CALLS.get(parsers.get("tool_calls", ""), ANY)

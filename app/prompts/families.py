@@ -85,16 +85,17 @@ LISTED = Format("", re.compile(r"(?:\[\s*)?" + _OBJECT), ("}", "]", ","), again=
 
 # Where a model's folder names no family.
 ANY = (HERMES, MISTRAL, LLAMA_TAG, LLAMA)
+# Each with that of Hermes, in which servers that read the calls themselves hand them over here.
 TOOL_CALLS: dict[str, tuple[Format, ...]] = {
     "hermes": (HERMES,),
-    "mistral": (MISTRAL,),
-    "llama3_json": (LLAMA_TAG, LLAMA),
-    "deepseek_v3": (DEEPSEEK,),
-    "deepseek_v31": (DEEPSEEK,),
-    "kimi_k2": (KIMI,),
-    "glm45": (GLM,),
-    "qwen3_coder": (QWEN_CODER,),
-    "openai": (GPT_OSS,),
+    "mistral": (MISTRAL, HERMES),
+    "llama3_json": (LLAMA_TAG, LLAMA, HERMES),
+    "deepseek_v3": (DEEPSEEK, HERMES),
+    "deepseek_v31": (DEEPSEEK, HERMES),
+    "kimi_k2": (KIMI, HERMES),
+    "glm45": (GLM, HERMES),
+    "qwen3_coder": (QWEN_CODER, HERMES),
+    "openai": (GPT_OSS, HERMES),
 }
 
 

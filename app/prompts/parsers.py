@@ -28,6 +28,8 @@ class Named:
 
 
 NONE = Named()
+# Of a model whose folder is not here: servers that tell its reasoning apart themselves put it between these marks.
+ELSEWHERE = Named(reasoning="qwen3")
 
 
 class Parsers:
@@ -40,8 +42,8 @@ class Parsers:
     def of(self, model: str) -> Named:
         """Raises ChatTemplateBroken: the file names no parser there is."""
         folder = folder_of(self._repository, model)
-        if folder is None:
-            return NONE
+        if folder is None or not folder.exists():
+            return ELSEWHERE
         file = folder / VERSION / PARSERS_FILE
         stamp = stamp_of(file)
         if stamp == ABSENT:

@@ -10,11 +10,11 @@ from typing import Any
 
 from app.config import Settings
 from app.errors import ChatTemplateBroken
-from app.prompts.parsers import Parsers
+from app.prompts.adapters import ARGUMENTS_FILE, CONFIG_FILE
+from app.prompts.parsers import PARSERS_FILE, Parsers
 from app.prompts.templates import TEMPLATE_FILE
 from app.services.repository import ABSENT, VERSION, folder_of, stamp_of
 
-CONFIG_FILE, ARGUMENTS_FILE = "config.pbtxt", "model.json"
 # vLLM's own embedding input, or a vector as output.
 _EMBEDS = re.compile(r'"embedding_request"|output\s*\[[^\]]*TYPE_FP(?:16|32)')
 _GENERATES = re.compile(r'(?m)^\s*backend:\s*"vllm"')
@@ -63,7 +63,7 @@ class Profiles:
         if folder is None:
             return UNKNOWN
         files = (folder / CONFIG_FILE, folder / VERSION / ARGUMENTS_FILE, folder / VERSION / TEMPLATE_FILE)
-        stamps = (*map(stamp_of, files), stamp_of(folder / VERSION / "parsers.json"))
+        stamps = (*map(stamp_of, files), stamp_of(folder / VERSION / PARSERS_FILE))
         read = self._read.get(model)
         if read is None or read[0] != stamps:
             read = self._read[model] = (stamps, self._profile(model, stamps, *files))

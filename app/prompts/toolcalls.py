@@ -6,13 +6,12 @@ are no JSON: they are handed over as the model wrote them.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, NamedTuple
 
+from app.prompts.arguments import JsonScan, ToolCall, call_of, is_closed, json_of, typed, unescaped, unquoted
 from app.prompts.families import ANY, Format
 from app.prompts.reasoning import beginning_at_the_end
 
@@ -20,17 +19,6 @@ from app.prompts.reasoning import beginning_at_the_end
 ID_CHARS = 9
 # A call whose function is not named within so many characters is none.
 HEADER_CHARS = 800
-
-_STRUCTURE = re.compile(r'[{}\[\]"\\]')
-_IN_STRING = re.compile(r'["\\]')
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCall:
-    """`arguments` is JSON text, unless the model wrote something else."""
-
-    name: str
-    arguments: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,36 +60,6 @@ def collected(pieces: Sequence[Piece]) -> Parsed:
     return Parsed(content, [ToolCall(name, arguments) for name, arguments in calls.values()])
 
 
-@dataclass(slots=True)
-class _Value:
-    """How far into a JSON object or text the scan is; `end` is behind its last character, once that is there."""
-
-    at: int = 0
-    depth: int = 0
-    quoted: bool = False
-    end: int | None = field(default=None)
-
-    def scan(self, text: str) -> None:
-        while self.end is None:
-            match = (_IN_STRING if self.quoted else _STRUCTURE).search(text, self.at)
-            if match is None:
-                self.at = len(text)
-                return
-            character = match.group()
-            if character == "\\" and match.end() == len(text):
-                self.at = match.start()
-                return
-            self.at = match.end() + (character == "\\")
-            if character == '"':
-                self.quoted = not self.quoted
-            elif character in "{[":
-                self.depth += 1
-            elif character in "}]":
-                self.depth -= 1
-            if self.depth <= 0 and not self.quoted and character != "\\":
-                self.end = self.at
-
-
 class ToolCallStream:
     """Takes a text in pieces; what it returns, put together, is the same however the text is cut."""
 
@@ -115,7 +73,7 @@ class ToolCallStream:
         self._formats: list[Format] = []
         # The marker of the call that is being read, which is text if it is none.
         self._begun = ""
-        self._value = _Value()
+        self._value = JsonScan()
         self._sent = 0
         self._count = 0
         self._said = False
@@ -151,7 +109,7 @@ class ToolCallStream:
                 and not self._final
                 and start[0] in "{["
                 and len(start) < HEADER_CHARS
-                and not _closed(start)
+                and not is_closed(start)
             ):
                 self._state = self._beginning
                 return False
@@ -199,7 +157,7 @@ class ToolCallStream:
                 if bare:
                     self._state = self._between
                 else:
-                    self._value, self._sent, self._state = _Value(), 0, self._arguments
+                    self._value, self._sent, self._state = JsonScan(), 0, self._arguments
                 return True
         if self._undecided():
             return False
@@ -224,7 +182,7 @@ class ToolCallStream:
         if any(each.pairs is not None for each in self._formats):
             return not any(each.end in self._text for each in self._formats)
         start = self._text.lstrip()
-        return len(start) < HEADER_CHARS and not (start[:1] in ("{", "[") and _closed(start))
+        return len(start) < HEADER_CHARS and not (start[:1] in ("{", "[") and is_closed(start))
 
     def _arguments(self, pieces: list[Piece]) -> bool:
         quoted = self._text.startswith('"')
@@ -237,7 +195,7 @@ class ToolCallStream:
             return False
         if quoted and end is not None:
             # Some models quote the JSON once more.
-            self._more(_unquoted(self._text[:end]), pieces)
+            self._more(unquoted(self._text[:end]), pieces)
         else:
             self._more(self._text[self._sent : end], pieces)
         self._text = "" if end is None else self._text[end:]
@@ -261,7 +219,7 @@ class ToolCallStream:
             found = self._header(form, start)
             if found is not None and (form.marker or found[1] in self._functions):
                 self._text, self._state = start, self._call
-            elif not self._final and len(start) < HEADER_CHARS and not _closed(start):
+            elif not self._final and len(start) < HEADER_CHARS and not is_closed(start):
                 self._state = self._between
                 return False
         return True
@@ -273,7 +231,7 @@ class ToolCallStream:
             return None
         groups = match.groupdict()
         quoted = groups.get("name")
-        name = _unescaped(quoted) if quoted is not None else groups["bare"]
+        name = unescaped(quoted) if quoted is not None else groups["bare"]
         return match.end(), name, groups.get("none") is not None
 
     def _pairs(self, form: Format, pieces: list[Piece]) -> bool:
@@ -288,7 +246,7 @@ class ToolCallStream:
         name = match["bare"]
         given = {key.strip(): value for key, value in form.pairs.findall(body)}
         self._formats = [form]
-        self._begin(name, _typed(given, self._functions.get(name)), pieces)
+        self._begin(name, typed(given, self._functions.get(name)), pieces)
         self._text = "" if end < 0 else self._text[end + len(form.end) :]
         self._state = self._between
         return True
@@ -298,9 +256,9 @@ class ToolCallStream:
         start = len(self._text) - len(self._text.lstrip())
         if not self._text.startswith("{", start):
             return None
-        value = _Value(start)
+        value = JsonScan(start)
         value.scan(self._text)
-        call = None if value.end is None else _call(_json(self._text[start : value.end]))
+        call = None if value.end is None else call_of(json_of(self._text[start : value.end]))
         return None if call is None or value.end is None else (value.end, call)
 
     def _say(self, text: str, pieces: list[Piece]) -> None:
@@ -318,59 +276,3 @@ class ToolCallStream:
     def _more(self, text: str, pieces: list[Piece]) -> None:
         if text:
             pieces.append(Piece(text, self._count - 1))
-
-
-def _closed(text: str) -> bool:
-    value = _Value()
-    value.scan(text)
-    return value.end is not None
-
-
-def _call(value: Any) -> ToolCall | None:
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value["name"]:
-        return None
-    arguments = value.get("arguments", value.get("parameters"))
-    if isinstance(arguments, str):
-        arguments = _json(arguments)
-    if arguments is not None and not isinstance(arguments, dict):
-        return None
-    try:
-        return ToolCall(encodable(value["name"]), encodable(json.dumps(arguments or {}, ensure_ascii=False)))
-    except RecursionError:
-        return None
-
-
-def _typed(given: Mapping[str, str], function: Any) -> str:
-    """Keys and values as JSON: what the schema does not call text is read as JSON where it is."""
-    schema = (function or {}).get("parameters") or {} if isinstance(function, dict) else {}
-    properties = schema.get("properties") if isinstance(schema, dict) else None
-    known = properties if isinstance(properties, dict) else {}
-    typed: dict[str, Any] = {}
-    for key, value in given.items():
-        wanted = known.get(key)
-        text = isinstance(wanted, dict) and wanted.get("type") == "string"
-        found = None if text else _json(value.strip())
-        typed[key] = found if found is not None or (not text and value.strip() == "null") else value
-    return encodable(json.dumps(typed, ensure_ascii=False))
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _unescaped(text: str) -> str:
-    found = _json(f'"{text}"')
-    return encodable(found) if isinstance(found, str) else text
-
-
-def _unquoted(text: str) -> str:
-    found = _json(text)
-    return encodable(found) if isinstance(found, str) and isinstance(_json(found), dict) else text
-
-
-def encodable(text: str) -> str:
-    """Half a surrogate pair, which a model may well write as an escape, is a character of no encoding."""
-    return text.encode(errors="replace").decode()

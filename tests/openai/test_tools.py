@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.prompts.arguments import ToolCall
 from app.prompts.families import ANY, REASONING, TOOL_CALLS
 from app.prompts.reasoning import ReasoningStream, split
-from app.prompts.toolcalls import ToolCall, ToolCallStream, collected, parse
+from app.prompts.toolcalls import ToolCallStream, collected, parse
 
 WEATHER = {
     "type": "function",

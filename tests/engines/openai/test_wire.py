@@ -8,8 +8,12 @@ import pytest
 
 from app.engines.base import Request
 from app.engines.openai_wire import Answer, chat_body, completion_body, vectors_of
-from app.prompts.toolcalls import ToolCall, forced, parse
+from app.prompts.arguments import ToolCall
+from app.prompts.families import LISTED, TOOL_CALLS
+from app.prompts.toolcalls import parse
 from app.tasks.chunks import Accumulator
+
+FUNCTIONS: dict[str, Any] = {"add": {}, "stop": {}}
 
 
 def read(*deltas: dict[str, Any], reason: str = "stop", choice: Any = None) -> Accumulator:
@@ -31,14 +35,16 @@ CALLS = (call(0, "add", '{"a": '), call(1, "stop", ""), call(0, None, "1}"))
 
 def test_tool_calls_become_what_the_service_reads_as_calls() -> None:
     made = read({"content": "Let me see."}, *CALLS, reason="tool_calls")
-    parsed = parse(made.joined()[0], ["add", "stop"])
+    parsed = parse(made.joined()[0], FUNCTIONS)
     assert parsed.content == "Let me see."
+    # Whatever family the model's folder names.
+    assert all(parse(made.joined()[0], FUNCTIONS, family) == parsed for family in TOOL_CALLS.values())
     assert parsed.calls == [ToolCall("add", '{"a": 1}'), ToolCall("stop", "{}")]
     assert made.finish_reasons == ["stop"]
 
 
 def test_forced_calls_become_what_the_service_forces() -> None:
-    assert forced(read(*CALLS, reason="tool_calls", choice="required").joined()[0]) == [
+    assert parse(read(*CALLS, reason="tool_calls", choice="required").joined()[0], FUNCTIONS, (LISTED,)).calls == [
         ToolCall("add", '{"a": 1}'),
         ToolCall("stop", "{}"),
     ]
@@ -47,7 +53,7 @@ def test_forced_calls_become_what_the_service_forces() -> None:
 
 
 def test_arguments_may_come_as_an_object() -> None:
-    assert parse(read(call(0, "add", {"a": 1})).joined()[0], ["add"]).calls == [ToolCall("add", '{"a": 1}')]
+    assert parse(read(call(0, "add", {"a": 1})).joined()[0], FUNCTIONS).calls == [ToolCall("add", '{"a": 1}')]
 
 
 @pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])

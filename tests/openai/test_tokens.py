@@ -7,31 +7,20 @@ from typing import Any
 
 import openai
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer
 
 from tests.openai.conftest import client_of
 from tests.openai.test_chat import say, uuid_of
 from tests.service import Service
+from tests.tokenizer import trained
 
 TEXT = "Once upon a time there was a queue."
 
 
 @pytest.fixture
 def tokenizer(served_models: Path) -> Iterator[Tokenizer]:
-    """A byte-level BPE like GPT-2's, of a few hundred tokens, in the folders of four models."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    made.train_from_iterator(
-        [TEXT] * 3,
-        trainers.BpeTrainer(
-            vocab_size=300,
-            special_tokens=["<s>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    """In the folders of four models."""
+    made = trained(TEXT)
     files = [served_models / name / "1" / "tokenizer.json" for name in ("chat", "tiny", "embed", "minilm")]
     for file in files:
         made.save(str(file))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -27,6 +28,7 @@ from tests.conftest import with_database
 from tests.postgres_server import RunningPostgres
 from tests.servers import TEST_MODELS, RunningTriton, start_triton
 from tests.service import Process, eventually
+from tests.tokenizer import trained
 
 EXAMPLES = 10
 # The default, and the most that is asked for with success: what is tried here is the API, not how long engines write.
@@ -84,7 +86,11 @@ class Stack:
             body = {name: known.get(name, value) for name, value in body.items() if name not in ENTANGLED}
             if case.path == "/v1/embeddings":
                 body["model"] = "embed"
-            if case.path == "/v1/responses":
+            if case.path == "/tokenize":
+                body = {name: value for name, value in body.items() if name != "messages"} | {"prompt": "Hi."}
+            if case.path == "/detokenize":
+                body["tokens"] = [1, 2, 3]
+            if case.path.startswith("/v1/responses"):
                 body["input"] = body.get("input") or "Hi."
             for name in TOKEN_COUNTS:
                 if isinstance(body.get(name), int):
@@ -147,6 +153,9 @@ async def stack(
     postgres: RunningPostgres, template: str, engine: RunningTriton, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Stack]:
     """In processes of their own: the tests here hold up this one's event loop."""
+    models = tmp_path_factory.mktemp("models") / "models"
+    shutil.copytree(TEST_MODELS, models)
+    trained("Once upon a time.").save(str(models / "chat" / "1" / "tokenizer.json"))
     name = f"test_{uuid4().hex}"
     connection = await asyncpg.connect(postgres.url)
     await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
@@ -155,7 +164,7 @@ async def stack(
         database_url=with_database(postgres.url, name),
         triton_urls=(engine.grpc_url,),
         api_port=free_ports(1)[0],
-        model_repository=str(TEST_MODELS),
+        model_repository=str(models),
         default_max_tokens=TOKENS,
         webhook_allow_private=True,
         probe_seconds=0.3,

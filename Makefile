@@ -70,13 +70,13 @@ revoke-key: install ## end an API key for good: make revoke-key KEY=<id>
 	@$(LOCAL).database app.keys revoke "$${KEY:?say which: make revoke-key KEY=<id from make keys>}"
 
 servers: install ## list the servers, or change them: make servers ADD=gpu1 ADDRESS=10.0.0.5:8001, DRAIN=gpu1, ACTIVATE=, DISABLE=, REMOVE= (docs/servers.md)
-	@if [ -n "$$ADD" ]; then $(LOCAL).database app.servers add "$$ADD" "$${ADDRESS:?say where: make servers ADD=gpu1 ADDRESS=10.0.0.5:8001}" \
+	@if [ -n "$${ADD:-}" ]; then $(LOCAL).database app.servers add "$$ADD" "$${ADDRESS:?say where: make servers ADD=gpu1 ADDRESS=10.0.0.5:8001}" \
 		$${KIND:+--kind "$$KIND"} $${CONCURRENCY:+--concurrency "$$CONCURRENCY"} $${ALIASES:+--models $$ALIASES} \
 		$${CREDENTIAL:+--credential "$$CREDENTIAL"} $${HOURLY_PRICE:+--hourly-price "$$HOURLY_PRICE"}; \
-	elif [ -n "$$DRAIN" ]; then $(LOCAL).database app.servers drain "$$DRAIN"; \
-	elif [ -n "$$ACTIVATE" ]; then $(LOCAL).database app.servers activate "$$ACTIVATE"; \
-	elif [ -n "$$DISABLE" ]; then $(LOCAL).database app.servers disable "$$DISABLE"; \
-	elif [ -n "$$REMOVE" ]; then $(LOCAL).database app.servers remove "$$REMOVE"; \
+	elif [ -n "$${DRAIN:-}" ]; then $(LOCAL).database app.servers drain "$$DRAIN"; \
+	elif [ -n "$${ACTIVATE:-}" ]; then $(LOCAL).database app.servers activate "$$ACTIVATE"; \
+	elif [ -n "$${DISABLE:-}" ]; then $(LOCAL).database app.servers disable "$$DISABLE"; \
+	elif [ -n "$${REMOVE:-}" ]; then $(LOCAL).database app.servers remove "$$REMOVE"; \
 	else $(LOCAL).database app.servers; fi
 
 webhook-secret: install ## print what signs webhooks: make webhook-secret OWNER=alice (ROTATE=1 makes a new one)

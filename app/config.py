@@ -119,6 +119,11 @@ class Settings(BaseSettings):
         description="what a dispatcher has in flight at most, prompts and what their answers may come to, in bytes; "
         "one ticket that is larger runs all the same: [docs/scaling.md](docs/scaling.md#memory)",
     )
+    default_model: str | None = Field(
+        None,
+        description="what answers requests below `/tgi` that name no model; empty: the only "
+        "one with a chat template: [docs/neighbours.md](docs/neighbours.md)",
+    )
     default_max_tokens: int = Field(512, ge=1, description="`max_tokens` where a request names none")
 
     model_concurrency: int = Field(

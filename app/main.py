@@ -28,6 +28,7 @@ from app.api import streams as streams_routes
 from app.api import usage as usage_routes
 from app.api import webhooks as webhooks_routes
 from app.api.dependencies import PROBLEM_CONTENT, Services
+from app.api.faces import tgi
 from app.api.head import Head
 from app.api.health import is_untraced
 from app.api.http10 import Application
@@ -93,6 +94,7 @@ CORS: dict[str, Any] = {
         "WWW-Authenticate",
         "X-Ignored",
         "X-Request-Id",
+        "X-Result-Id",
         *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
     ],
 }
@@ -150,6 +152,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(module.router)
     for openai_module in (chat, completions, responses, embeddings, files, batches, openai_models, tokens):
         app.include_router(openai_module.router)
+    for face in (tgi,):
+        app.include_router(face.router)
     require_declared(app, open_paths)
     _document_problems(app)
     return app

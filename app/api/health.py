@@ -13,7 +13,7 @@ from app.fleet.lanes import Server
 from app.queue.set_aside import SetAside
 
 # What machines ask every few seconds.
-UNTRACED = frozenset({"/health", "/health/live", "/health/ready", "/ping", "/metrics"})
+UNTRACED = frozenset({"/health", "/tgi/health", "/health/live", "/health/ready", "/ping", "/metrics"})
 
 router = APIRouter(tags=["health"], route_class=GuardedRoute, dependencies=[OPEN])
 
@@ -42,14 +42,14 @@ async def ready(request: Request, response: Response) -> object:
 @router.get("/health", response_class=Response, responses={503: {"description": "Not ready"}})
 async def health(request: Request) -> Response:
     """200 with no body when ready, else 503, as clients of vLLM expect; `/health/ready` says why."""
-    return await _short(request)
+    return await short_health(request)
 
 
 @router.get("/ping", response_class=Response, responses={503: {"description": "Not ready"}})
 @router.post("/ping", response_class=Response, responses={503: {"description": "Not ready"}})
 async def ping(request: Request) -> Response:
     """The same as `/health`, as SageMaker asks it."""
-    return await _short(request)
+    return await short_health(request)
 
 
 @router.get("/version", response_model=Version)
@@ -63,7 +63,8 @@ def is_untraced(scope: MutableMapping[str, Any]) -> bool:
     return path.removeprefix(scope.get("root_path", "")) in UNTRACED
 
 
-async def _short(request: Request) -> Response:
+async def short_health(request: Request) -> Response:
+    """200 or 503, with no body."""
     database = await services_of(request).health.database()
     return Response(status_code=200 if database.reachable and database.migrated else 503)
 

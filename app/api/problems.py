@@ -1,4 +1,4 @@
-"""Errors, all in one place: as application/problem+json (RFC 9457), and below /v1 as OpenAI has them."""
+"""Errors, all in one place: as application/problem+json (RFC 9457), below /v1 as OpenAI has them, below /tgi as TGI."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import Scope
 
+from app.api.faces.tgi_render import tgi_error, tgi_status
 from app.db.faults import is_unavailable
 from app.errors import (
     AppError,
@@ -30,9 +31,9 @@ log = logger("api")
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:triton-tickets:error:"
 MESSAGE_CHARS = 500
-OPENAI_PREFIX = "/v1"
+OPENAI_PREFIX, TGI_PREFIX = "/v1", "/tgi"
 # What vLLM's clients find beside it.
-OPENAI_PATHS = ("/tokenize", "/detokenize", OPENAI_PREFIX)
+OPENAI_PATHS = ("/tokenize", "/detokenize")
 
 
 def problem_document(error: AppError) -> dict[str, Any]:
@@ -60,7 +61,11 @@ def route_path(scope: Scope) -> str:
 
 
 def is_openai(path: str) -> bool:
-    return path in OPENAI_PATHS or path.startswith(OPENAI_PREFIX + "/")
+    return path in OPENAI_PATHS or _below(path, OPENAI_PREFIX)
+
+
+def _below(path: str, prefix: str) -> bool:
+    return path == prefix or path.startswith(prefix + "/")
 
 
 def error_response(path: str, error: AppError) -> Response:
@@ -68,6 +73,8 @@ def error_response(path: str, error: AppError) -> Response:
     if is_openai(path):
         document = to_json({"error": openai_error(error)})
         return Response(document, openai_status(error), error.headers, "application/json")
+    if _below(path, TGI_PREFIX):
+        return Response(to_json(tgi_error(error)), tgi_status(error), error.headers, "application/json")
     return problem_response(error)
 
 

@@ -84,6 +84,12 @@ ROUTES: dict[tuple[str, str], Scope | None] = {
     ("GET", "/v1/batches"): READS,
     ("GET", "/v1/batches/{batch_id}"): READS,
     ("POST", "/v1/batches/{batch_id}/cancel"): SUBMITS,
+    ("POST", "/tgi"): SUBMITS,
+    ("POST", "/tgi/"): SUBMITS,
+    ("POST", "/tgi/generate"): SUBMITS,
+    ("POST", "/tgi/generate_stream"): SUBMITS,
+    ("GET", "/tgi/info"): READS,
+    ("GET", "/tgi/health"): OPEN,
 }
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "PROPFIND")
 OVERRIDES = ("X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override")

@@ -29,7 +29,7 @@ _REFERENCE = re.compile(r"[\x21-\x7e]{1,200}")
 class Json(Response):
     media_type = "application/json"
 
-    def __init__(self, document: Mapping[str, Any]) -> None:
+    def __init__(self, document: Mapping[str, Any] | Sequence[Any]) -> None:
         super().__init__(to_json(document))
 
 

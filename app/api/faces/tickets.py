@@ -1,0 +1,123 @@
+"""What the forms of other servers have in common: which model answers, and the ticket behind an answer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from fastapi import Request, Response
+
+from app.api.dependencies import caller_of, mark_replayed, services_of
+from app.api.holding import hold_until_final
+from app.api.openai.answers import IGNORED_HEADER, reference_of
+from app.api.sse import never_gone
+from app.errors import AppError, ServiceStopping, invalid
+from app.openai.answers import Row
+from app.openai.failures import OF_THE_REQUEST, STATUSES, GenerationFailed
+from app.openai.requests import Prepared
+from app.queue.ticket import Status
+from app.services.catalog import shown
+from app.services.streams import End, Event, Following
+
+RESULT_HEADER = "x-result-id"
+
+
+async def model_or_default(request: Request, named: str | None, field: str = "model") -> str:
+    """The model that a request names, else the default, else the only one that chats.
+
+    Raises:
+        InvalidRequest: it names none, no default is set, and the caller may use several, or none.
+    """
+    services, caller = services_of(request), caller_of(request)
+    chosen = named or services.settings.default_model
+    if chosen:
+        return chosen
+    entries = [entry for entry in await services.catalog.models() if caller.may_use(entry.name)]
+    served = [entry.name for entry in entries if entry.public_state != "unavailable"] or [
+        entry.name for entry in entries
+    ]
+    able = {name: services.profiles.of(name).capabilities for name in served}
+    chats = [name for name, capabilities in able.items() if capabilities is None or capabilities.chat]
+    if len(chats) == 1:
+        return chats[0]
+    there = f"there are {shown(chats)}" if chats else "no server serves one with a chat template"
+    raise invalid(field, f"name the model, or have DEFAULT_MODEL set: {there}")
+
+
+async def make_ticket(
+    request: Request,
+    prepared: Prepared,
+    *,
+    streamed: bool = False,
+    priority: int = 0,
+    client_reference: str | None = None,
+    key: str | None = None,
+) -> tuple[Row, bool]:
+    """The ticket's row, committed; True when an earlier request with the key had made it."""
+    return await services_of(request).submissions.submit_prompt(
+        caller_of(request),
+        prepared.model,
+        prepared.prompt,
+        prepared.parameters,
+        kind=prepared.kind,
+        request=prepared.request,
+        streamed=streamed,
+        priority=priority,
+        client_reference=client_reference or reference_of(request, prepared),
+        idempotency_key=key,
+        webhook=prepared.webhook,
+    )
+
+
+async def completed(request: Request, row: Row) -> Row | None:
+    """The completed result of a ticket; None when the client is gone.
+
+    Raises:
+        GenerationFailed: it failed.
+        ServiceStopping: this process ends before the ticket does.
+    """
+    final = await hold_until_final(request, row["id"], stopping(row))
+    if final is not None and final["status"] == Status.FAILED:
+        raise failure(final)
+    return final
+
+
+async def followed(following: Following, row: Row) -> AsyncGenerator[Event | End]:
+    """The events of a ticket, the last one that of a completed result.
+
+    Raises:
+        GenerationFailed: it failed.
+        ServiceStopping: this process ends before the ticket does.
+    """
+    async with aclosing(following.events(never_gone)) as events:
+        async for item in events:
+            if isinstance(item, End) and item.row["status"] == Status.FAILED:
+                raise failure(item.row)
+            yield item
+            if isinstance(item, End):
+                return
+    raise stopping(row)
+
+
+def failure(row: Row) -> AppError:
+    """The error of a failed result's row."""
+    code: str = row["error_code"]
+    status = STATUSES.get(code, 400 if code in OF_THE_REQUEST else 502)
+    return GenerationFailed(code, status, f"{row['error_message']} (result {row['id']})", None)
+
+
+def stopping(row: Row) -> AppError:
+    return ServiceStopping(
+        f"This process is stopping; the request goes on as result {row['id']}. GET /results/{row['id']} has the answer "
+        "once it is there.",
+        headers={"Retry-After": "2"},
+    )
+
+
+def mark(response: Response, row: Row, prepared: Prepared, replayed: bool = False) -> Response:
+    """Names the ticket, and says what of the request has no effect."""
+    response.headers[RESULT_HEADER] = str(row["id"])
+    mark_replayed(response, replayed)
+    if prepared.ignored:
+        response.headers[IGNORED_HEADER] = ", ".join(prepared.ignored)
+    return response

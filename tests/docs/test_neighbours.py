@@ -1,0 +1,74 @@
+"""docs/neighbours.md: every block is run as it stands, only the address differs."""
+
+import asyncio
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.config import Settings
+from tests.servers import RunningTriton, start_triton
+from tests.service import Service
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENT = (ROOT / "docs" / "neighbours.md").read_text()
+ADDRESS = "http://127.0.0.1:8887"
+SIMULATED = r"\[simulated\] \S.+"
+
+
+@pytest.fixture(scope="session")
+def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
+    server = start_triton(tmp_path_factory.mktemp("triton"), ("demo",), ROOT / "models")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def make_settings(make_settings: Callable[..., Settings]) -> Callable[..., Settings]:
+    def make(**changes: object) -> Settings:
+        return make_settings(**({"model_repository": str(ROOT / "models")} | changes))
+
+    return make
+
+
+def block(heading: str, language: str) -> str:
+    section = DOCUMENT[DOCUMENT.index(f"## {heading}\n") :]
+    found = re.search(rf"^```{language}\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+async def run(service: Service, text: str, *program: str) -> str:
+    script = text.replace(ADDRESS, str(service.client.base_url).rstrip("/"))
+    done = await asyncio.to_thread(
+        subprocess.run, [*program, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return str(done.stdout)
+
+
+async def lines(service: Service, heading: str) -> list[str]:
+    """What each curl line of a section prints."""
+    commands = [line for line in block(heading, "sh").splitlines() if line]
+    return [await run(service, line, "bash", "-eu", "-o", "pipefail") for line in commands]
+
+
+def events_of(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
+
+
+async def test_text_generation_inference(service: Service) -> None:
+    generated, streamed, info = await lines(service, "Text Generation Inference")
+    answer = json.loads(generated)
+    assert re.fullmatch(SIMULATED, answer["generated_text"])
+    assert answer["details"]["generated_tokens"] <= 20
+    events = events_of(streamed)
+    assert "".join(event["token"]["text"] for event in events) == events[-1]["generated_text"]
+    assert json.loads(info)["model_id"] == "demo"
+    printed = await run(service, block("Text Generation Inference", "python"), sys.executable)
+    assert re.fullmatch(rf"({SIMULATED}\n){{2}}", printed)

@@ -72,3 +72,11 @@ async def test_text_generation_inference(service: Service) -> None:
     assert json.loads(info)["model_id"] == "demo"
     printed = await run(service, block("Text Generation Inference", "python"), sys.executable)
     assert re.fullmatch(rf"({SIMULATED}\n){{2}}", printed)
+
+
+async def test_protollm(service: Service) -> None:
+    *answers, found = await lines(service, "ProtoLLM")
+    for answer in answers:
+        assert re.fullmatch(SIMULATED, json.loads(answer)["content"], re.DOTALL)
+    (ticket,) = json.loads(found)
+    assert (ticket["client_reference"], ticket["status"]) == ("12345", "completed")

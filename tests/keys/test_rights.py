@@ -90,6 +90,8 @@ ROUTES: dict[tuple[str, str], Scope | None] = {
     ("POST", "/tgi/generate_stream"): SUBMITS,
     ("GET", "/tgi/info"): READS,
     ("GET", "/tgi/health"): OPEN,
+    ("POST", "/protollm/generate"): SUBMITS,
+    ("POST", "/protollm/chat_completion"): SUBMITS,
 }
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "PROPFIND")
 OVERRIDES = ("X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override")

@@ -7,9 +7,10 @@ from contextlib import aclosing
 
 from fastapi import Request, Response
 
-from app.api.dependencies import caller_of, mark_replayed, services_of
+from app.api.dependencies import PROBLEM_CONTENT, caller_of, mark_replayed, problems, services_of
 from app.api.holding import hold_until_final
 from app.api.openai.answers import IGNORED_HEADER, reference_of
+from app.api.openai.documents import OF_GENERATIONS
 from app.api.sse import never_gone
 from app.errors import AppError, ServiceStopping, invalid
 from app.openai.answers import Row
@@ -20,6 +21,11 @@ from app.services.catalog import shown
 from app.services.streams import End, Event, Following
 
 RESULT_HEADER = "x-result-id"
+# The error answers of routes that hold a connection for a ticket, for the OpenAPI document.
+ERRORS = problems(400, 404, 409, 410, 413, 415, 422) | {
+    status: {"description": OF_GENERATIONS.get(status, "A defect of the service"), "content": PROBLEM_CONTENT}
+    for status in (500, 502, 504)
+}
 
 
 async def model_or_default(request: Request, named: str | None, field: str = "model") -> str:

@@ -1,8 +1,7 @@
 """Tells the other dispatchers and the API which models are set aside, and loads those again that are dead.
 
 What one dispatcher knows to be dead is set aside by all, so that none spends attempts on it. One of them unloads and
-loads it, at most so many times an hour; when that one dies, its claim runs out and another goes on with the step. A
-model that is only silent is never loaded again: it may be busy with the work of others.
+loads it, at most so many times an hour; when that one dies, its claim runs out and another goes on with the step.
 """
 
 from __future__ import annotations
@@ -70,7 +69,10 @@ class Recovery:
             while True:
                 with suppress(DatabaseUnavailable):
                     await self._round()
-                await asyncio.sleep(min(every_seconds, LONGEST_ROUND_SECONDS))
+                # What is known is told at once: the one who knows may be killed next.
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._fleet.withdrawn.wait(), min(every_seconds, LONGEST_ROUND_SECONDS))
+                self._fleet.withdrawn.clear()
         finally:
             for reload in self._reloads.values():
                 reload.cancel()

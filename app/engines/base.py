@@ -160,6 +160,13 @@ class ModelState:
 class Control(Protocol):
     """Loads and unloads models; timeouts in seconds."""
 
+    async def taken(self, model: str, timeout: float) -> int:
+        """How many requests the model's process has taken since it was loaded, from whomever.
+
+        Raises:
+            EngineError: the server does not tell.
+        """
+
     async def unload(self, model: str, timeout: float, patience: float) -> bool:
         """Unloads a model and waits until it is gone; False where that takes longer than `patience` seconds.
 

@@ -47,6 +47,8 @@ class Fleet:
         self._concurrency = concurrency
         self._server_concurrency = server_concurrency
         self.changed: Callable[[], None] = lambda: None
+        # Set with each model that is set aside.
+        self.withdrawn = asyncio.Event()
         self.freed: Callable[[], None] = lambda: None
         self._follow_listing()
 
@@ -165,6 +167,7 @@ class Fleet:
         if not lane.quarantine:
             log.error("model set aside", server=lane.server.url, model=lane.model, reason=reason)
         lane.quarantine, lane.dead = reason, dead
+        self.withdrawn.set()
         QUARANTINED.labels(lane.server.url, lane.model).set(1)
 
     def take_back(self, lane: Lane) -> None:

@@ -3,7 +3,8 @@
 When a backend process dies, its requests in flight hang and readiness stays 200. So a lane that does not move is tested
 with the least that its engine can be asked. When that is refused, the lane is set aside and its runs are given up;
 silence counts only where a run has timed out already, for a busy engine is silent too. A lane set aside is tested until
-it answers. The runs of a server that is down for good are given up as well. Loading a dead model again is
+it answers; where its process meanwhile takes no request from anybody, it hangs, and counts as dead.
+The runs of a server that is down for good are given up as well. Loading a dead model again is
 dispatch/recovery.py's work.
 """
 
@@ -25,6 +26,10 @@ log = logger("quarantine")
 TRIAL_SHORTEST_SECONDS = 5.0
 TRIAL_FIRST_SECONDS = 2.0
 TRIAL_LONGEST_SECONDS = 30.0
+# How long a model's process may take no request, while it is tested and is silent, before it counts as hung.
+HUNG_SECONDS = 30.0
+COUNT_SECONDS = 5.0
+HANGS = "The model's process hangs: it has taken no request for {:.0f} s although the server says ready."
 SILENT_CODES = frozenset({"idle_timeout", "run_timeout"})
 
 
@@ -66,6 +71,7 @@ class Quarantine:
     async def _try(self, lane: Lane) -> None:
         pause = TRIAL_FIRST_SECONDS
         signs = lane.signs
+        silence = Silence()
         while (failure := await trial(lane, self._patience)) is not None:
             if lane.signs != signs or not lane.server.up:
                 # It moves after all; or the probes will tell when the server is back, and the next look goes on.
@@ -78,8 +84,13 @@ class Quarantine:
                 break
             if failure.code in DEAD_CODES:
                 self._fleet.set_aside(lane, failure.message, dead=True)
-            elif not lane.quarantine and failure.code in SILENT_CODES:
-                self._fleet.set_aside(lane, f"No answer within {self._stall:g} s although the server says ready.")
+            elif failure.code in SILENT_CODES and not lane.dead:
+                silent = await silence.lasts(lane)
+                if silent >= HUNG_SECONDS:
+                    log.error("model's process hangs", server=lane.server.url, model=lane.model, seconds=round(silent))
+                    self._fleet.set_aside(lane, HANGS.format(silent), dead=True)
+                elif not lane.quarantine:
+                    self._fleet.set_aside(lane, f"No answer within {self._stall:g} s although the server says ready.")
             elif not lane.quarantine:
                 self._fleet.set_aside(lane, failure.message)
             self._give_up(lane)
@@ -94,6 +105,32 @@ class Quarantine:
                 self._fleet.take_back(lane)
         lane.suspect = False
         lane.begin()
+
+
+class Silence:
+    """How long a model's process has taken no request; known of a server only that takes orders."""
+
+    def __init__(self) -> None:
+        self._taken: int | None = None
+        self._since = 0.0
+
+    async def lasts(self, lane: Lane) -> float:
+        """Seconds, 0 where the server does not tell."""
+        taken = await _taken(lane)
+        if taken is None or taken != self._taken:
+            self._taken, self._since = taken, time.monotonic()
+        return time.monotonic() - self._since
+
+
+async def _taken(lane: Lane) -> int | None:
+    try:
+        orders = lane.server.engine.control()
+        if orders is None:
+            return None
+        async with orders as control:
+            return await control.taken(lane.model, COUNT_SECONDS)
+    except EngineError:
+        return None
 
 
 async def trial(lane: Lane, patience: float) -> EngineError | None:

@@ -11,7 +11,10 @@ import psutil
 import pytest
 
 from app.config import Settings
+from app.engines.base import EngineError, Request
 from app.engines.triton.control import TritonControl
+from app.fleet.fleet import open_fleet
+from app.fleet.quarantine import Silence
 from nvidia_triton.local.triton import TritonServer
 from tests.engine import busy
 from tests.servers import TEST_MODELS, RunningTriton, start_triton
@@ -117,6 +120,43 @@ async def test_a_dead_engine_is_loaded_again(settings: Settings, victim: Running
         await service.client.post(f"/results/{killer}/cancel")
         ended = [await service.settled(id_) for id_ in [await service.send() for _ in range(10)]]
         assert {(each["status"], each["attempt_count"]) for each in ended} == {("completed", 1)}
+
+
+async def test_a_process_that_hangs_is_loaded_again(
+    make_settings: Callable[..., Settings], victim: RunningTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing says that it is dead; as little as a process that was killed in an unlucky moment does."""
+    monkeypatch.setattr("app.fleet.quarantine.HUNG_SECONDS", 2.0)
+    monkeypatch.setattr("app.fleet.quarantine.TRIAL_SHORTEST_SECONDS", 1.0)
+    settings = make_settings(triton_urls=(victim.grpc_url,), stall_seconds=0.7, idle_timeout_seconds=1)
+    async with running_api(settings) as service, running_dispatcher(settings):
+        cause = await service.send(prompt="[[sim:hang-stub]]")
+
+        async def said() -> bool:
+            return "process hangs" in ((await model_of(service, "tiny"))["reason"] or "")
+
+        await eventually(said, "the process is known to hang")
+        await service.client.post(f"/results/{cause}/cancel")
+        ended = [await service.settled(id_) for id_ in [await service.send() for _ in range(10)]]
+        assert {(each["status"], each["attempt_count"]) for each in ended} == {("completed", 1)}
+
+
+async def test_a_silent_model_that_takes_requests_does_not_hang(
+    make_settings: Callable[..., Settings], victim: RunningTriton
+) -> None:
+    """It is busy, maybe with the work of others, which would end with it."""
+    settings = make_settings(triton_urls=(victim.grpc_url,))
+    async with open_fleet(settings) as fleet:
+        await fleet.refresh()
+        lane = fleet.acquire("tiny")
+        assert lane is not None
+        silence = Silence()
+        assert await silence.lasts(lane) < 0.5
+        for _ in range(3):
+            with pytest.raises(EngineError, match="sent nothing"):
+                async for _ in lane.server.engine.run(Request("tiny", "[[sim:hang]]", {}, "silent", 1, 5)):
+                    pass
+            assert await silence.lasts(lane) < 0.5
 
 
 async def test_a_model_that_unloaded_itself_is_loaded_again(settings: Settings) -> None:

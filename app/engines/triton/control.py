@@ -31,6 +31,19 @@ class TritonControl:
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
+    async def taken(self, model: str, timeout: float) -> int:
+        """How many requests the model's process has taken since it was loaded, from whomever.
+
+        Raises:
+            EngineError: the server does not answer, or does not have the model.
+        """
+        try:
+            told = await self._client.get_inference_statistics(model, client_timeout=timeout)
+        except InferenceServerException as error:
+            raise _classified(error) from None
+        # Of a decoupled model, a request is a success as soon as its process has taken it.
+        return sum(each.inference_stats.success.count for each in told.model_stats)
+
     async def unload(self, model: str, timeout: float, patience: float) -> bool:
         """Unloads a model and waits until it is gone; False where that takes longer than `patience` seconds.
 

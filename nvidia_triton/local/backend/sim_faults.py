@@ -18,6 +18,7 @@ Markers work only where `sim_faults` is `true`; elsewhere they are plain text.
     [[sim:engine-dead]]  the engine dies: this request, all others and all later ones fail
     [[sim:engine-sick=TEXT]]  this request and all later ones fail with "Error generating stream: TEXT"
     [[sim:die-stub]]     the backend process exits
+    [[sim:hang-stub]]    the backend process takes no further requests and cannot be unloaded
     [[sim:kill-server]]  tritonserver is killed
 """
 
@@ -26,6 +27,7 @@ import json
 import os
 import re
 import signal
+import threading
 from dataclasses import dataclass
 
 _MARKER = re.compile(r"\[\[sim:([a-z0-9-]+)(?:=(.*?))?\]\]", re.DOTALL)
@@ -92,6 +94,8 @@ class Plan:
                     self.error = f"seed {value} fails"
             case "engine-sick":
                 self.action, self.error = name, value
+            case "hang-stub":
+                hang_process()
             case "hang" | "engine-dead" | "die-stub" | "kill-server":
                 self.action = name
             case _:
@@ -100,6 +104,10 @@ class Plan:
 
 def end_process() -> None:
     os._exit(1)
+
+
+def hang_process() -> None:
+    threading.Event().wait()
 
 
 def kill_server() -> None:

@@ -66,6 +66,9 @@ class _AliasedControl(Control):
         self._control = control
         self._theirs = theirs
 
+    async def taken(self, model: str, timeout: float) -> int:
+        return await self._control.taken(self._theirs[model], timeout)
+
     async def unload(self, model: str, timeout: float, patience: float) -> bool:
         return await self._control.unload(self._theirs[model], timeout, patience)
 

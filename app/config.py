@@ -93,6 +93,12 @@ class Settings(BaseSettings):
         "or `*`",
     )
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="largest request body, in bytes")
+    max_bodies_bytes: int = Field(
+        256 * 1024 * 1024,
+        ge=1024,
+        description="what the bodies of all requests under way in one API come to at most, in bytes, uploads apart; "
+        "those of up to 64 KiB have a sixteenth more: [docs/scaling.md](docs/scaling.md#memory)",
+    )
     max_file_bytes: int = Field(200 * 1024 * 1024, ge=1024, description="largest file of batch requests, in bytes")
     max_owner_file_bytes: int = Field(
         10 * 1024**3, ge=0, description="what the files of one owner may come to, in bytes; 0 for no bound"
@@ -225,6 +231,10 @@ class Settings(BaseSettings):
                 ip_network(network)
             except ValueError:
                 raise ValueError(f"WEBHOOK_ALLOW_NETWORKS: {network!r} is no network, as 10.1.0.0/16 is") from None
+        if self.max_bodies_bytes < self.max_body_bytes:
+            raise ValueError(
+                "MAX_BODIES_BYTES is less than MAX_BODY_BYTES, so the largest requests could never be taken"
+            )
         if self.spool_bytes < self.max_file_bytes:
             raise ValueError("SPOOL_BYTES is less than MAX_FILE_BYTES, so the largest files could never be uploaded")
         self._refuse_what_no_proxy_can_use()

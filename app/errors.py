@@ -258,6 +258,12 @@ class SpoolFull(AppError):
     title = "There is no room for the upload now"
 
 
+class BodiesFull(AppError):
+    code = "bodies_full"
+    status = 503
+    title = "There is no room for the body now"
+
+
 class UnsupportedParameter(InvalidRequest):
     code = "unsupported_parameter"
     title = "The request asks for something the service cannot do"

@@ -27,6 +27,7 @@ from app.api import servers as servers_routes
 from app.api import streams as streams_routes
 from app.api import usage as usage_routes
 from app.api import webhooks as webhooks_routes
+from app.api.body_room import BodyRoom
 from app.api.dependencies import PROBLEM_CONTENT, Services
 from app.api.faces import protollm, tgi
 from app.api.head import Head
@@ -207,6 +208,7 @@ def _lifespan(settings: Settings) -> Lifespan:
                 servers=Servers(database, settings, fleet),
                 connections=Connections(),
                 spool=Spool(settings),
+                bodies=BodyRoom(settings),
             )
             loader = Loader(database, stored_files, preparing(services), services.batches.arrived, settings)
             listener = Listener(

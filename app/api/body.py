@@ -14,9 +14,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.types import Message, Receive, Scope
 
-from app.api.coding import coding_of, decompressed, too_large
+from app.api.body_room import Share
+from app.api.coding import LARGE, coding_of, decompressed, too_large
 from app.config import Settings
-from app.errors import BodyTooLarge, UnsupportedMediaType
+from app.errors import BodiesFull, BodyTooLarge, UnsupportedMediaType
 from app.storable import TooManyValues, parsed_json
 
 # What a form with a file holds beyond the file: boundaries, headers, the other fields.
@@ -65,9 +66,13 @@ class StrictJsonRoute(APIRoute):
         return strict
 
 
-async def receive_body(scope: Scope, receive: Receive, settings: Settings, *, upload: bool) -> Receive | None:
+async def receive_body(
+    scope: Scope, receive: Receive, settings: Settings, share: Share, *, upload: bool
+) -> Receive | None:
     """What the route reads its body from: never more than the limit, which for an `upload` is that of files.
     None when the client went away.
+
+    The request's `share` holds the body, unless it is an upload: as long as it is declared to be, or as it comes.
 
     A body of undeclared length is read here, unless it is an upload, so that nothing behind sees half of one. What
     is compressed is read and decompressed here; the limit holds before and after.
@@ -75,6 +80,7 @@ async def receive_body(scope: Scope, receive: Receive, settings: Settings, *, up
     Raises:
         UnsupportedMediaType: it is compressed in a way that is not known here, or is an upload.
         MalformedBody: it is not what its Content-Encoding says.
+        BodiesFull: other bodies leave it no room.
         BodyTooLarge: also later, from what is returned, for an upload of undeclared length.
     """
     most = settings.max_file_bytes + FORM_BYTES if upload else settings.max_body_bytes
@@ -87,16 +93,29 @@ async def receive_body(scope: Scope, receive: Receive, settings: Settings, *, up
         raise UnsupportedMediaType(f"A file is taken as it is: send it without Content-Encoding, which is {coding!r}.")
     if upload:
         return _counted(receive, most)
+    if declared.isdigit():
+        try:
+            share.hold(int(declared))
+        except BodiesFull:
+            await _swallow(receive, most)
+            raise
     if coding:
-        compressed = await _whole(receive, most)
-        return None if compressed is None else _replayed(await decompressed(compressed, coding, most), receive)
+        compressed = await _whole(receive, most, share)
+        if compressed is None:
+            return None
+        if len(compressed) > LARGE:
+            # Decompressed beside the others, it may come to as much meanwhile.
+            share.hold(most)
+        body = await decompressed(compressed, coding, most)
+        share.hold(len(body))
+        return _replayed(body, receive)
     if declared or scope["method"] in ("GET", "HEAD", "DELETE", "OPTIONS"):
         return receive
-    body = await _whole(receive, most)
-    return None if body is None else _replayed(body, receive)
+    whole = await _whole(receive, most, share)
+    return None if whole is None else _replayed(whole, receive)
 
 
-async def _whole(receive: Receive, most: int) -> bytes | None:
+async def _whole(receive: Receive, most: int, share: Share) -> bytes | None:
     parts: list[bytes] = []
     size = 0
     while True:
@@ -108,6 +127,13 @@ async def _whole(receive: Receive, most: int) -> bytes | None:
         if size > most:
             await _swallow(receive, most)
             raise too_large(most, upload=False)
+        if size > share.held:
+            try:
+                share.hold(size)
+            except BodiesFull:
+                parts.clear()
+                await _swallow(receive, most)
+                raise
         if not message.get("more_body"):
             return b"".join(parts)
 

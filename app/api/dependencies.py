@@ -8,6 +8,7 @@ from uuid import UUID
 
 from fastapi import Depends, Header, Query, Request, Response
 
+from app.api.body_room import BodyRoom
 from app.api.local import Connections
 from app.api.spool import Spool
 from app.config import Settings
@@ -68,6 +69,7 @@ class Services:
     servers: Servers
     connections: Connections
     spool: Spool
+    bodies: BodyRoom
 
 
 def services_of(request: Request) -> Services:

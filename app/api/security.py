@@ -97,10 +97,11 @@ class GuardedRoute(StrictJsonRoute):
                 caller, work=offered and access.work, counts=offered and (access.work or access.upload)
             )
             if offered:
-                limited = await receive_body(scope, receive, services.settings, upload=access.upload)
-                if limited is None:
-                    return
-                receive = limited
+                with services.bodies.share() as share:
+                    limited = await receive_body(scope, receive, services.settings, share, upload=access.upload)
+                    if limited is not None:
+                        await super().handle(scope, limited, send)
+                return
         await super().handle(scope, receive, send)
 
 

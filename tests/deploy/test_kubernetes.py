@@ -252,6 +252,16 @@ def test_runs_as_the_user_of_the_image_and_may_write_nothing(name: str) -> None:
     assert container(name)["resources"]["limits"]["memory"]
 
 
+def test_an_api_has_memory_for_the_bodies_it_takes() -> None:
+    """docs/scaling.md: 130 MiB + 3.5 x 17/16 x MAX_BODIES_BYTES."""
+    (mebibytes,) = re.fullmatch(  # type: ignore[union-attr]
+        r"(\d+)Mi", container("Deployment-api")["resources"]["limits"]["memory"]
+    ).groups()
+    bodies = Settings.model_fields["max_bodies_bytes"].default / 1024**2
+    assert int(mebibytes) >= 130 + 3.5 * 17 / 16 * bodies
+    assert "MAX_BODIES_BYTES" not in SETTINGS
+
+
 def test_uploads_have_room_on_a_disk() -> None:
     """docs/scaling.md: SPOOL_BYTES, and four times the largest file for the batch that is loaded."""
     defaults = {name: Settings.model_fields[name].default for name in ("spool_bytes", "max_file_bytes")}

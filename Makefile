@@ -2,7 +2,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install run test demo fetch-model lint format migrate revision psql key keys revoke-key servers webhook-secret lock clean bench test-compose crashtest
+.PHONY: help install run test demo compare fetch-model lint format migrate revision psql key keys revoke-key servers webhook-secret lock clean bench test-compose crashtest
 
 PYTHON ?= python3
 # Files of tests at once; they wait for other processes most of the time.
@@ -28,6 +28,9 @@ test: install ## run the tests; they start what they need. One alone: make test 
 
 demo: install ## store a prompt, send it to a model and wait for the answer
 	@exec $(LOCAL).demo
+
+compare: install ## one prompt to several models, side by side: make compare PROMPT="Why is the sky blue?" MODELS="demo a b"
+	@exec $(LOCAL).compare
 
 fetch-model: install ## download and verify a model's files: make fetch-model MODEL=minilm [REPO=owner/name REVISION= FILES=]
 	@exec $(BIN)/python -m nvidia_triton.hub

@@ -133,6 +133,17 @@ class BatchNotFound(NotFound):
     title = "No such batch"
 
 
+class ComparisonNotFound(NotFound):
+    code = "comparison_not_found"
+    title = "No such comparison"
+
+
+class ComparisonPending(AppError):
+    code = "comparison_pending"
+    status = 409
+    title = "The comparison has pending results"
+
+
 class BatchEnded(AppError):
     code = "batch_ended"
     status = 409

@@ -17,6 +17,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from app.api import audit as audit_routes
+from app.api import comparison_streams
+from app.api import comparisons as comparisons_routes
 from app.api import contexts as contexts_routes
 from app.api import health as health_routes
 from app.api import keys as keys_routes
@@ -64,6 +66,7 @@ from app.services.audit import Audit
 from app.services.backlog import BacklogGauges
 from app.services.batches import Batches
 from app.services.catalog import Catalog
+from app.services.comparisons import Comparisons
 from app.services.contexts import Contexts
 from app.services.files import Files
 from app.services.health import Health, require_database
@@ -141,6 +144,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         models_routes,
         results_routes,
         streams_routes,
+        comparisons_routes,
+        comparison_streams,
         contexts_routes,
         keys_routes,
         usage_routes,
@@ -178,6 +183,7 @@ def _lifespan(settings: Settings) -> Lifespan:
             contexts = Contexts(database, store, settings)
             limits = Limits(database)
             results = Results(database, store, catalog, board, settings)
+            submissions = Submissions(store, contexts, results, catalog, limits, settings)
             streams = Streams(database, results, settings)
             stored_files = Files(database, store, settings)
             backlog = BacklogGauges(database, catalog)
@@ -187,8 +193,9 @@ def _lifespan(settings: Settings) -> Lifespan:
                 settings=settings,
                 contexts=contexts,
                 results=results,
-                submissions=Submissions(store, contexts, results, catalog, limits, settings),
+                submissions=submissions,
                 streams=streams,
+                comparisons=Comparisons(database, store, contexts, results, submissions, limits, settings),
                 templates=Templates(settings),
                 parsers=parsers,
                 profiles=Profiles(settings, parsers),

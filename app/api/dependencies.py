@@ -24,6 +24,7 @@ from app.services.backlog import BacklogGauges
 from app.services.batches import Batches
 from app.services.callers import Caller
 from app.services.catalog import Catalog
+from app.services.comparisons import Comparisons
 from app.services.contexts import Contexts
 from app.services.files import Files
 from app.services.health import Health
@@ -50,6 +51,7 @@ class Services:
     results: Results
     submissions: Submissions
     streams: Streams
+    comparisons: Comparisons
     templates: Templates
     parsers: Parsers
     profiles: Profiles

@@ -15,9 +15,9 @@ KEEP_ALIVE_SECONDS = 15.0
 KEEP_ALIVE = b": keep-alive\n"
 
 
-def event_bytes(data: bytes, event: str | None = None, id_: int | None = None) -> bytes:
+def event_bytes(data: bytes, event: str | None = None, id_: int | str | None = None) -> bytes:
     """One event; `data` is a single line, as JSON is."""
-    head = b"" if id_ is None else b"id: %d\n" % id_
+    head = b"" if id_ is None else b"id: %s\n" % str(id_).encode()
     if event is not None:
         head += b"event: %s\n" % event.encode()
     return b"%sdata: %s\n\n" % (head, data)

@@ -1,7 +1,7 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -65,10 +65,12 @@ async def _render(following: Following) -> AsyncGenerator[bytes, None]:
 
 
 def _delta(event: Event) -> bytes:
-    deltas = [{name: value for name, value in asdict(delta).items() if value is not None} for delta in event.deltas]
-    return event_bytes(
-        to_json({"sequence": event.sequence, "deltas": deltas}, inf_nan_mode="null"), "delta", event.sequence
-    )
+    body = {"sequence": event.sequence, "deltas": deltas_of(event)}
+    return event_bytes(to_json(body, inf_nan_mode="null"), "delta", event.sequence)
+
+
+def deltas_of(event: Event) -> list[dict[str, Any]]:
+    return [{name: value for name, value in asdict(delta).items() if value is not None} for delta in event.deltas]
 
 
 def _end(end: End) -> bytes:

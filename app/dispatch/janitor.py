@@ -53,11 +53,13 @@ async def sweep(store: QueueStore) -> None:
 
 
 async def remove_old(store: QueueStore, retention_days: float) -> None:
-    """Removes final results, then contexts without results, older than `retention_days`."""
+    """Removes final results, then contexts and comparisons without results, older than `retention_days`."""
     limit = oldest_kept(retention_days)
     while await store.remove(limit, retention_days * DAY_SECONDS, REMOVE_BATCH) == REMOVE_BATCH:
         pass
     while await store.remove_contexts(limit, REMOVE_BATCH) == REMOVE_BATCH:
+        pass
+    while await store.remove_comparisons(limit, REMOVE_BATCH) == REMOVE_BATCH:
         pass
 
 

@@ -23,6 +23,7 @@ class Action(StrEnum):
     RESULT_CANCELLED = "result.cancelled"
     RESULT_DELETED = "result.deleted"
     CONTEXT_DELETED = "context.deleted"
+    COMPARISON_DELETED = "comparison.deleted"
     BATCH_CANCELLED = "batch.cancelled"
     FILE_DELETED = "file.deleted"
     SERVER_ADDED = "server.added"

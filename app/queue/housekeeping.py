@@ -30,6 +30,16 @@ REMOVE_CONTEXTS = """
 DELETE FROM contexts c WHERE c.id = ANY ($1::uuid[]) AND NOT EXISTS (SELECT FROM results r WHERE r.context_id = c.id)
 """
 
+# Those of which no result is left.
+REMOVE_COMPARISONS = """
+DELETE FROM comparisons WHERE id IN (
+    SELECT c.id FROM comparisons c
+    WHERE c.id < $1 AND NOT EXISTS (SELECT FROM results r WHERE r.id = ANY (c.result_ids))
+    ORDER BY c.id LIMIT $2
+)
+RETURNING id
+"""
+
 FORGET_KEYS = f"DELETE FROM idempotency_keys WHERE created_at < now() - interval '{IDEMPOTENCY_HOURS} hours'"
 
 # Settling appends; this makes one row of all those of a day that belong together. A row is deleted once, whoever else

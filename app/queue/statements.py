@@ -292,9 +292,9 @@ WITH given AS (
               g.gpu_seconds, g.cost, {ENDED}
 ), recorded AS (
     INSERT INTO attempts (result_id, number, dispatcher, server, started_at, ended_at, outcome, error_code,
-                          error_message, prompt_tokens, completion_tokens, gpu_seconds)
+                          error_message, prompt_tokens, completion_tokens, gpu_seconds, cost)
     SELECT id, attempt_count, dispatcher, server, attempt_started_at, now(), outcome, error_code, error_message,
-           prompt_tokens, completion_tokens, gpu_seconds
+           prompt_tokens, completion_tokens, gpu_seconds, cost
     FROM settled WHERE spent
 ), counted AS (
     {count_usage("prompt_tokens", "completion_tokens", "gpu_seconds", "cost")}
@@ -331,9 +331,9 @@ WITH given AS (
               g.outcome, g.spent, g.error_code, g.error_message, g.gpu_seconds, g.cost, r.owner_id, r.key_id, r.model
 ), recorded AS (
     INSERT INTO attempts (result_id, number, dispatcher, server, started_at, ended_at, outcome, error_code,
-                          error_message, gpu_seconds)
+                          error_message, gpu_seconds, cost)
     SELECT id, attempt_count, dispatcher, server, attempt_started_at, now(), outcome, error_code, error_message,
-           gpu_seconds
+           gpu_seconds, cost
     FROM released WHERE spent
 ), counted AS (
     INSERT INTO usage (day, owner_id, key_id, model, requests, failures, prompt_tokens, completion_tokens,

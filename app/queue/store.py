@@ -17,6 +17,7 @@ from app.queue.housekeeping import (
     FORGET_REQUESTS,
     LOCK_OLD_CONTEXTS,
     REMOVE,
+    REMOVE_COMPARISONS,
     REMOVE_CONTEXTS,
 )
 from app.queue.statements import (
@@ -188,6 +189,11 @@ class QueueStore:
             if ids:
                 await connection.execute(REMOVE_CONTEXTS, ids)
         return len(ids)
+
+    async def remove_comparisons(self, older_than: UUID, limit: int) -> int:
+        """Removes comparisons made before the id `older_than` that have no results; returns how many."""
+        async with self._database.hot() as connection:
+            return len(await connection.fetch(REMOVE_COMPARISONS, older_than, limit))
 
     async def forget_keys(self) -> None:
         """Removes Idempotency-Keys that ran out."""

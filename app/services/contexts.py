@@ -46,7 +46,9 @@ async def _require_ended_batches(queries: Queries, which: ColumnElement[bool]) -
         )
 
 
-async def _note(queries: Queries, action: Action, caller: Caller, id_: UUID, makers: Sequence[UUID | None]) -> None:
+async def note_deletion(
+    queries: Queries, action: Action, caller: Caller, id_: UUID, makers: Sequence[UUID | None]
+) -> None:
     """Who made a prompt is known by its results: without any, it counts as another's."""
     others = [key_id for key_id in makers or ([] if caller.key_id is None else [None]) if key_id != caller.key_id]
     if others:
@@ -136,7 +138,7 @@ class Contexts:
                 )
             made_by = select(results.c.key_id).where(results.c.context_id == id_).distinct().limit(MAKERS)
             makers = [row["key_id"] for row in await queries.rows(made_by)]
-            await _note(queries, Action.CONTEXT_DELETED, caller, id_, makers)
+            await note_deletion(queries, Action.CONTEXT_DELETED, caller, id_, makers)
             await queries.execute(delete(results).where(results.c.context_id == id_))
             await queries.execute(delete(contexts).where(contexts.c.id == id_))
 
@@ -162,7 +164,7 @@ class Contexts:
             if not Status(row["status"]).final:
                 raise ResultPending(f"Result {id_} is pending: cancel it or wait for its end, then delete it.")
             await _require_ended_batches(queries, results.c.id == id_)
-            await _note(queries, Action.RESULT_DELETED, caller, id_, [row["key_id"]])
+            await note_deletion(queries, Action.RESULT_DELETED, caller, id_, [row["key_id"]])
             await queries.execute(delete(result_events).where(result_events.c.result_id == id_))
             await queries.execute(delete(results).where(results.c.id == id_))
             others = select(results.c.id).where(results.c.context_id == context_id).exists()

@@ -74,8 +74,8 @@ class Limits:
         self._standings: dict[UUID, Standing] = {}
         self._reading = asyncio.Lock()
 
-    async def admit(self, caller: Caller, *, work: bool, counts: bool) -> None:
-        """Lets a request pass: one that `counts` is a request of the minute, for one that makes `work` all limits hold.
+    async def admit(self, caller: Caller, *, work: bool, counts: bool, requests: int = 1) -> None:
+        """Lets requests pass: those that count are requests of the minute, for those that make `work` all limits hold.
 
         Raises:
             RequestLimitReached, TokenLimitReached, SpendingLimitReached, PendingLimitReached: nothing was counted.
@@ -90,16 +90,16 @@ class Limits:
             _require_under_caps(standing.caps(datetime.now(UTC)))
         # From the look to the count nothing else runs: not one more gets through.
         limit, now = caller.requests_per_minute if counts else None, time.time()
-        if limit is not None and standing.window.used(now) >= limit:
+        if limit is not None and standing.window.used(now) + requests > limit:
             seconds = standing.window.until_one_leaves(now)
             raise RequestLimitReached(
                 f"This key may make {limit:,} requests in {WINDOW_SECONDS} seconds; there is room again in "
-                f"{duration(seconds)}.",
+                f"{duration(seconds)}." + (f" {requests} more were asked for." if requests > 1 else ""),
                 seconds,
                 "requests_per_minute",
             )
         if limit is not None:
-            standing.window.count(now)
+            standing.window.count(now, requests)
 
     @asynccontextmanager
     async def storing(self, caller: Caller, ids: Collection[UUID]) -> AsyncIterator[None]:

@@ -22,8 +22,8 @@ class Window:
     sending: Counter[int] = field(default_factory=Counter)
     own: Counter[int] = field(default_factory=Counter)
 
-    def count(self, now: float) -> None:
-        self.own[int(now)] += 1
+    def count(self, now: float, requests: int = 1) -> None:
+        self.own[int(now)] += requests
 
     def used(self, now: float) -> int:
         """How many in the last minute, and in the second before it: never more than the limit in any minute."""

@@ -89,7 +89,7 @@ class Submissions:
             client_reference,
             webhook,
         )
-        submission = self._submission(
+        submission = self.ticket(
             caller,
             context_id,
             model,
@@ -123,7 +123,7 @@ class Submissions:
         """
         engine_parameters = self.for_engine(parameters, nested=False)
         await self._catalog.require(model)
-        submission = self._submission(
+        submission = self.ticket(
             caller,
             uuid7(),
             model,
@@ -211,7 +211,7 @@ class Submissions:
             ) from None
         life = None if old["expires_at"] is None else (old["expires_at"] - old["created_at"]).total_seconds()
         webhook = old["webhook"] or caller.webhook
-        new = self._submission(
+        new = self.ticket(
             caller,
             old["context_id"],
             old["model"],
@@ -226,7 +226,7 @@ class Submissions:
         asked = {name: old[name] for name in columns.SUBMITTED.names if name not in OF_ONE_TICKET}
         return await self._store_once(caller, replace(new, **asked | {"webhook": webhook}))
 
-    def _submission(
+    def ticket(
         self,
         caller: Caller,
         context_id: UUID,

@@ -47,6 +47,12 @@ ROUTES: dict[tuple[str, str], Scope | None] = {
     ("GET", "/models/"): READS,
     ("GET", "/models/{model_name}"): READS,
     ("POST", "/models/send/{model_name}/{context_id}"): SUBMITS,
+    ("GET", "/comparisons/"): READS,
+    ("POST", "/comparisons/"): SUBMITS,
+    ("GET", "/comparisons/{comparison_id}"): READS,
+    ("DELETE", "/comparisons/{comparison_id}"): SUBMITS,
+    ("POST", "/comparisons/{comparison_id}/cancel"): SUBMITS,
+    ("GET", "/comparisons/{comparison_id}/stream"): READS,
     ("GET", "/usage"): READS,
     ("GET", "/webhooks/secret"): SUBMITS,
     ("POST", "/webhooks/secret/rotate"): SUBMITS,
@@ -103,7 +109,7 @@ REFUSED = range(400, 500)
 
 def concrete(path: str) -> str:
     """The path with ids of nothing."""
-    for name in ("context_id", "result_id", "delivery_id", "key_id", "server_id"):
+    for name in ("context_id", "result_id", "delivery_id", "comparison_id", "key_id", "server_id"):
         path = path.replace(f"{{{name}}}", str(uuid4()))
     for name, prefix in (("completion_id", "chatcmpl-"), ("response_id", "resp_"), ("file_id", "file-")):
         path = path.replace(f"{{{name}}}", prefix + uuid4().hex)
@@ -229,6 +235,7 @@ async def keys(make_key: MakeKey) -> dict[str, tuple[frozenset[Scope], dict[str,
 BODIES: dict[str, Any] = {
     "/keys/": {"name": "mallory", "scopes": ["admin"]},
     "/contexts/": {"content": "x"},
+    "/comparisons/": {"content": "x", "entries": [{"model": "tiny"}]},
     "/v1/completions": {"model": "tiny", "prompt": "x"},
     "/v1/responses": {"model": "tiny", "input": "x"},
     "/v1/chat/completions": {"model": "tiny", "messages": [{"role": "user", "content": "x"}]},
@@ -249,7 +256,7 @@ def may(scopes: frozenset[Scope], method: str, path: str) -> bool:
 async def stored(url: str) -> dict[str, int]:
     connection = await asyncpg.connect(url)
     try:
-        tables = ("api_keys", "owners", "contexts", "results", "files", "batches")
+        tables = ("api_keys", "owners", "contexts", "results", "files", "batches", "comparisons")
         return {table: await connection.fetchval(f"SELECT count(*) FROM {table}") for table in tables}
     finally:
         await connection.close()

@@ -1,6 +1,7 @@
 """The tables; see docs/architecture.md."""
 
 from app.db.tables.base import metadata
+from app.db.tables.comparisons import comparisons
 from app.db.tables.contexts import contexts
 from app.db.tables.files import batches, file_chunks, files
 from app.db.tables.models import models, set_aside_models
@@ -14,6 +15,7 @@ __all__ = [
     "attempts",
     "audit",
     "batches",
+    "comparisons",
     "contexts",
     "file_chunks",
     "files",

@@ -171,6 +171,8 @@ attempts = Table(
     Column("completion_tokens", Integer),
     # This attempt's share of the time its server was busy.
     Column("gpu_seconds", Double),
+    # Dollars; null where the server's price was not known.
+    Column("cost", Double),
     CheckConstraint(
         "outcome IN ('completed', 'failed', 'retried', 'cancelled', 'expired', 'lease_lost')",
         name="outcome_known",

@@ -127,7 +127,7 @@ class Settings(BaseSettings):
     )
     default_model: str | None = Field(
         None,
-        description="what answers requests below `/tgi` and `/protollm` that name no model; empty: the only "
+        description="what answers requests below `/tgi`, `/protollm` and `/api` that name no model; empty: the only "
         "one with a chat template: [docs/neighbours.md](docs/neighbours.md)",
     )
     default_max_tokens: int = Field(512, ge=1, description="`max_tokens` where a request names none")

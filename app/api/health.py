@@ -13,7 +13,7 @@ from app.fleet.lanes import Server
 from app.queue.set_aside import SetAside
 
 # What machines ask every few seconds.
-UNTRACED = frozenset({"/health", "/tgi/health", "/health/live", "/health/ready", "/ping", "/metrics"})
+UNTRACED = frozenset({"/health", "/tgi/health", "/api/health", "/health/live", "/health/ready", "/ping", "/metrics"})
 
 router = APIRouter(tags=["health"], route_class=GuardedRoute, dependencies=[OPEN])
 
@@ -65,8 +65,13 @@ def is_untraced(scope: MutableMapping[str, Any]) -> bool:
 
 async def short_health(request: Request) -> Response:
     """200 or 503, with no body."""
+    return Response(status_code=200 if await is_ready(request) else 503)
+
+
+async def is_ready(request: Request) -> bool:
+    """Whether Postgres can be reached and is migrated."""
     database = await services_of(request).health.database()
-    return Response(status_code=200 if database.reachable and database.migrated else 503)
+    return database.reachable and database.migrated
 
 
 def _health_of(server: Server, set_aside: list[SetAside]) -> ServerHealth:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 
 import asyncpg
 
@@ -34,12 +35,18 @@ class BacklogGauges:
         # Series of models whose tickets are all done with go to 0 rather than away.
         self._pending: dict[tuple[str, ...], float] = {}
         self._oldest: dict[tuple[str, ...], float] = {}
+        self._queued: Counter[str] = Counter()
 
     async def refresh(self) -> None:
         if self._reading is None and time.monotonic() >= self._due:
             self._reading = asyncio.create_task(self._read())
         if self._reading is not None:
             await asyncio.wait({self._reading}, timeout=PATIENCE_SECONDS)
+
+    async def queued(self, model: str | None = None) -> int:
+        """How many tickets wait, for one model or for all, as read at most a few seconds ago; 0 where none was read."""
+        await self.refresh()
+        return self._queued.total() if model is None else self._queued[model]
 
     async def close(self) -> None:
         if self._reading is not None:
@@ -74,6 +81,7 @@ class BacklogGauges:
                 pending[model, label] = pending.get((model, label), 0.0) + count
             oldest[model,] = max(oldest.get((model,), 0.0), each.oldest)
         self._pending, self._oldest = pending, oldest
+        self._queued = Counter({each.model: each.queued + each.backing_off for each in backlog.models})
         PENDING.replace(pending)
         OLDEST_WAIT.replace(oldest)
         DELIVERIES_PENDING.replace({(): float(backlog.deliveries)})

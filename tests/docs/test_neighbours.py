@@ -23,7 +23,7 @@ SIMULATED = r"\[simulated\] \S.+"
 
 @pytest.fixture(scope="session")
 def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
-    server = start_triton(tmp_path_factory.mktemp("triton"), ("demo",), ROOT / "models")
+    server = start_triton(tmp_path_factory.mktemp("triton"), ("demo", "minilm"), ROOT / "models")
     yield server
     server.stop()
 
@@ -80,3 +80,15 @@ async def test_protollm(service: Service) -> None:
         assert re.fullmatch(SIMULATED, json.loads(answer)["content"], re.DOTALL)
     (ticket,) = json.loads(found)
     assert (ticket["client_reference"], ticket["status"]) == ("12345", "completed")
+
+
+async def test_semoss(service: Service) -> None:
+    chat, generated, embedded, status, queue, health = await lines(service, "SEMOSS")
+    assert re.fullmatch(SIMULATED, json.loads(chat)["choices"][0]["message"]["content"], re.DOTALL)
+    last = events_of(generated)[-1]
+    assert last["status"] == "complete"
+    assert re.fullmatch(SIMULATED, last["output"], re.DOTALL)
+    assert len(json.loads(embedded)["data"][0]["embedding"]) == 384
+    assert json.loads(status) == {"status": "READY", "gpu": None, "queue": 0, "model": "demo", "type": "text"}
+    assert queue == "queue_size 0"
+    assert json.loads(health) == {"status": "ok"}

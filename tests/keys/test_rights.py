@@ -98,6 +98,13 @@ ROUTES: dict[tuple[str, str], Scope | None] = {
     ("GET", "/tgi/health"): OPEN,
     ("POST", "/protollm/generate"): SUBMITS,
     ("POST", "/protollm/chat_completion"): SUBMITS,
+    ("POST", "/api/chat/completions"): SUBMITS,
+    ("POST", "/api/embeddings"): SUBMITS,
+    ("POST", "/api/generate"): SUBMITS,
+    ("GET", "/api/health"): OPEN,
+    ("GET", "/api/status"): READS,
+    ("GET", "/api/queue"): READS,
+    ("GET", "/api/model-loaded"): READS,
 }
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "PROPFIND")
 OVERRIDES = ("X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override")

@@ -33,7 +33,7 @@ from tests.tokenizer import trained
 EXAMPLES = 10
 # The default, and the most that is asked for with success: what is tried here is the API, not how long engines write.
 TOKENS = 16
-TOKEN_COUNTS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "min_tokens")
+TOKEN_COUNTS = ("max_new_tokens", "max_tokens", "max_completion_tokens", "max_output_tokens", "min_tokens")
 # Right only together with others, or without them, which no schema says; tests/openai has those.
 ENTANGLED = ("top_logprobs", "stream_options", "tool_choice", "structured_outputs", "response_format", "text")
 ENTANGLED += ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "min_tokens", "best_of", "n")
@@ -84,7 +84,7 @@ class Stack:
         body = case.body
         if isinstance(body, dict):
             body = {name: known.get(name, value) for name, value in body.items() if name not in ENTANGLED}
-            if case.path == "/v1/embeddings":
+            if case.path in ("/v1/embeddings", "/api/embeddings"):
                 body["model"] = "embed"
             if case.path == "/tokenize":
                 body = {name: value for name, value in body.items() if name != "messages"} | {"prompt": "Hi."}

@@ -28,14 +28,14 @@ ERRORS = problems(400, 404, 409, 410, 413, 415, 422) | {
 }
 
 
-async def model_or_default(request: Request, named: str | None, field: str = "model") -> str:
-    """The model that a request names, else the default, else the only one that chats.
+async def model_or_default(request: Request, named: str | None, field: str = "model", *, embeds: bool = False) -> str:
+    """The model that a request names, else the default, else the only one that chats, or that `embeds`.
 
     Raises:
         InvalidRequest: it names none, no default is set, and the caller may use several, or none.
     """
     services, caller = services_of(request), caller_of(request)
-    chosen = named or services.settings.default_model
+    chosen = named or (None if embeds else services.settings.default_model)
     if chosen:
         return chosen
     entries = [entry for entry in await services.catalog.models() if caller.may_use(entry.name)]
@@ -43,11 +43,11 @@ async def model_or_default(request: Request, named: str | None, field: str = "mo
         entry.name for entry in entries
     ]
     able = {name: services.profiles.of(name).capabilities for name in served}
-    chats = [name for name, capabilities in able.items() if capabilities is None or capabilities.chat]
-    if len(chats) == 1:
-        return chats[0]
-    there = f"there are {shown(chats)}" if chats else "no server serves one with a chat template"
-    raise invalid(field, f"name the model, or have DEFAULT_MODEL set: {there}")
+    fitting = [name for name, can in able.items() if can is None or (can.embed if embeds else can.chat)]
+    if len(fitting) == 1:
+        return fitting[0]
+    there = f"there are {shown(fitting)}" if fitting else f"no server serves one that {'embeds' if embeds else 'chats'}"
+    raise invalid(field, f"name the model{'' if embeds else ', or have DEFAULT_MODEL set'}: {there}")
 
 
 async def make_ticket(

@@ -8,6 +8,8 @@ an earlier attempt had said, or says something else.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +20,8 @@ EVENTS_CHANNEL = "results_events"
 STREAM_CHANNEL = "results_stream"
 
 ROWS_PER_READ = 1000
+# As they are stored, of all results together, or one row.
+BYTES_PER_READ = 1024 * 1024
 ROWS_PER_DROP = 2000
 
 # The rows of results stay locked until this commits, so that no event can follow a settle or another claim. What is
@@ -80,16 +84,30 @@ FROM unnest($1::uuid[]) AS g(id)
 """
 
 # Status and events come from one snapshot: where the status is final, no later read finds more events than this one.
+# The sizes of all rows are known without reading large ones. A result none of whose rows fits has one without choices.
 READ = f"""
-SELECT g.id, coalesce(r.status <> 'pending', true) AS final, e.sequence, e.choices
-FROM unnest($1::uuid[], $2::int[]) AS g(id, after)
-LEFT JOIN results r ON r.id = g.id
-LEFT JOIN LATERAL (
-    SELECT sequence, choices FROM result_events
-    WHERE result_id = g.id AND sequence > g.after
-    ORDER BY sequence LIMIT {ROWS_PER_READ}
-) e ON true
-ORDER BY g.id, e.sequence
+WITH found AS MATERIALIZED (
+    SELECT g.id, coalesce(r.status <> 'pending', true) AS final, e.sequence,
+           count(e.sequence) OVER (PARTITION BY g.id) AS there,
+           row_number() OVER (PARTITION BY g.id ORDER BY e.sequence) AS nth,
+           coalesce(sum(e.bytes) OVER so_far, 0) AS total, e.bytes
+    FROM unnest($1::uuid[], $2::int[]) AS g(id, after)
+    LEFT JOIN results r ON r.id = g.id
+    LEFT JOIN LATERAL (
+        SELECT sequence, pg_column_size(choices) AS bytes FROM result_events
+        WHERE result_id = g.id AND sequence > g.after
+        ORDER BY sequence LIMIT {ROWS_PER_READ}
+    ) e ON true
+    WINDOW so_far AS (ORDER BY g.id, e.sequence)
+), judged AS (
+    SELECT *, sequence IS NOT NULL AND (total <= {BYTES_PER_READ} OR total = bytes) AS fits FROM found
+)
+SELECT id, final, there, sequence, fits, CASE WHEN fits THEN (
+    SELECT e.choices FROM result_events e WHERE e.result_id = judged.id AND e.sequence = judged.sequence
+) END AS choices
+FROM judged
+WHERE fits OR nth = 1
+ORDER BY id, sequence
 """
 
 # By age, from a cursor on: what belongs to results that still run or ended just now stays and is stepped over.
@@ -122,16 +140,12 @@ class Spoken:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a read found of one result: rows as (sequence, choices)."""
+    """What a read found of one result: rows as (sequence, choices); `more` says whether others may be read at once."""
 
     id: UUID
     rows: list[tuple[int, list[dict[str, Any]]]]
     final: bool
-
-    @property
-    def more(self) -> bool:
-        """Whether further rows may be read at once."""
-        return len(self.rows) == ROWS_PER_READ
+    more: bool
 
 
 class EventStore:
@@ -177,15 +191,20 @@ class EventStore:
         return {row["id"]: -1 if row["last"] is None else row["last"] for row in found}
 
     async def read(self, cursors: Sequence[tuple[UUID, int]]) -> list[Stored]:
-        """For each (result, last sequence seen, -1 for none), what came after; one statement for all."""
+        """For each (result, last sequence seen, -1 for none), what came after; one statement for all.
+
+        At most ROWS_PER_READ rows of each, and BYTES_PER_READ of all, in the order of their ids; the first of those
+        that have any gets at least one row.
+        """
         async with self._database.hot() as connection:
             found = await connection.fetch(READ, [id_ for id_, _ in cursors], [after for _, after in cursors])
-        by_id: dict[UUID, Stored] = {}
-        for row in found:
-            stored = by_id.setdefault(row["id"], Stored(row["id"], [], row["final"]))
-            if row["sequence"] is not None:
-                stored.rows.append((row["sequence"], row["choices"]))
-        return list(by_id.values())
+        stored = []
+        for id_, group in groupby(found, key=itemgetter("id")):
+            of_it = list(group)
+            rows = [(row["sequence"], row["choices"]) for row in of_it if row["fits"]]
+            more = len(rows) < of_it[0]["there"] or len(rows) == ROWS_PER_READ
+            stored.append(Stored(id_, rows, of_it[0]["final"], more))
+        return stored
 
     async def drop(self, older_than: datetime, kept_seconds: float) -> tuple[int, datetime | None]:
         """Removes events of results that ended `kept_seconds` ago.

@@ -153,7 +153,8 @@ class Streams:
             channel = channels[stored.id]
             channel.looked, before = now, channel.sequence
             channel.take(stored, rows.get(stored.id))
-            if stored.more and channel.sequence > before:
+            # A row that cannot be taken yet is not asked for again at once; one that had no room in the read is.
+            if stored.more and (channel.sequence > before or not stored.rows):
                 self._look([stored.id])
 
     async def _final_sizes(self, ids: list[UUID]) -> dict[UUID, int]:

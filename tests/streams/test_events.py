@@ -1,6 +1,8 @@
 """The stored events: fenced, numbered, bounded, read by index."""
 
 import asyncio
+import base64
+import os
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -159,6 +161,37 @@ async def test_one_row_that_postgres_refuses_leaves_the_others(store: QueueStore
     await eventually(given_up, "the bad one is given up")
     assert await stored(database, bad.claim.id) == []
     task.cancel()
+
+
+async def test_a_read_is_bounded_by_bytes_and_leaves_nobody_out(store: QueueStore, database: Database) -> None:
+    """Five results with three rows of 400 KB, one row above the bound, one result without any."""
+    claims = [await claimed(store) for _ in range(7)]
+    words = {claims[0].id: [events.BYTES_PER_READ * 2], claims[6].id: []}
+    words |= {claim.id: [400_000] * 3 for claim in claims[1:6]}
+    store_ = EventStore(database)
+    for claim in claims:
+        for sequence, size in enumerate(words[claim.id]):
+            # Random, so that Postgres cannot compress it by much.
+            await store_.write([said(claim, base64.b85encode(os.urandom(size * 4 // 5)).decode(), sequence=sequence)])
+    cursors = {claim.id: -1 for claim in claims}
+    seen: dict[UUID, list[int]] = {claim.id: [] for claim in claims}
+    reads = 0
+    while cursors:
+        reads += 1
+        found = await store_.read(list(cursors.items()))
+        assert {each.id for each in found} == set(cursors)
+        rows = [len(choices[0]["text"]) for each in found for _, choices in each.rows]
+        assert len(rows) == 1 or sum(rows) <= events.BYTES_PER_READ
+        for each in found:
+            assert [sequence for sequence, _ in each.rows] == list(
+                range(cursors[each.id] + 1, cursors[each.id] + 1 + len(each.rows))
+            )
+            seen[each.id] += [len(choices[0]["text"]) for _, choices in each.rows]
+            cursors[each.id] += len(each.rows)
+            if not each.more:
+                del cursors[each.id]
+    assert seen == words
+    assert reads <= 9
 
 
 async def test_a_follower_that_does_not_read_holds_up_nobody(service: Service) -> None:

@@ -18,7 +18,7 @@ from app.api.dependencies import (
 from app.api.security import READ, SUBMIT, WORK, GuardedRoute
 from app.api.tickets import POLL_AGAIN_SECONDS, JsonBytes
 from app.db.tables.contexts import Prompt
-from app.errors import NoChatTemplate, invalid
+from app.errors import NoChatTemplate, UnsupportedParameter, invalid
 from app.openai.chat_request import rendered_chat
 from app.openai.messages import Message, for_template
 from app.queue.ticket import Status
@@ -121,18 +121,18 @@ async def _require(
     Raises:
         AppError: the key may not use a model, there is none of that name, or it takes no such chat.
     """
-    plain = None if messages is None else for_template(messages)
     for place, contender in enumerate(contenders):
         with naming(place):
             adapter = contender.parameters.lora_name
             caller.require_model(contender.model, adapter)
             await services.catalog.require(contender.model)
             await services.adapters.require(contender.model, adapter)
-            if plain is None:
+            if messages is None:
                 continue
             try:
-                await rendered_chat(services.templates, contender.model, plain, {})
-            except NoChatTemplate:
+                await rendered_chat(services.templates, contender.model, for_template(messages), {})
+            except (NoChatTemplate, UnsupportedParameter):
+                # A server that takes messages has a template of its own, and may take parts that are no text.
                 if not services.catalog.takes_messages(contender.model):
                     raise
 

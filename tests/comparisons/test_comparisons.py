@@ -8,7 +8,9 @@ import asyncpg
 import pytest
 
 from app.db.ids import uuid7
+from app.db.tables.results import SettledColumns
 from app.queue.store import QueueStore
+from app.queue.ticket import Claim, Outcome, Release, Settlement, Status
 from tests.keys.conftest import MakeKey, bearer
 from tests.keys.conftest import guarded as guarded
 from tests.keys.conftest import make_key as make_key
@@ -121,6 +123,13 @@ async def test_a_stored_prompt_is_compared_and_stays(service: Service) -> None:
     [
         ({"content": "x", "entries": [{"model": "tiny"}, {"model": "nobody"}]}, "entries.1.model"),
         ({"messages": CHAT, "entries": [{"model": "chat"}, {"model": "tiny"}]}, "entries.1.model"),
+        (
+            {
+                "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,x"}}]}],
+                "entries": [{"model": "chat"}],
+            },
+            "entries.0.messages[0].content[0].type",
+        ),
         ({"content": "x", "entries": [{"model": "tiny", "parameters": {"lora_name": "x"}}] * 17}, "entries"),
         ({"content": "x", "entries": []}, "entries"),
         ({"content": "x", "entries": [{"model": "tiny", "temperature": 1}]}, "entries.0.temperature"),
@@ -229,13 +238,22 @@ async def test_texts_that_come_to_too_much_are_left_to_their_results(
     assert [entry["output"] for entry in found["entries"]] == ["0123456789", "0123456789", None]
 
 
-async def test_an_answer_costs_what_its_attempts_cost(service: Service) -> None:
-    made = await compare(service, parameters={"max_tokens": 3})
-    assert [entry["cost"] for entry in (await table(service, made["id"]))["entries"]] == [None, None]
-    connection = await asyncpg.connect(service.settings.database_url)
-    await connection.execute("UPDATE attempts SET cost = 0.25")
-    await connection.close()
-    assert [entry["cost"] for entry in (await table(service, made["id"]))["entries"]] == [0.25, 0.25]
+async def test_an_answer_costs_what_its_attempts_cost(api: Service, store: QueueStore) -> None:
+    made = await compare(api)
+
+    async def claim() -> Claim:
+        claims = await store.claim([("tiny", "s", None)], lease_seconds=60, dispatcher="d")
+        return claims.claims[0]
+
+    first = await claim()
+    again = Release(first.id, first.token, Outcome.RETRIED, "s", 0.0, True, "broken", "It broke.", 1.0, 0.25)
+    assert await store.release([again]) == {first.id}
+    second = await claim()
+    answer = SettledColumns("t", None, "stop", 3, 5)
+    done = Settlement(second.id, second.token, Status.COMPLETED, Outcome.COMPLETED, "s", answer, cost=0.5)
+    assert await store.settle([done]) == {second.id}
+    entries = (await api.client.get(f"/comparisons/{made['id']}")).json()["entries"]
+    assert [(entry["cost"], entry["server"]) for entry in entries] == [(0.75, "s"), (None, None)]
 
 
 async def test_owners_do_not_see_each_others(guarded: Service, make_key: MakeKey) -> None:

@@ -70,8 +70,8 @@ class Bench:
         log = self.directory / "dispatcher.log"
         return Process("app.worker", self.settings, log, LOG_LEVEL="WARNING", **environment)
 
-    def api(self) -> Process:
-        return Process("app.main", self.settings, self.directory / "api.log", LOG_LEVEL="WARNING")
+    def api(self, **environment: str) -> Process:
+        return Process("app.main", self.settings, self.directory / "api.log", LOG_LEVEL="WARNING", **environment)
 
     async def serving(self) -> None:
         """Waits until the API answers."""

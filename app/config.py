@@ -6,6 +6,7 @@ from functools import cached_property
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -185,6 +186,9 @@ class Settings(BaseSettings):
         description="where OpenTelemetry traces go by OTLP over HTTP, `http://127.0.0.1:4318`; empty sends none: "
         "[docs/operations.md](docs/operations.md)",
     )
+    otel_exporter_otlp_protocol: str = Field(
+        "http/protobuf", description="the protocol of traces, of which there is this one; `grpc` is refused"
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     dispatcher_metrics_port: int = Field(
         0, ge=0, le=65535, description="Prometheus port of the dispatcher; 0 serves none"
@@ -238,7 +242,25 @@ class Settings(BaseSettings):
         if self.spool_bytes < self.max_file_bytes:
             raise ValueError("SPOOL_BYTES is less than MAX_FILE_BYTES, so the largest files could never be uploaded")
         self._refuse_what_no_proxy_can_use()
+        self._refuse_what_takes_no_traces()
         return self
+
+    def _refuse_what_takes_no_traces(self) -> None:
+        endpoint = self.otel_exporter_otlp_endpoint
+        if endpoint is None:
+            return
+        try:
+            parts = urlsplit(endpoint)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable or any(each.isspace() for each in endpoint):
+            raise ValueError("OTEL_EXPORTER_OTLP_ENDPOINT is no URL as http://127.0.0.1:4318 is")
+        if self.otel_exporter_otlp_protocol != "http/protobuf":
+            raise ValueError(
+                f"OTEL_EXPORTER_OTLP_PROTOCOL is {self.otel_exporter_otlp_protocol!r}, and traces are sent by "
+                "http/protobuf alone: leave it empty, and name a collector's HTTP port, usually 4318"
+            )
 
     def _refuse_what_no_proxy_can_use(self) -> None:
         if not ROOT_PATH.fullmatch(self.root_path):

@@ -12,7 +12,7 @@ import asyncpg
 import httpx
 import pytest
 
-from app.config import Settings
+from app.config import Settings, SettingsError, load_settings
 from nvidia_triton.local.settings import free_ports
 from nvidia_triton.local.triton import TritonServer
 from tests.operations.receiver import Received, Receiver
@@ -196,6 +196,27 @@ async def test_standard_variables_rule(
             assert (await service.settled(id_))["status"] == "completed"
     log = (tmp_path / "api.log").read_text() + (tmp_path / "dispatcher.log").read_text()
     assert "Traceback" not in log
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "http/protobuf alone"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json", "http/protobuf alone"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318", "is no URL"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://", "is no URL"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:port", "is no URL"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "grpc://collector:4317", "is no URL"),
+    ],
+)
+def test_what_takes_no_traces_is_refused_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    assert load_settings().otel_exporter_otlp_endpoint
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=f"{variable} is .*{said.removeprefix('is ')}"):
+        load_settings()
 
 
 def test_it_is_off_and_not_imported_by_default() -> None:

@@ -69,6 +69,11 @@ class InvalidParameters(AppError):
     title = "The sampling parameters are not valid"
 
 
+class InvalidInputs(InvalidRequest):
+    code = "invalid_inputs"
+    title = "The inputs are not those of the model"
+
+
 class NotFound(AppError):
     code = "not_found"
     status = 404
@@ -89,6 +94,11 @@ class ContextNotFound(NotFound):
 class ResultNotFound(NotFound):
     code = "result_not_found"
     title = "No such result"
+
+
+class OutputNotFound(NotFound):
+    code = "output_not_found"
+    title = "No such output among the files of the result"
 
 
 class DeliveryNotFound(NotFound):

@@ -59,6 +59,7 @@ from app.prompts.tokenizers import Tokenizers
 from app.queue.deliveries import DeliveryStore
 from app.queue.events import EVENTS_CHANNEL
 from app.queue.notify import Listener, SettledBoard, both
+from app.queue.outputs import OutputStore
 from app.queue.servers import SERVERS_CHANNEL, ServerStore
 from app.queue.statements import SETTLED_CHANNEL
 from app.queue.store import QueueStore
@@ -70,9 +71,11 @@ from app.services.comparisons import Comparisons
 from app.services.contexts import Contexts
 from app.services.files import Files
 from app.services.health import Health, require_database
+from app.services.inputs import Inputs
 from app.services.keys import Keys
 from app.services.limits import Limits
 from app.services.loading import Loader
+from app.services.outputs import Outputs
 from app.services.results import Results
 from app.services.servers import Servers
 from app.services.streams import Streams
@@ -183,7 +186,7 @@ def _lifespan(settings: Settings) -> Lifespan:
             contexts = Contexts(database, store, settings)
             limits = Limits(database)
             results = Results(database, store, catalog, board, settings)
-            submissions = Submissions(store, contexts, results, catalog, limits, settings)
+            submissions = Submissions(store, contexts, results, catalog, limits, Inputs(catalog), settings)
             streams = Streams(database, results, settings)
             stored_files = Files(database, store, settings)
             backlog = BacklogGauges(database, catalog)
@@ -194,6 +197,7 @@ def _lifespan(settings: Settings) -> Lifespan:
                 contexts=contexts,
                 results=results,
                 submissions=submissions,
+                outputs=Outputs(OutputStore(database), results),
                 streams=streams,
                 comparisons=Comparisons(database, store, contexts, results, submissions, limits, settings),
                 templates=Templates(settings),

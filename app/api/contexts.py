@@ -17,8 +17,10 @@ from app.api.dependencies import (
 )
 from app.api.schemas import Context, ContextCreate
 from app.api.security import READ, SUBMIT, GuardedRoute
+from app.db.tables.contexts import Prompt
 from app.errors import AppError, InvalidRequest
 from app.openai.rendering import chat_prompt
+from app.services.inputs import stored
 
 router = APIRouter(prefix="/contexts", tags=["contexts"], route_class=GuardedRoute)
 
@@ -29,12 +31,14 @@ router = APIRouter(prefix="/contexts", tags=["contexts"], route_class=GuardedRou
 async def create_context(
     body: ContextCreate, request: Request, response: Response, key: IdempotencyKey = None
 ) -> object:
-    """Stores a prompt."""
+    """Stores a prompt: a text, or the tensors that a model takes."""
     longest = services_of(request).settings.max_content_chars
-    if len(body.content) > longest:
+    if len(body.content or "") > longest:
         message = f"is longer than {longest:,} characters"
         raise InvalidRequest(f"content: {message}", errors=[{"field": "content", "message": message}])
-    context, replayed = await services_of(request).contexts.create(caller_of(request), body.content, body.metadata, key)
+    tensors = None if body.inputs is None else stored(body.inputs)
+    prompt = Prompt(body.content, inputs=tensors, metadata=body.metadata)
+    context, replayed = await services_of(request).contexts.create(caller_of(request), prompt, key)
     mark_replayed(response, replayed)
     response.headers["Location"] = f"{root_of(request)}/contexts/{context['id']}"
     return context

@@ -30,6 +30,7 @@ from app.services.files import Files
 from app.services.health import Health
 from app.services.keys import Keys
 from app.services.limits import Limits
+from app.services.outputs import Outputs
 from app.services.pages import Page, Window
 from app.services.results import Results
 from app.services.servers import Servers
@@ -50,6 +51,7 @@ class Services:
     contexts: Contexts
     results: Results
     submissions: Submissions
+    outputs: Outputs
     streams: Streams
     comparisons: Comparisons
     templates: Templates

@@ -1,7 +1,9 @@
 from typing import Annotated
+from urllib.parse import quote
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
 
 from app.api.dependencies import (
     IdempotencyKey,
@@ -18,6 +20,9 @@ from app.api.tickets import POLL_AGAIN_SECONDS, JsonBytes, answer_with_ticket
 from app.queue.ticket import Status
 from app.services.results import Filters
 from app.storable import StorableText
+
+# Of these, none is run as a page or a script.
+SHOWN_BY_BROWSERS = ("image/", "audio/", "video/")
 
 router = APIRouter(prefix="/results", tags=["results"], route_class=GuardedRoute)
 
@@ -73,6 +78,33 @@ async def retry_result(result_id: UUID, request: Request, key: IdempotencyKey = 
     """A new ticket for what a final result asked for; the old result stays as it is."""
     row, replayed = await services_of(request).submissions.retry(caller_of(request), result_id, key)
     return answer_with_ticket(request, row, replayed)
+
+
+@router.get(
+    "/{result_id}/outputs/{name}",
+    dependencies=[READ],
+    response_class=Response,
+    responses={200: {"description": "The file", "content": {"*/*": {}}}, **problems(404, 410, 422)},
+)
+async def get_output(
+    result_id: UUID,
+    name: Annotated[StorableText, Path(max_length=255)],
+    request: Request,
+    response: Annotated[int, Query(ge=0, lt=2**31, description="of a decoupled model, the number of it")] = 0,
+    element: Annotated[int, Query(ge=0, lt=2**31, description="of a tensor of BYTES")] = 0,
+) -> Response:
+    """An output that is binary or large, as a file."""
+    outputs = services_of(request).outputs
+    file = await outputs.get(caller_of(request), result_id, response, name, element)
+    inline = file.media_type.startswith(SHOWN_BY_BROWSERS)
+    headers = {
+        "Content-Length": str(file.bytes),
+        "Content-Disposition": f"{'inline' if inline else 'attachment'}; filename*=utf-8''{quote(name, safe='')}",
+        "X-Content-Type-Options": "nosniff",
+    }
+    if getattr(request.state, "head", False):
+        return Response(headers=headers, media_type=file.media_type)
+    return StreamingResponse(outputs.content(file), headers=headers, media_type=file.media_type)
 
 
 @router.get(

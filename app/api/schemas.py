@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import quote
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from app.db.tables import results
 from app.queue.ticket import PRIORITY_HIGHEST, PRIORITY_LOWEST, Phase, Status
@@ -14,6 +16,8 @@ from app.services.results import Waiting, phase
 from app.services.webhooks import Webhook
 from app.storable import StorableObject, StorableText
 from app.tasks.generate import SamplingParameters
+from app.tasks.infer import INFER
+from app.tasks.tensors import FLOATS, MOST_TENSORS, InputTensor
 
 LONGEST_LIFE_SECONDS = 30 * 24 * 3600
 ClientReference = Annotated[StorableText, Field(min_length=1, max_length=200)]
@@ -24,13 +28,23 @@ class RequestBody(BaseModel):
 
 
 class ContextCreate(RequestBody):
-    content: Annotated[StorableText, Field(min_length=1, examples=["Name three uses of a paper clip."])]
+    content: Annotated[StorableText, Field(min_length=1, examples=["Name three uses of a paper clip."])] | None = None
+    inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=MOST_TENSORS)] | None = Field(
+        None, description="instead of `content`: tensors, in the JSON of KServe v2"
+    )
     metadata: StorableObject | None = Field(None, examples=[{"source": "demo"}])
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Self:
+        if (self.content is None) == (self.inputs is None):
+            raise PydanticCustomError("content_or_inputs", "give either content, a text, or inputs, tensors")
+        return self
 
 
 class Context(BaseModel):
     id: UUID
     content: str | None = Field(description="of a chat, what its model's template makes of it; null where that is gone")
+    inputs: list[InputTensor] | None = Field(None, description="of a model that takes tensors")
     metadata: dict[str, Any] | None
     created_at: datetime
 
@@ -92,6 +106,23 @@ class Choice(BaseModel):
     logprobs: list[dict[str, Any]] | None = None
 
 
+class OutputFile(BaseModel):
+    path: str = Field(examples=["/results/0198c0de-0000-7000-8000-000000000000/outputs/image"])
+    media_type: str
+    bytes: int
+
+
+class OutputTensor(BaseModel):
+    name: str
+    datatype: str
+    shape: list[int]
+    response: int = Field(description="of a decoupled model, the number of the response that has it")
+    data: list[Any] | None = Field(None, description="the elements, flat; null where they are files")
+    files: list[OutputFile] | None = Field(
+        None, description="what is binary or large: each element of BYTES, or all numbers of a tensor, little-endian"
+    )
+
+
 class Result(BaseModel):
     id: UUID
     context_id: UUID
@@ -101,7 +132,9 @@ class Result(BaseModel):
     phase: Phase | None = Field(description="queued, running or cancelling while pending, else null")
     parameters: dict[str, Any] = Field(description="as sent to the engine, defaults filled in")
     output: str | None = Field(description="what was generated, without the prompt")
-    outputs: list[Choice] | None = Field(description="all choices, when n > 1 or logprobs were asked for")
+    outputs: list[Choice] | list[OutputTensor] | None = Field(
+        description="all choices, when n > 1 or logprobs were asked for; or the tensors of a model that has no text"
+    )
     finish_reason: str | None
     usage: Usage
     error: ResultError | None = Field(description="why it failed")
@@ -119,6 +152,8 @@ class Result(BaseModel):
     @classmethod
     def of(cls, row: Mapping[str, Any], waiting: Waiting | None = None) -> Self:
         fields = {name: row[name] for name in _COLUMNS}
+        if row["task"] == INFER and row["answer"] is not None:
+            fields["outputs"] = _tensors(row)
         error = None
         if row["error_code"] is not None:
             error = ResultError(code=row["error_code"], message=row["error_message"])
@@ -136,6 +171,29 @@ class Result(BaseModel):
             waiting=None if waiting is None else WaitingState(**asdict(waiting)),
             cancellation=cancellation,
         )
+
+
+def _tensors(row: Mapping[str, Any]) -> list[OutputTensor]:
+    tensors = []
+    for output in row["answer"]["outputs"]:
+        files = None
+        if "files" in output:
+            name = quote(output["name"], safe="")
+            files = [
+                OutputFile(path=f"/results/{row['id']}/outputs/{name}{_which(output['response'], element)}", **file)
+                for element, file in enumerate(output["files"])
+            ]
+        data = output.get("data")
+        if data is not None and output["datatype"] in FLOATS:
+            # Postgres writes large numbers without a point.
+            data = [None if number is None else float(number) for number in data]
+        tensors.append(OutputTensor(**output | {"data": data, "files": files}))
+    return tensors
+
+
+def _which(response: int, element: int) -> str:
+    asked = [f"{name}={number}" for name, number in (("response", response), ("element", element)) if number]
+    return f"?{'&'.join(asked)}" if asked else ""
 
 
 # A field of a column's name is that column.
@@ -228,8 +286,12 @@ class Tensor(BaseModel):
     shape: list[int]
 
 
+class ModelInput(Tensor):
+    optional: bool = False
+
+
 class ModelDetail(Model):
-    inputs: list[Tensor]
+    inputs: list[ModelInput]
     outputs: list[Tensor]
     statistics: dict[str, list[dict[str, Any]]] = Field(description="Triton's model_stats, by server")
 

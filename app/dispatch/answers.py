@@ -5,10 +5,14 @@ from typing import Any
 
 from app.db.tables.results import SettledColumns
 from app.tasks.chunks import Accumulator
+from app.tasks.infer import Responses
+from app.tasks.outputs import OutputFile
 
 
 def answer_of(made: Accumulator) -> SettledColumns:
-    """The texts so far; `outputs` where the one text does not say it all."""
+    """The texts or tensors so far; `outputs` where the one text does not say it all."""
+    if isinstance(made, Responses):
+        return SettledColumns(answer=made.document())
     # Postgres text has no NUL; an engine may well emit one.
     texts = [text.replace("\x00", "\ufffd") for text in made.joined()]
     reasons = [reason or "" for reason in made.finish_reasons] if made.finished else []
@@ -31,6 +35,11 @@ def answer_of(made: Accumulator) -> SettledColumns:
         prompt_tokens=made.prompt_tokens,
         completion_tokens=made.completion_tokens,
     )
+
+
+def files_of(made: Accumulator) -> tuple[OutputFile, ...]:
+    """What of the answer is stored beside its row."""
+    return made.files() if isinstance(made, Responses) else ()
 
 
 def _at(values: Sequence[Any], index: int) -> Any:

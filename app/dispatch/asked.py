@@ -14,11 +14,12 @@ from app.queue.ticket import Claim
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A prompt; or a chat's messages and the rest of its request."""
+    """A prompt; or a chat's messages and the rest of its request; or tensors."""
 
     prompt: str = ""
     messages: list[dict[str, Any]] | None = None
     request: dict[str, Any] | None = None
+    inputs: list[dict[str, Any]] | None = None
 
 
 async def asked_of(claim: Claim, takes_messages: bool, templates: Templates) -> Asked:
@@ -27,6 +28,8 @@ async def asked_of(claim: Claim, takes_messages: bool, templates: Templates) -> 
         EngineError: the chat needs a template that is not there, or that does not take it.
     """
     prompt = claim.prompt
+    if prompt.inputs is not None:
+        return Asked(inputs=prompt.inputs)
     if prompt.messages is None:
         return Asked(prompt.content or "")
     if takes_messages:

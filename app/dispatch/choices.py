@@ -23,6 +23,7 @@ from app.fleet.shares import Share
 from app.prompts.templates import Templates
 from app.queue.ticket import Claim
 from app.tasks.chunks import Accumulator
+from app.tasks.infer import INFER
 
 SEEDS = 2**63
 # A stop waits this long for the next message.
@@ -74,8 +75,15 @@ class Choices:
         Raises:
             EngineError: the model has no template here, or one that does not take this chat.
         """
+        engine = self.lane.server.engine
         try:
-            self._asked = await asked_of(self._claim, self.lane.server.engine.takes_messages, templates)
+            if not engine.takes(self._claim.task):
+                raise EngineError(
+                    "not_supported_by_model",
+                    f"A server of the kind {engine.kind} takes no ticket of the task {self._claim.task}.",
+                    Disposition.FINAL,
+                )
+            self._asked = await asked_of(self._claim, engine.takes_messages, templates)
         except BaseException:
             self._fleet.release(self.lane)
             raise
@@ -170,6 +178,7 @@ class Choices:
                 run_timeout=timeouts.total or self._settings.run_timeout_seconds,
                 messages=self._asked.messages,
                 asked=self._asked.request,
+                inputs=self._asked.inputs,
             )
             with generation_span(claim.model, self.lane.server.url, request.parameters, request.task):
                 async with aclosing(self.lane.server.engine.run(request)) as chunks:
@@ -177,7 +186,7 @@ class Choices:
                         self.lane.moved()
                         speed.add(sum(chunk.completion_tokens), final=chunk.final)
                         if self._answer.size + chunk.size > self._settings.max_answer_bytes:
-                            raise _too_large(self._settings.max_answer_bytes)
+                            raise _too_large(self._settings.max_answer_bytes, request.task)
                         self._answer.add(chunk, choice)
                         self._spoke()
                         pace.add(sum(chunk.completion_tokens))
@@ -191,11 +200,11 @@ class Choices:
             share.end()
 
 
-def _too_large(most: int) -> EngineError:
+def _too_large(most: int, task: str) -> EngineError:
+    less = "a smaller output" if task == INFER else "less with max_tokens, logprobs or n"
     return EngineError(
         "answer_too_large",
-        f"The answer came to more than {most:,} bytes, which is all that MAX_ANSWER_BYTES allows: ask for less with "
-        "max_tokens, logprobs or n.",
+        f"The answer came to more than {most:,} bytes, which is all that MAX_ANSWER_BYTES allows: ask for {less}.",
         Disposition.FINAL,
     )
 

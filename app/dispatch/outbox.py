@@ -132,6 +132,7 @@ def _plain(end: End, error: Exception) -> End:
         outcome=Outcome.FAILED,
         server=None,
         answer=SettledColumns(),
+        files=(),
         error_code=code,
         error_message=message,
         gpu_seconds=0.0,

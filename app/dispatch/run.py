@@ -9,7 +9,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from app.config import Settings
-from app.dispatch.answers import answer_of
+from app.dispatch.answers import answer_of, files_of
 from app.dispatch.choices import STOP_SECONDS, Choices
 from app.engines.base import UNKNOWN, Disposition, EngineError, refusal
 from app.fleet.fleet import Fleet
@@ -30,6 +30,7 @@ from app.queue.ticket import (
     backoff_seconds,
 )
 from app.tasks.chunks import Accumulator
+from app.tasks.infer import INFER, Responses
 from app.telemetry import logger
 
 log = logger("run")
@@ -68,7 +69,10 @@ class Run:
     answer: Accumulator = field(init=False)
 
     def __post_init__(self) -> None:
-        self.answer = Accumulator(self.claim.parameters.get("n") or 1)
+        if self.claim.task == INFER:
+            self.answer = Responses()
+        else:
+            self.answer = Accumulator(self.claim.parameters.get("n") or 1)
 
     @property
     def lane(self) -> Lane | None:
@@ -163,6 +167,7 @@ def _after_answer(run: Run, settings: Settings) -> Settlement | Release:
         outcome=Outcome.COMPLETED,
         server=server_of(run),
         answer=answer_of(run.answer),
+        files=files_of(run.answer),
         size=run.answer.size,
         gpu_seconds=used.seconds,
         cost=used.cost,
@@ -214,6 +219,7 @@ def _failed(
         outcome=outcome,
         server=server_of(run),
         answer=answer_of(run.answer),
+        files=files_of(run.answer),
         size=run.answer.size,
         error_code=code,
         error_message=message,

@@ -141,6 +141,8 @@ class Request:
     # Of a chat: its messages, and the rest of the request, in OpenAI's words.
     messages: list[dict[str, Any]] | None = None
     asked: dict[str, Any] | None = None
+    # Of the task `infer`: tensors, as a context stores them.
+    inputs: list[dict[str, Any]] | None = None
 
     @property
     def task(self) -> str:
@@ -201,6 +203,8 @@ class Engine(Protocol):
 
     async def describe(self, model: str, timeout: float) -> dict[str, Any]:
         """`inputs`, `outputs` and `statistics` of a loaded model, lists of objects, empty where it tells none.
+
+        A model that takes tensors says of each input whether it is `optional`, and has a `max_batch_size`.
 
         Raises:
             EngineError: the server does not answer or does not have the model.

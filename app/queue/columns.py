@@ -70,9 +70,9 @@ def _cast(column: Column[Any]) -> str:
     return f"::{sql_type(column)}" if _encoder(column) else ""
 
 
-def unnested(sent: Sequence[tuple[str, str]], alias: str) -> str:
-    """The parameters $1, $2, ... of a statement, each an array, as rows."""
-    arrays = ", ".join(f"${n}::{type_}[]" for n, (_, type_) in enumerate(sent, 1))
+def unnested(sent: Sequence[tuple[str, str]], alias: str, after: int = 0) -> str:
+    """The parameters of a statement behind the first `after`, each an array, as rows."""
+    arrays = ", ".join(f"${n}::{type_}[]" for n, (_, type_) in enumerate(sent, after + 1))
     return f"unnest({arrays}) AS {alias}({', '.join(name for name, _ in sent)})"
 
 

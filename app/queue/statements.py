@@ -83,7 +83,8 @@ WITH given AS (
 ), for_stored AS (
     -- A context that is being deleted is waited for: then it is there and stays, or is not there.
     SELECT g.* FROM given g JOIN contexts c ON c.id = g.context_id AND c.owner_id = g.owner_id
-    WHERE NOT g.with_prompt FOR KEY SHARE OF c
+    -- Tensors are asked for as such only, and where the sender has checked them.
+    WHERE NOT g.with_prompt AND (g.task = 'infer') = (c.inputs IS NOT NULL) FOR KEY SHARE OF c
 ), possible AS (
     SELECT g.* FROM given g WHERE g.with_prompt
     UNION ALL
@@ -270,6 +271,11 @@ _SETTLEMENT = [
     *(("error_code", "text"), ("error_message", "text"), ("spent", "bool"), ("engine_stopped", "bool")),
     *(("gpu_seconds", "float8"), ("cost", "float8"), *SETTLED.sent),
 ]
+_OUTPUT_FILE = [
+    *(("result_id", "uuid"), ("response", "int"), ("name", "text"), ("element", "int"), ("media_type", "text")),
+    ("data", "bytea"),
+]
+OUTPUT_FILE_COLUMNS = len(_OUTPUT_FILE)
 SETTLE = f"""
 WITH given AS (
     SELECT * FROM {unnested(_SETTLEMENT, "g")}
@@ -290,6 +296,9 @@ WITH given AS (
     RETURNING r.id, r.attempt_count, r.dispatcher, r.server, old.attempt_started_at AS attempt_started_at,
               g.outcome, g.spent, r.error_message, r.prompt_tokens, r.completion_tokens,
               g.gpu_seconds, g.cost, {ENDED}
+), kept AS (
+    INSERT INTO output_files ({", ".join(name for name, _ in _OUTPUT_FILE)})
+    SELECT f.* FROM {unnested(_OUTPUT_FILE, "f", after=len(_SETTLEMENT))} JOIN settled s ON s.id = f.result_id
 ), recorded AS (
     INSERT INTO attempts (result_id, number, dispatcher, server, started_at, ended_at, outcome, error_code,
                           error_message, prompt_tokens, completion_tokens, gpu_seconds, cost)

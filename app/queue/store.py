@@ -27,6 +27,7 @@ from app.queue.statements import (
     CREATE_CONTEXT,
     IDS_PER_NOTIFY,
     KEY_IN_USE,
+    OUTPUT_FILE_COLUMNS,
     POSITION,
     RELEASE,
     RENEW,
@@ -128,8 +129,14 @@ class QueueStore:
     async def settle(self, settlements: Sequence[Settlement]) -> set[UUID]:
         """Writes final states; returns the ids that were still claimed under their token."""
         columns = _columns(settlements, settlement_row)
+        files = [
+            (end.id, file.response, file.name, file.element, file.media_type, file.data)
+            for end in settlements
+            for file in end.files
+        ]
+        kept = _columns(files, lambda file: file) if files else [[]] * OUTPUT_FILE_COLUMNS
         async with self._database.hot() as connection:
-            rows = await connection.fetch(SETTLE, *columns)
+            rows = await connection.fetch(SETTLE, *columns, *kept)
         count_final(rows)
         return {row["id"] for row in rows}
 

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from app.db.tables.contexts import Prompt
 from app.db.tables.results import ClaimedColumns, SettledColumns, SubmittedColumns
+from app.tasks.outputs import OutputFile
 
 
 class Status(StrEnum):
@@ -144,6 +145,8 @@ class Settlement:
     gpu_seconds: float = 0.0
     cost: float | None = None
     size: int = 0
+    # Outputs of the task `infer` that no JSON shows.
+    files: tuple[OutputFile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,6 +137,10 @@ class Catalog:
         """Whether a server that has the model takes chats as they are, so that no template is needed; asks nobody."""
         return any(name in server.models and server.engine.takes_messages for server in self._fleet.servers)
 
+    def servers_with(self, name: str) -> list[Server]:
+        """Those where the model is ready, as last seen; asks nobody."""
+        return [server for server, model, state, _ in self._states() if model.name == name and state == "ready"]
+
     def waiting_reason(self, name: str) -> WaitingReason:
         """Why a ticket waits that is due; asks nobody."""
         return _WAITING.get(self.state_of(name)[0], "no_server")

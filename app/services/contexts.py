@@ -75,15 +75,15 @@ class Contexts:
         self._settings = settings
 
     async def create(
-        self, caller: Caller, content: str, metadata: dict[str, Any] | None, idempotency_key: str | None = None
+        self, caller: Caller, prompt: Prompt, idempotency_key: str | None = None
     ) -> tuple[Mapping[str, Any], bool]:
         """Stores a prompt, committed when this returns; True when an earlier request with the key had made it.
 
         Raises:
             IdempotencyMismatch: the key came with another request before.
         """
-        idempotency = idempotency_of(idempotency_key, "contexts", content, metadata)
-        prompt = Prompt(content, metadata=metadata)
+        said = (prompt.content,) if prompt.inputs is None else (None, prompt.inputs)
+        idempotency = idempotency_of(idempotency_key, "contexts", *said, prompt.metadata)
         id_ = uuid7()
         created_at = time_of(id_)
         while not await self._store.create_context(id_, prompt, created_at, idempotency, caller.owner_id):

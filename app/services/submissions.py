@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from app.config import Settings
 from app.db.ids import time_of, uuid7
 from app.db.tables.contexts import Prompt
-from app.errors import InvalidParameters, LineDefective, ResultPending
+from app.errors import InvalidParameters, LineDefective, ResultPending, invalid
 from app.queue import columns
 from app.queue.store import QueueStore
 from app.queue.submit import Submitter
@@ -22,16 +22,20 @@ from app.services.callers import Caller
 from app.services.catalog import Catalog
 from app.services.contexts import Contexts
 from app.services.idempotency import idempotency_of, made_before
+from app.services.inputs import Inputs
 from app.services.limits import Limits
 from app.services.results import Results
 from app.tasks import task_of
 from app.tasks.embed import EmbeddingParameters
 from app.tasks.generate import SamplingParameters, largest_answer
+from app.tasks.infer import INFER, InferParameters
 from app.telemetry import tracing
 from app.telemetry.metrics import SUBMITTED, model_label
 
 # What a retry has anew: everything else it takes from the ticket it tries again.
 OF_ONE_TICKET = {"id", "owner_id", "key_id", "created_at", "rank", "expires_at", "retry_of", "streamed", "trace_parent"}
+
+NO_PARAMETERS = "are for texts, and this context holds tensors: what a model is told besides is an input of its own"
 
 
 class Submissions:
@@ -42,8 +46,10 @@ class Submissions:
         results: Results,
         catalog: Catalog,
         limits: Limits,
+        inputs: Inputs,
         settings: Settings,
     ) -> None:
+        self._inputs = inputs
         self._store = store
         self._submitter = Submitter(store)
         self._contexts = contexts
@@ -74,6 +80,7 @@ class Submissions:
             InvalidParameters: the parameters contradict each other.
             ModelNotFound: no server has ever served the model.
             ContextNotFound: no such context.
+            InvalidInputs: the context holds tensors, which the model does not take.
             IdempotencyMismatch: the key came with another request before.
         """
         engine_parameters = self.for_engine(parameters)
@@ -99,14 +106,16 @@ class Submissions:
             client_reference,
             idempotency=idempotency,
         )
-        return await self._store_once(caller, replace(submission, webhook=webhook or caller.webhook))
+        return await self._store_once(
+            caller, replace(submission, webhook=webhook or caller.webhook), sampled=bool(parameters.model_fields_set)
+        )
 
     async def submit_prompt(
         self,
         caller: Caller,
         model: str,
         prompt: Prompt,
-        parameters: SamplingParameters | EmbeddingParameters,
+        parameters: SamplingParameters | EmbeddingParameters | InferParameters,
         *,
         kind: str,
         request: dict[str, Any],
@@ -117,12 +126,14 @@ class Submissions:
         idempotency_key: str | None = None,
         webhook: dict[str, Any] | None = None,
     ) -> tuple[Mapping[str, Any], bool]:
-        """Stores a prompt and its ticket in one statement; otherwise as `submit`.
+        """Stores a prompt and its ticket in one statement; otherwise as `submit`. Tensors are as `stored` gives them.
 
         `kind` and `request` are what the answer is rendered by.
         """
         engine_parameters = self.for_engine(parameters, nested=False)
         await self._catalog.require(model)
+        if prompt.inputs is not None:
+            await self._inputs.require(model, prompt.inputs)
         submission = self.ticket(
             caller,
             uuid7(),
@@ -136,7 +147,7 @@ class Submissions:
                 idempotency_key,
                 kind,
                 model,
-                prompt.messages or prompt.content,
+                prompt.messages or prompt.content or prompt.inputs,
                 prompt.metadata,
                 engine_parameters,
                 request,
@@ -159,7 +170,7 @@ class Submissions:
         )
 
     def for_engine(
-        self, parameters: SamplingParameters | EmbeddingParameters, *, nested: bool = True
+        self, parameters: SamplingParameters | EmbeddingParameters | InferParameters, *, nested: bool = True
     ) -> dict[str, Any]:
         """The parameters as the engine gets them; raises InvalidParameters."""
         try:
@@ -260,13 +271,22 @@ class Submissions:
             trace_parent=tracing.current(),
         )
 
-    async def _store_once(self, caller: Caller, submission: Submission) -> tuple[Mapping[str, Any], bool]:
+    async def _store_once(
+        self, caller: Caller, submission: Submission, *, sampled: bool = False
+    ) -> tuple[Mapping[str, Any], bool]:
+        """`sampled` says that the request has parameters of its own."""
         while not await self._store_within_limits(caller, submission):
             if earlier := await made_before(self._store, caller.owner_id, submission.idempotency):
                 return await self._results.get(caller, earlier), True
             # Not the key, or a key that ran out just now: then the context decides.
             if submission.prompt is None:
-                await self._contexts.get(caller, submission.context_id)
+                context = await self._contexts.get(caller, submission.context_id)
+                if context["inputs"] is not None and submission.task != INFER:
+                    if sampled:
+                        raise invalid("parameters", NO_PARAMETERS)
+                    await self._inputs.require(submission.model, context["inputs"])
+                    parameters = InferParameters().for_engine(0)
+                    submission = replace(submission, task=INFER, parameters=parameters)
         SUBMITTED.labels(model_label(submission.model)).inc()
         return row_of(submission), False
 

@@ -33,19 +33,21 @@ NAME = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9_-]*[a-z0-9
 LOCAL_NAME = re.compile(r"(.+\.)?localhost\.?")
 HIGHEST_PORT = 65535
 # Left out of what would be larger than a payload may be, and `request`, which no payload has.
-BULKY = ("output", "outputs", "parameters", "request")
+BULKY = ("output", "outputs", "answer", "parameters", "request")
 # What a document was compressed to says little of what it comes to, but spares a look at those that are large anyway.
 ROWS = f"""
 SELECT {", ".join(each.name for each in results.c if each.name not in BULKY)}, bulky,
        CASE WHEN NOT bulky THEN output END AS output,
        CASE WHEN NOT bulky THEN outputs END AS outputs,
+       CASE WHEN NOT bulky THEN answer END AS answer,
        CASE WHEN bulky THEN '{{}}' ELSE parameters END AS parameters
 FROM results, LATERAL (
     SELECT CASE
-        WHEN coalesce(octet_length(output), 0) + coalesce(pg_column_size(outputs), 0) + pg_column_size(parameters) > $2
+        WHEN coalesce(octet_length(output), 0) + coalesce(pg_column_size(outputs), 0)
+             + coalesce(pg_column_size(answer), 0) + pg_column_size(parameters) > $2
         THEN true
         ELSE coalesce(octet_length(output), 0) + coalesce(octet_length(outputs::text), 0)
-             + octet_length(parameters::text) > $2
+             + coalesce(octet_length(answer::text), 0) + octet_length(parameters::text) > $2
     END AS bulky
 ) AS size
 WHERE id = ANY($1::uuid[])
@@ -183,7 +185,7 @@ async def rotate(store: DeliveryStore, owner_id: int) -> tuple[str, datetime]:
 async def rows_of(database: Database, ids: Sequence[UUID], most_bytes: int) -> dict[UUID, Mapping[str, Any]]:
     """Results by id, as far as they are still there.
 
-    Those that hold more than `most_bytes` of output, outputs and parameters are `bulky` and come without these.
+    Those that hold more than `most_bytes` of output, outputs, answer and parameters are `bulky` and come without these.
     """
     async with database.hot() as connection:
         return {row["id"]: row for row in await connection.fetch(ROWS, list(ids), most_bytes)}

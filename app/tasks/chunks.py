@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.tasks.outputs import Output
+
 
 @dataclass(slots=True)
 class Chunk:
@@ -18,8 +20,10 @@ class Chunk:
     logprobs: list[list[dict[str, Any]] | None] = field(default_factory=list)
     cumulative_logprobs: list[float | None] = field(default_factory=list)
     final: bool = False
-    # Bytes of texts and logprobs.
+    # Bytes of texts and logprobs, or of tensors.
     size: int = 0
+    # Of a model that answers with tensors.
+    outputs: list[Output] = field(default_factory=list)
 
 
 class Accumulator:

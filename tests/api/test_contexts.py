@@ -12,7 +12,7 @@ async def test_a_context_comes_back_as_it_was_stored(api: Service) -> None:
     assert created.status_code == 201
     body = created.json()
     assert created.headers["location"] == f"/contexts/{body['id']}"
-    assert set(body) == {"id", "content", "metadata", "created_at"}
+    assert set(body) == {"id", "content", "inputs", "metadata", "created_at"}
     found = await api.client.get(created.headers["location"])
     assert found.status_code == 200
     assert found.json() == body

@@ -39,6 +39,7 @@ ROUTES: dict[tuple[str, str], Scope | None] = {
     ("GET", "/results/"): READS,
     ("GET", "/results/{result_id}"): READS,
     ("GET", "/results/{result_id}/attempts"): READS,
+    ("GET", "/results/{result_id}/outputs/{name}"): READS,
     ("GET", "/results/{result_id}/stream"): READS,
     ("GET", "/results/{result_id}/webhooks"): READS,
     ("POST", "/results/{result_id}/webhooks/{delivery_id}/redeliver"): SUBMITS,

@@ -6,7 +6,7 @@ from app.db.tables.contexts import contexts
 from app.db.tables.files import batches, file_chunks, files
 from app.db.tables.models import models, set_aside_models
 from app.db.tables.owners import api_keys, audit, idempotency_keys, owners, request_counts, usage
-from app.db.tables.results import attempts, result_events, results
+from app.db.tables.results import attempts, output_files, result_events, results
 from app.db.tables.servers import server_slots, servers
 from app.db.tables.webhooks import webhook_deliveries
 
@@ -22,6 +22,7 @@ __all__ = [
     "idempotency_keys",
     "metadata",
     "models",
+    "output_files",
     "owners",
     "request_counts",
     "result_events",

@@ -14,6 +14,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     SmallInteger,
     Table,
     Text,
@@ -177,6 +178,19 @@ attempts = Table(
         "outcome IN ('completed', 'failed', 'retried', 'cancelled', 'expired', 'lease_lost')",
         name="outcome_known",
     ),
+)
+
+# Outputs of the task `infer` that are binary or large; they go with their result.
+output_files = Table(
+    "output_files",
+    metadata,
+    Column("result_id", UUIDType, ForeignKey("results.id", ondelete="CASCADE"), primary_key=True),
+    # Which response of a decoupled model, and which element of a tensor of BYTES; from 0 on.
+    Column("response", Integer, primary_key=True, autoincrement=False),
+    Column("name", Text, primary_key=True),
+    Column("element", Integer, primary_key=True, autoincrement=False),
+    Column("media_type", Text, nullable=False),
+    Column("data", LargeBinary, nullable=False),
 )
 
 # What a generation said so far, kept while somebody may follow it; see app/queue/events.py.

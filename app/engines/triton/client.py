@@ -14,11 +14,13 @@ from app.engines.base import FINAL, RETRY, Endpoint, Engine, EngineError, ModelS
 from app.engines.triton.connection import Connection
 from app.engines.triton.control import TritonControl
 from app.engines.triton.embedding import embedding_contract
-from app.engines.triton.faults import classify_unary
+from app.engines.triton.faults import classify_tensors, classify_text, classify_unary
+from app.engines.triton.tensors import inputs_of, is_final, outputs_of
 from app.engines.triton.vllm import decode, encode
 from app.tasks.chunks import Chunk
 from app.tasks.embed import EMBED
 from app.tasks.generate import GENERATE
+from app.tasks.infer import INFER
 
 NOT_AN_EMBEDDER = (
     "The model does not embed: one text input and one FP32 or FP16 vector output are needed, or vLLM with an embedding "
@@ -29,11 +31,12 @@ SIMULATED = "No model answers here but a simulation, and its texts mean nothing;
 SIMULATION_OUTPUT = "simulation"
 # One token of text, or else one vector.
 TRIALS: tuple[tuple[str, dict[str, Any]], ...] = (("ping", {"max_tokens": 1}), ('["ping"]', {"task": EMBED}))
+PYTHON = "python"
 _STATES = {"READY": "ready", "LOADING": "loading"}
 
 
 class TritonEngine(Engine):
-    """One server's gRPC endpoint, `host:port`, for models of the vLLM backend and models that embed."""
+    """One server's gRPC endpoint, `host:port`, for models of the vLLM backend, and any that take tensors."""
 
     kind = "triton"
 
@@ -51,7 +54,7 @@ class TritonEngine(Engine):
         await self.close()
 
     def takes(self, task: str) -> bool:
-        return task in (GENERATE, EMBED)
+        return task in (GENERATE, EMBED, INFER)
 
     def control(self) -> TritonControl:
         return TritonControl(self._address)
@@ -104,15 +107,19 @@ class TritonEngine(Engine):
             EngineError: the server does not answer or does not have the model.
         """
         try:
-            metadata, statistics = await asyncio.gather(
+            metadata, statistics, answer = await asyncio.gather(
                 self._connection.calls.get_model_metadata(model, as_json=True, client_timeout=timeout),
                 self._connection.calls.get_inference_statistics(model, as_json=True, client_timeout=timeout),
+                self._connection.calls.get_model_config(model, as_json=True, client_timeout=timeout),
             )
         except InferenceServerException as error:
             raise classify_unary(error) from None
+        config = answer["config"]
+        optional = {each["name"] for each in config.get("input", []) if each.get("optional")}
         return {
-            "inputs": metadata.get("inputs", []),
-            "outputs": metadata.get("outputs", []),
+            "inputs": [_tensor(each) | {"optional": each["name"] in optional} for each in metadata.get("inputs", [])],
+            "outputs": [_tensor(each) for each in metadata.get("outputs", [])],
+            "max_batch_size": int(config.get("max_batch_size", 0)),
             "statistics": statistics.get("model_stats", []),
         }
 
@@ -124,6 +131,10 @@ class TritonEngine(Engine):
         """
         if request.task == EMBED:
             async for chunk in self._embed(request):
+                yield chunk
+            return
+        if request.task == INFER:
+            async for chunk in self._infer(request):
                 yield chunk
             return
         call = {
@@ -147,6 +158,44 @@ class TritonEngine(Engine):
                 yield chunk
                 if chunk.final:
                     return
+
+    async def _infer(self, request: Request) -> AsyncGenerator[Chunk]:
+        """A chunk for each response; a decoupled model sends any number."""
+        call = {
+            "model_name": request.model,
+            "inputs": inputs_of(request.inputs or ()),
+            "request_id": request.request_id,
+        }
+        try:
+            async with aclosing(
+                self._connection.messages(
+                    call, request.idle_timeout, request.run_timeout, self._first_timeout, classify_tensors, may_end=True
+                )
+            ) as messages:
+                async for result in messages:
+                    try:
+                        outputs = outputs_of(result)
+                    except ValueError as malformed:
+                        raise EngineError(
+                            "model_contract", "The model's answer cannot be read.", FINAL, raw=str(malformed)
+                        ) from None
+                    final = is_final(result)
+                    yield Chunk([], [], outputs=outputs, size=sum(each.size for each in outputs), final=final)
+                    if final:
+                        return
+            yield Chunk([], [], final=True)
+        except EngineError as error:
+            if error.code == "model_refused" and not await self._runs_python(request.model, request.idle_timeout):
+                raise classify_text(error.raw) from None
+            raise
+
+    async def _runs_python(self, model: str, timeout: float) -> bool:
+        """Whether its errors are its author's words."""
+        try:
+            metadata = await self._connection.calls.get_model_metadata(model, client_timeout=timeout)
+        except InferenceServerException:
+            return False
+        return bool(metadata.platform == PYTHON)
 
     async def _embed(self, request: Request) -> AsyncGenerator[Chunk]:
         """The vectors of the texts in the JSON array `prompt`, all in the last chunk; those before show progress."""
@@ -206,3 +255,12 @@ class TritonEngine(Engine):
                     raise
             else:
                 return
+
+
+def _tensor(described: dict[str, Any]) -> dict[str, Any]:
+    """Sizes come as texts, and none at all for a tensor of one element without dimensions."""
+    return {
+        "name": described["name"],
+        "datatype": described["datatype"],
+        "shape": [int(size) for size in described.get("shape", [])],
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -71,11 +71,20 @@ class Connection:
         await old.close()
 
     async def messages(
-        self, request: dict[str, Any], idle_timeout: float, run_timeout: float, first_timeout: float | None = None
+        self,
+        request: dict[str, Any],
+        idle_timeout: float,
+        run_timeout: float,
+        first_timeout: float | None = None,
+        classify: Callable[[str], EngineError] = classify_text,
+        *,
+        may_end: bool = False,
     ) -> AsyncGenerator[InferResult]:
         """The messages of one request on a stream of its own, which is cancelled when the iterator is closed early.
 
-        The first one may take `first_timeout`, where it is given.
+        The first one may take `first_timeout`, where it is given. `classify` makes an error of a text that came instead
+        of a message. With `may_end`, the end of the stream is that of the messages: a decoupled model may be done
+        without a last one, and then Triton ends the stream in good order.
 
         Raises:
             EngineError: an error instead of a message, or the end of the stream.
@@ -93,6 +102,9 @@ class Connection:
                     async with asyncio.timeout(patience):
                         result, error = await anext(stream)
                 except StopAsyncIteration:
+                    if may_end:
+                        said_all = True
+                        return
                     raise EngineError(
                         "stream_ended", "The server ended the stream before the answer was complete.", RETRY
                     ) from None
@@ -114,7 +126,7 @@ class Connection:
                 patience = idle_timeout
                 said_all = error is not None or is_final(result)
                 if error is not None:
-                    raise classify_text(error.message() or "")
+                    raise classify(error.message() or "")
                 yield result
         finally:
             if said_all:

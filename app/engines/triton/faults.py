@@ -213,6 +213,30 @@ def classify_text(text: str) -> EngineError:
     return EngineError(UNKNOWN, sentence(f"The engine failed: {presentable(text)}"), RETRY, raw=text)
 
 
+_OF_THE_CALL = re.compile(r"^\[request id: [^\]]*\] ")
+# What the Python backend puts before an exception that a model did not catch.
+_EXCEPTION = re.compile(r"Failed to process the request\(s\) for model '[^']*', message: ")
+
+
+def classify_tensors(text: str) -> EngineError:
+    """As classify_text, where tensors were sent: a model's own words are no words of the vLLM backend.
+
+    A Python model that answers with an error has refused the request (`model_refused`); of other backends nobody can
+    say that.
+    """
+    for rule in IN_STREAM_RULES:
+        if (rule.disposition is FINAL and rule.code != "model_contract") or not rule.pattern.search(text):
+            continue
+        if rule.code == "model_contract":
+            said = sentence(presentable(_OF_THE_CALL.sub("", text)))
+            return EngineError("inputs_refused", f"The server refused the tensors: {said}", FINAL, raw=text)
+        return classify_text(text)
+    if exception := _EXCEPTION.search(text):
+        said = presentable(text[exception.end() :])
+        return EngineError(UNKNOWN, sentence(f"The model failed: {said}"), RETRY, raw=text)
+    return EngineError("model_refused", sentence(f"The model refused the inputs: {presentable(text)}"), FINAL, raw=text)
+
+
 def classify_rpc(status: grpc.StatusCode, details: str) -> EngineError:
     """The error of a call that failed as a whole."""
     if status is grpc.StatusCode.INTERNAL and _CUT_WHILE_SENDING.search(details):

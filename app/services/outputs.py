@@ -1,0 +1,56 @@
+"""Outputs of results that are files."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from uuid import UUID
+
+from app.errors import OutputNotFound, Removed
+from app.queue.outputs import OutputStore
+from app.services.callers import Caller
+from app.services.results import Results
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFile:
+    """`key` is the result, the response, the name and the element."""
+
+    key: tuple[UUID, int, str, int]
+    media_type: str
+    bytes: int
+
+
+class Outputs:
+    def __init__(self, store: OutputStore, results: Results) -> None:
+        self._store = store
+        self._results = results
+
+    async def get(self, caller: Caller, result_id: UUID, response: int, name: str, element: int) -> FoundFile:
+        """
+        Raises:
+            ResultNotFound: no such result.
+            OutputNotFound: it has no such file.
+        """
+        row = await self._store.get(result_id, response, name, element, caller.owner_id)
+        if row is None:
+            await self._results.get(caller, result_id)
+            raise OutputNotFound(
+                f"Result {result_id} has no file of this output, response and element: GET /results/{result_id} lists "
+                "its outputs with the paths of those that are files, once it is completed."
+            )
+        return FoundFile((result_id, response, name, element), row["media_type"], row["bytes"])
+
+    async def content(self, file: FoundFile) -> AsyncIterator[bytes]:
+        """The parts of a file, which come to its `bytes`.
+
+        Raises:
+            Removed: it was deleted in the middle.
+        """
+        sent = 0
+        while sent < file.bytes:
+            part = await self._store.part(*file.key, sent)
+            if not part:
+                raise Removed(f"The output of result {file.key[0]} was deleted while it was read.")
+            yield part
+            sent += len(part)

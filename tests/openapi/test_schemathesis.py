@@ -33,7 +33,10 @@ from tests.tokenizer import trained
 EXAMPLES = 10
 # The default, and the most that is asked for with success: what is tried here is the API, not how long engines write.
 TOKENS = 16
-TOKEN_COUNTS = ("max_new_tokens", "max_tokens", "max_completion_tokens", "max_output_tokens", "min_tokens")
+TOKEN_COUNTS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "min_tokens")
+TOKEN_COUNTS += ("max_new_tokens", "tokens_limit")
+# Where requests need not name a model: one that is not there answers, so that nothing is generated at random length.
+FACES = ("/tgi", "/protollm", "/api/")
 # Right only together with others, or without them, which no schema says; tests/openai has those.
 ENTANGLED = ("top_logprobs", "stream_options", "tool_choice", "structured_outputs", "response_format", "text")
 ENTANGLED += ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "min_tokens", "best_of", "n")
@@ -92,9 +95,16 @@ class Stack:
                 body["tokens"] = [1, 2, 3]
             if case.path.startswith("/v1/responses"):
                 body["input"] = body.get("input") or "Hi."
-            for name in TOKEN_COUNTS:
-                if isinstance(body.get(name), int):
-                    body[name] = min(body[name], TOKENS)
+            if case.path.startswith(FACES):
+                body["model"] = body.get("model") or known["model"]
+            if isinstance(meta := body.get("meta"), dict):
+                del body["model"]
+                # A job's id with another job is refused.
+                meta["model"], body["job_id"] = known["model"], uuid4().hex
+            for part in (body, meta, body.get("parameters")):
+                for name in TOKEN_COUNTS:
+                    if isinstance(part, dict) and isinstance(part.get(name), int):
+                        part[name] = min(part[name], TOKENS)
             # Tickets that are made notify whom they name, and names of hosts are made up.
             body.pop("webhook", None)
         if path == case.path_parameters and body == case.body:
@@ -166,6 +176,7 @@ async def stack(
         api_port=free_ports(1)[0],
         model_repository=str(models),
         default_max_tokens=TOKENS,
+        default_model="none",
         webhook_allow_private=True,
         probe_seconds=0.3,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -61,7 +61,7 @@ class Prompt(Job):
 class Message(BaseModel):
     model_config = ConfigDict(strict=True)
 
-    role: str
+    role: Literal["system", "user", "assistant"]
     content: str
 
 

@@ -91,6 +91,8 @@ class Stack:
                 body["model"] = "embed"
             if case.path == "/tokenize":
                 body = {name: value for name, value in body.items() if name != "messages"} | {"prompt": "Hi."}
+            if case.path == "/comparisons/":
+                body = {"content": "Hi.", "entries": [{"model": "chat"}]}
             if case.path == "/detokenize":
                 body["tokens"] = [1, 2, 3]
             if case.path.startswith("/v1/responses"):
@@ -134,8 +136,11 @@ async def _one_of_each(client: httpx.AsyncClient) -> dict[str, Any]:
     )
     batch = {"input_file_id": file["id"], "endpoint": line["url"], "completion_window": "24h"}
     response = (await made("POST", "/v1/responses", json={"model": "chat", "input": "Hi."}))["id"]
+    comparison = await made("POST", "/comparisons/", json={"content": "Hi.", "entries": [{"model": "chat"}]})
+    await made("GET", f"/comparisons/{comparison['id']}", headers={"Prefer": "wait=30"})
     return {
         "context_id": context["id"],
+        "comparison_id": comparison["id"],
         "result_id": ticket["result_id"],
         "key_id": (await made("POST", "/keys/", json={"name": "somebody"}))["id"],
         "delivery_id": deliveries[0]["id"],

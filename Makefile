@@ -2,7 +2,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install run test demo compare fetch-model lint format migrate revision psql key keys revoke-key servers webhook-secret lock clean bench test-compose crashtest
+.PHONY: help install install-gradio run test demo compare fetch-model lint format migrate revision psql key keys revoke-key servers webhook-secret lock clean bench test-compose crashtest
 
 PYTHON ?= python3
 # Files of tests at once; they wait for other processes most of the time.
@@ -23,7 +23,15 @@ install: ## make .venv and .venv-engine with the pinned dependencies (every targ
 run: install ## start Postgres, Triton, the dispatcher and the API on http://127.0.0.1:8887; Ctrl-C stops all
 	@exec $(LOCAL).run --with-parent
 
+install-gradio: install ## make .venv-gradio with the Gradio that tests of the engine for it run (make test does)
+	@cmp -s requirements-gradio.txt .venv-gradio/installed || { rm -rf .venv-gradio \
+		&& $(BIN)/uv venv -q --python $(BIN)/python .venv-gradio \
+		&& $(BIN)/uv pip install -q --compile-bytecode --python .venv-gradio/bin/python \
+			--require-hashes -r requirements-gradio.txt \
+		&& cp requirements-gradio.txt .venv-gradio/installed; }
+
 test: install ## run the tests; they start what they need. One alone: make test ARGS=tests/queue JOBS=0
+	@$(MAKE) install-gradio || echo "Gradio could not be installed: the tests with a real app will be skipped."
 	@$(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 demo: install ## store a prompt, send it to a model and wait for the answer
@@ -90,6 +98,7 @@ lock: install ## pin the dependencies of pyproject.toml anew
 	@$(COMPILE) pyproject.toml -o requirements.txt
 	@$(COMPILE) pyproject.toml --extra local --extra vast --extra dev -c requirements.txt -o requirements-dev.txt
 	@$(COMPILE) --group engine -o requirements-engine.txt
+	@$(COMPILE) --group gradio -o requirements-gradio.txt
 	@$(LOCAL).download_size requirements-dev.txt 3.13
 	@$(LOCAL).download_size requirements-engine.txt 3.12
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from collections.abc import AsyncGenerator
@@ -119,13 +120,18 @@ class Endpoint:
     timeouts: Timeouts = Timeouts()
     credential: Credential | None = None
 
-    def authorization(self) -> dict[str, str]:
-        """The header that says who asks.
+    def authorization(self, *, basic: bool = False) -> dict[str, str]:
+        """The header that says who asks: a bearer token, or with `basic` a user and a password where it has both.
 
         Raises:
             EngineError: the credential is not there.
         """
-        return {} if self.credential is None else {"Authorization": f"Bearer {self.credential.read()}"}
+        if self.credential is None:
+            return {}
+        secret = self.credential.read()
+        if basic and ":" in secret:
+            return {"Authorization": f"Basic {base64.b64encode(secret.encode()).decode()}"}
+        return {"Authorization": f"Bearer {secret}"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from functools import cache
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 from pydantic_core import from_json, to_json
@@ -46,6 +47,10 @@ class Clock:
         self._silent_seconds = self._between
         self._silent_until = self._now() + self._between
 
+    def queued(self, patience: float = 0.0) -> None:
+        """The server has it in a queue of its own: the first token is due from now on, or after `patience` seconds."""
+        self._silent_until = self._now() + max(self._silent_seconds, patience)
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """
@@ -73,10 +78,14 @@ class Clock:
 
 
 class HttpConnection:
-    """To an endpoint whose address is a URL; paths are appended to it. The credential goes into each request."""
+    """To an endpoint whose address is a URL; paths are appended to it. The credential goes into each request.
 
-    def __init__(self, endpoint: Endpoint, prefix: str = "") -> None:
+    With `basic`, a credential of the form `user:password` is sent as basic auth; otherwise it is a bearer token.
+    """
+
+    def __init__(self, endpoint: Endpoint, prefix: str = "", *, basic: bool = False) -> None:
         self._endpoint = endpoint
+        self._basic = basic
         self._base = endpoint.address.rstrip("/") + prefix
         self._client = self._connect()
 
@@ -125,7 +134,16 @@ class HttpConnection:
         async with self._open("POST", path, body, clock) as response:
             return _json(await _read(response, MAX_JSON_BYTES, clock))
 
-    async def events(self, path: str, body: Any, clock: Clock) -> AsyncGenerator[Any]:
+    async def post_form(self, path: str, fields: Mapping[str, str], clock: Clock) -> None:
+        """Sends a form, as a browser does; cookies that it brings are kept for later requests.
+
+        Raises:
+            EngineError: it was refused.
+        """
+        async with self._open("POST", path, fields, clock, form=True) as response:
+            await _read(response, MAX_JSON_BYTES, clock)
+
+    async def events(self, path: str, body: Any, clock: Clock, *, method: str = "POST") -> AsyncGenerator[Any]:
         """The JSON of each server-sent event, or of the whole answer where the server does not stream.
 
         The clock is the caller's to move on: only it knows which events are progress. Closing the iterator closes the
@@ -134,7 +152,7 @@ class HttpConnection:
         Raises:
             EngineError: the request was refused, or the stream broke or is none.
         """
-        async with self._open("POST", path, body, clock) as response:
+        async with self._open(method, path, body, clock) as response:
             if "json" in response.headers.get("content-type", ""):
                 yield _json(await _read(response, MAX_JSON_BYTES, clock))
                 return
@@ -146,10 +164,14 @@ class HttpConnection:
                     yield _json(data)
 
     @asynccontextmanager
-    async def _open(self, method: str, path: str, body: Any, clock: Clock) -> AsyncIterator[httpx.Response]:
-        headers = {} if body is None else {"Content-Type": "application/json"}
-        headers |= self._endpoint.authorization()
-        content = None if body is None else to_json(body)
+    async def _open(
+        self, method: str, path: str, body: Any, clock: Clock, *, form: bool = False
+    ) -> AsyncIterator[httpx.Response]:
+        headers, content = {}, None
+        if body is not None:
+            headers = {"Content-Type": "application/x-www-form-urlencoded" if form else "application/json"}
+            content = urlencode(body).encode() if form else to_json(body)
+        headers |= self._endpoint.authorization(basic=self._basic)
         try:
             request = self._client.build_request(method, self._base + path, content=content, headers=headers)
             async with clock.running():

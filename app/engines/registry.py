@@ -12,6 +12,7 @@ TRITON = "triton"
 ENGINES = {
     TRITON: "app.engines.triton.client:TritonEngine",
     "openai": "app.engines.openai_http:OpenAIEngine",
+    "gradio": "app.engines.gradio:GradioEngine",
 }
 
 

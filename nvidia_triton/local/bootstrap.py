@@ -40,7 +40,16 @@ LOCAL = os.path.join(ROOT, ".local")
 # Installs a lock about seven times faster than pip does, and brings an interpreter where there is none.
 UV = "uv==0.13.8 --hash=sha256:e18a57b8b352eb7c8feb317b9f6f533c8f0ad9673fd6cf34bbe3cf1a9f6a8984"
 IMPORTED = "import alembic.command, nvidia_triton.local.demo, app.main, app.worker"
-CACHES = (".venv", ".venv-engine", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".import_linter_cache", ".hypothesis")
+CACHES = (
+    ".venv",
+    ".venv-engine",
+    ".venv-gradio",
+    ".pytest_cache",
+    ".mypy_cache",
+    ".ruff_cache",
+    ".import_linter_cache",
+    ".hypothesis",
+)
 
 
 def check_platform() -> None:

@@ -56,17 +56,18 @@ async def test_the_example_answers_a_ticket(
 
 def test_the_entries_are_entries(tmp_path: Path) -> None:
     file = tmp_path / "servers.json"
-    (example,) = re.findall(r"^```json\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE)
+    examples = re.findall(r"^```json\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE)
     rows = [
         row.replace("https://...", "https://x").replace('"env:..."', '"env:X"').replace("{...}", '{"a": "b"}')
         for row in re.findall(r"^\|.*?`(\{.*?\})`(?:;| \|)", DOCUMENT, re.MULTILINE)
     ]
     assert len(rows) == 5
-    for text in (example, *('{"servers": [' + row + "]}" for row in rows)):
+    assert len(examples) == 2
+    for text in (*examples, *('{"servers": [' + row + "]}" for row in rows)):
         file.write_text(text)
         entries = ServerList((), file).read()
         assert len(entries) == text.count('"url"')
-        assert {entry.kind for entry in entries} == {"openai"}
+        assert {entry.kind for entry in entries} == {"gradio" if '"gradio"' in text else "openai"}
 
 
 def test_the_kinds_are_those_of_the_registry() -> None:

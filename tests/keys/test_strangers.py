@@ -15,7 +15,7 @@ from tests.service import Service
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD")
 # What these name belongs to nobody, or is for admins alone.
-SHARED = {"model_name", "model", "key_id"}
+SHARED = {"model_name", "model", "key_id", "server_id"}
 PLACEHOLDER = re.compile(r"\{(\w+)[^}]*\}")
 MESSAGES = [{"role": "user", "content": "secret words"}]
 REQUESTS: dict[str, dict[str, Any]] = {
@@ -63,6 +63,21 @@ class Owned:
                 owner_id,
                 native,
             )
+        )
+        await rows.execute(
+            "INSERT INTO output_files (result_id, response, name, element, media_type, data)"
+            " VALUES ($1, 0, 'picture', 0, 'application/octet-stream', 'secret')",
+            native,
+        )
+        self.ids["name"] = "picture"
+        self.ids["comparison_id"] = str(uuid7())
+        await rows.execute(
+            "INSERT INTO comparisons (id, owner_id, context_id, with_prompt, result_ids, models)"
+            " VALUES ($1, $2, $3, true, $4, '{tiny}')",
+            self.ids["comparison_id"],
+            owner_id,
+            context,
+            [native],
         )
         for path, kind in (("/v1/chat/completions", "chat.completion"), ("/v1/completions", "text_completion")):
             self.ids_below[path] = {"completion_id": object_id(kind, await result(kind))}
@@ -153,7 +168,7 @@ async def test_no_list_shows_what_belongs_to_another(guarded: Service, owned: tu
         own = await guarded.client.get(path, headers=bearer(mine))
         if [id_ for id_ in ids if id_ in own.text]:
             shown.add(path)
-    assert shown >= {"/contexts/", "/results/", "/v1/files", "/v1/batches"}
+    assert shown >= {"/contexts/", "/results/", "/comparisons/", "/v1/files", "/v1/batches"}
     for query in ("client_reference=secret+name", f"context_id={things.ids['context_id']}", "model=tiny"):
         answers = [await guarded.client.get(f"/results/?{query}", headers=bearer(key)) for key in (mine, theirs)]
         assert [bool(answer.json()) for answer in answers] == [True, False]

@@ -141,7 +141,9 @@ def test_models_chooses_what_is_loaded(value: str | None, models: tuple[str, ...
 
 
 def test_an_engine_that_is_none_is_named() -> None:
-    with pytest.raises(LocalError, match="ENGINE='vllm' is no engine: give simulation"):
+    with pytest.raises(
+        LocalError, match="ENGINE='vllm' is no engine: give llama-server or simulation, or leave it out"
+    ):
         local_settings({"ENGINE": "vllm"})
 
 

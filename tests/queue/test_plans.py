@@ -178,10 +178,11 @@ async def test_a_plan_made_while_the_tables_were_empty_stays_good(postgres: Runn
         Settlement(id_, uuid7(), Status.FAILED, Outcome.FAILED, "s", SettledColumns(), "broken", "It_broke")
         for id_ in ids
     ]
+    no_files: list[list[Any]] = [[]] * statements.OUTPUT_FILE_COLUMNS
     arguments = {
         "claim": (statements.CLAIM, ["m"] * 20, texts, 30.0, "d", *REST),
         "renew": (statements.RENEW, ids, nobody, texts, 30.0),
-        "settle": (statements.SETTLE, *zip(*map(settlement_row, ends), strict=True), *[[]] * statements.OUTPUT_FILE_COLUMNS),
+        "settle": (statements.SETTLE, *zip(*map(settlement_row, ends), strict=True), *no_files),
         "release": (
             statements.RELEASE, ids, nobody, texts, texts, [1.0] * 20, ["true"] * 20, none, none, *[[0.0] * 20] * 2,
         ),

@@ -27,9 +27,9 @@ LLAMA_SERVER = "llama-server"
 # What TRITON_URLS says where there is none.
 NO_SERVERS = "none"
 UNASSIGNED_PORTS = (15000, 32000)
-# One of each kind. The three of rules together add half a second of one core to the start.
+# The three made of rules together would add two seconds to the start.
 # The others of models/ are for GPUs; here each would cost a process.
-DEFAULT_MODELS = ("demo", "minilm", "image-rules", "ner-rules", "vision-rules")
+DEFAULT_MODELS = ("demo", "minilm")
 # llama.cpp's server has one.
 DEFAULT_LLAMA_MODEL = "demo"
 

@@ -63,7 +63,7 @@ psql: install ## open psql on the local database
 	@exec $(LOCAL).database psql
 
 key: install ## make an API key and print it once: make key NAME=alice RPM=60 (docs/keys.md has the other options)
-	@$(LOCAL).database app.keys create "$${NAME:?say whose: make key NAME=alice}" $${OWNER:+--owner "$$OWNER"} \
+	@$(LOCAL).database app.cli.keys create "$${NAME:?say whose: make key NAME=alice}" $${OWNER:+--owner "$$OWNER"} \
 		$${SCOPES:+--scopes "$$SCOPES"} $${EXPIRES_DAYS:+--expires-days "$$EXPIRES_DAYS"} \
 		$${RPM:+--requests-per-minute "$$RPM"} $${PENDING:+--pending "$$PENDING"} \
 		$${TOKENS_PER_DAY:+--tokens-per-day "$$TOKENS_PER_DAY"} $${WEIGHT:+--weight "$$WEIGHT"} \
@@ -75,23 +75,23 @@ key: install ## make an API key and print it once: make key NAME=alice RPM=60 (d
 		$${WEBHOOK:+--webhook "$$WEBHOOK"}
 
 keys: install ## list the API keys
-	@$(LOCAL).database app.keys list
+	@$(LOCAL).database app.cli.keys list
 
 revoke-key: install ## end an API key for good: make revoke-key KEY=<id>
-	@$(LOCAL).database app.keys revoke "$${KEY:?say which: make revoke-key KEY=<id from make keys>}"
+	@$(LOCAL).database app.cli.keys revoke "$${KEY:?say which: make revoke-key KEY=<id from make keys>}"
 
 servers: install ## list the servers, or change them: make servers ADD=gpu1 ADDRESS=10.0.0.5:8001, DRAIN=gpu1, ACTIVATE=, DISABLE=, REMOVE= (docs/servers.md)
-	@if [ -n "$${ADD:-}" ]; then $(LOCAL).database app.servers add "$$ADD" "$${ADDRESS:?say where: make servers ADD=gpu1 ADDRESS=10.0.0.5:8001}" \
+	@if [ -n "$${ADD:-}" ]; then $(LOCAL).database app.cli.servers add "$$ADD" "$${ADDRESS:?say where: make servers ADD=gpu1 ADDRESS=10.0.0.5:8001}" \
 		$${KIND:+--kind "$$KIND"} $${CONCURRENCY:+--concurrency "$$CONCURRENCY"} $${ALIASES:+--models $$ALIASES} \
 		$${CREDENTIAL:+--credential "$$CREDENTIAL"} $${HOURLY_PRICE:+--hourly-price "$$HOURLY_PRICE"}; \
-	elif [ -n "$${DRAIN:-}" ]; then $(LOCAL).database app.servers drain "$$DRAIN"; \
-	elif [ -n "$${ACTIVATE:-}" ]; then $(LOCAL).database app.servers activate "$$ACTIVATE"; \
-	elif [ -n "$${DISABLE:-}" ]; then $(LOCAL).database app.servers disable "$$DISABLE"; \
-	elif [ -n "$${REMOVE:-}" ]; then $(LOCAL).database app.servers remove "$$REMOVE"; \
-	else $(LOCAL).database app.servers; fi
+	elif [ -n "$${DRAIN:-}" ]; then $(LOCAL).database app.cli.servers drain "$$DRAIN"; \
+	elif [ -n "$${ACTIVATE:-}" ]; then $(LOCAL).database app.cli.servers activate "$$ACTIVATE"; \
+	elif [ -n "$${DISABLE:-}" ]; then $(LOCAL).database app.cli.servers disable "$$DISABLE"; \
+	elif [ -n "$${REMOVE:-}" ]; then $(LOCAL).database app.cli.servers remove "$$REMOVE"; \
+	else $(LOCAL).database app.cli.servers; fi
 
 webhook-secret: install ## print what signs webhooks: make webhook-secret OWNER=alice (ROTATE=1 makes a new one)
-	@$(LOCAL).database app.webhooks $${OWNER:+"$$OWNER"} $${ROTATE:+--rotate}
+	@$(LOCAL).database app.cli.webhooks $${OWNER:+"$$OWNER"} $${ROTATE:+--rotate}
 
 lock: install ## pin the dependencies of pyproject.toml anew
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install -q uv==0.13.8

@@ -223,7 +223,7 @@ class Settings(BaseSettings):
         if self.environment is Environment.PRODUCTION and self.auth_required is False:
             raise ValueError(
                 "AUTH_REQUIRED is off and ENVIRONMENT is production: leave AUTH_REQUIRED empty, and make a key with "
-                "`make key NAME=...` or `python -m app.keys create NAME`"
+                "`make key NAME=...` or `python -m app.cli.keys create NAME`"
             )
         for server in self.triton_urls:
             try:

@@ -230,7 +230,7 @@ async def test_servers_of_the_environment_and_the_file_are_rows_too(
 
 def run_command(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "app.servers", *arguments],
+        [sys.executable, "-m", "app.cli.servers", *arguments],
         cwd=ROOT,
         env={"DATABASE_URL": settings.database_url, "PATH": "/usr/bin:/bin"},
         capture_output=True,

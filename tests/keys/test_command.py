@@ -15,7 +15,7 @@ from tests.service import ROOT, Service
 
 def run(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "nvidia_triton.local.database", "app.keys", *arguments],
+        [sys.executable, "-m", "nvidia_triton.local.database", "app.cli.keys", *arguments],
         cwd=ROOT,
         env={**os.environ, "DATABASE_URL": url, "COLUMNS": "200"},
         capture_output=True,

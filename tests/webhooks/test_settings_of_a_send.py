@@ -62,10 +62,10 @@ async def test_a_keys_webhook_serves_where_the_send_names_none(api: Service) -> 
 async def test_a_key_with_a_webhook_that_leads_inside_is_not_made(api: Service) -> None:
     answer = await api.client.post("/keys/", json={"name": "bob", "webhook": {"url": "http://10.0.0.1/"}})
     assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "webhook.url")
-    refused = run(api, "app.keys", "create", "bob", "--webhook", "http://10.0.0.1/")
+    refused = run(api, "app.cli.keys", "create", "bob", "--webhook", "http://10.0.0.1/")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "must not point to a private" in refused.stderr
-    assert run(api, "app.keys", "create", "bob", "--webhook", URL).returncode == 0
+    assert run(api, "app.cli.keys", "create", "bob", "--webhook", URL).returncode == 0
     assert [key["webhook"]["url"] for key in (await api.client.get("/keys/")).json()] == [URL]
 
 
@@ -97,10 +97,10 @@ async def test_each_owner_has_a_secret_of_its_own_for_those_who_may_submit(api: 
 
 async def test_the_secret_is_printed_and_rotated_from_a_terminal(api: Service) -> None:
     shown = (await api.client.get("/webhooks/secret")).json()["secret"]
-    assert run(api, "app.webhooks").stdout == shown + "\n"
-    rotated = run(api, "app.webhooks", "--rotate").stdout.strip()
+    assert run(api, "app.cli.webhooks").stdout == shown + "\n"
+    rotated = run(api, "app.cli.webhooks", "--rotate").stdout.strip()
     assert rotated == (await api.client.get("/webhooks/secret")).json()["secret"] != shown
-    missing = run(api, "app.webhooks", "nobody")
+    missing = run(api, "app.cli.webhooks", "nobody")
     assert (missing.returncode, missing.stdout) == (1, "")
     assert "There is no such owner" in missing.stderr
 

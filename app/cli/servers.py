@@ -1,22 +1,19 @@
-"""Servers from a terminal: `python -m app.servers`, `add NAME ADDRESS`, `drain`, `activate` or `remove NAME`."""
+"""Servers from a terminal: `python -m app.cli.servers`, `add NAME ADDRESS`, `drain`, `activate` or `remove NAME`."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from app.config import SettingsError, load_settings
-from app.db.engine import open_database
-from app.errors import AppError
+from app.cli.command import run
+from app.config import Settings
+from app.db.engine import Database
 from app.services.audit import command_actor
-from app.services.health import Health
 from app.services.servers import KINDS, ServerChange, ServerCreate, Servers, ServerView
 
 WANTED = {"drain": "draining", "disable": "disabled", "activate": "active"}
@@ -27,23 +24,8 @@ WIDE = 200
 
 def main() -> int:
     arguments = _parser().parse_args()
-    try:
-        return asyncio.run(_run(arguments))
-    except (SettingsError, AppError) as error:
-        print(error, file=sys.stderr)
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
-        print(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}", file=sys.stderr)
-    return 1
 
-
-async def _run(arguments: argparse.Namespace) -> int:
-    settings = load_settings()
-    async with open_database(settings) as database:
-        state = await Health(database).database()
-        if not state.migrated:
-            print(state.detail, file=sys.stderr)
-            return 1
+    async def work(database: Database, settings: Settings) -> None:
         servers, actor = Servers(database, settings), command_actor()
         match arguments.command:
             case None | "list":
@@ -58,7 +40,8 @@ async def _run(arguments: argparse.Namespace) -> int:
                 change = ServerChange.model_validate({"wanted": WANTED[command]})
                 changed = await servers.change(await servers.named(arguments.name), change, actor)
                 print(f"Server {changed.name} is {WANTED[command]}.")
-    return 0
+
+    return run(work)
 
 
 def _asked_for(arguments: argparse.Namespace) -> ServerCreate:
@@ -109,7 +92,7 @@ def _alias(text: str) -> tuple[str, str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m app.servers", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m app.cli.servers", description=__doc__)
     commands = parser.add_subparsers(dest="command")
     commands.add_parser("list", help="all servers; so does no command")
     add = commands.add_parser("add", help="add a server")

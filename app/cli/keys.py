@@ -1,20 +1,18 @@
-"""API keys from a terminal: `python -m app.keys create NAME`, `list`, `revoke ID`."""
+"""API keys from a terminal: `python -m app.cli.keys create NAME`, `list`, `revoke ID`."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from app.config import Settings, SettingsError, load_settings
-from app.db.engine import open_database
-from app.errors import AppError
+from app.cli.command import run
+from app.config import Settings
+from app.db.engine import Database
 from app.services.audit import command_actor
 from app.services.callers import Scope
-from app.services.health import Health
 from app.services.keys import (
     LONGEST_DAYS,
     LONGEST_MODEL,
@@ -34,20 +32,8 @@ LONGEST_NAME = 200
 
 def main() -> int:
     arguments = _parser().parse_args()
-    try:
-        return asyncio.run(_run(arguments))
-    except (SettingsError, AppError) as error:
-        print(error, file=sys.stderr)
-        return 1
 
-
-async def _run(arguments: argparse.Namespace) -> int:
-    settings = load_settings()
-    async with open_database(settings) as database:
-        state = await Health(database).database()
-        if not state.migrated:
-            print(state.detail, file=sys.stderr)
-            return 1
+    async def work(database: Database, settings: Settings) -> None:
         keys = Keys(database)
         match arguments.command:
             case "create":
@@ -59,7 +45,8 @@ async def _run(arguments: argparse.Namespace) -> int:
             case "revoke":
                 await keys.revoke(arguments.id, command_actor())
                 print(f"Key {arguments.id} is revoked; API processes know it within three seconds.")
-    return 0
+
+    return run(work)
 
 
 def _asked_for(arguments: argparse.Namespace, settings: Settings) -> NewKey:
@@ -119,7 +106,7 @@ def _show(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m app.keys", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m app.cli.keys", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     create = commands.add_parser("create", help="make a key and print it, once")
     create.add_argument("name", type=_name, help="what you call it by")

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -85,14 +85,21 @@ async def template(postgres: RunningPostgres) -> str:
     return TEMPLATE
 
 
-@pytest_asyncio.fixture
-async def database_url(postgres: RunningPostgres, template: str) -> AsyncIterator[str]:
+@asynccontextmanager
+async def cloned_database(postgres: RunningPostgres, template: str) -> AsyncIterator[str]:
+    """The address of a migrated database that is removed in the end."""
     name = f"test_{uuid4().hex}"
     connection = await asyncpg.connect(postgres.url)
     await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
     yield with_database(postgres.url, name)
     await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
     await connection.close()
+
+
+@pytest_asyncio.fixture
+async def database_url(postgres: RunningPostgres, template: str) -> AsyncIterator[str]:
+    async with cloned_database(postgres, template) as url:
+        yield url
 
 
 @pytest.fixture

@@ -98,8 +98,8 @@ class HttpConnection:
             follow_redirects=False,
             timeout=httpx.Timeout(None, connect=self._endpoint.timeouts.connect or CONNECT_SECONDS),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=KEEPALIVE_SECONDS),
-            # What is compressed has no size until it is read.
-            headers={"Accept-Encoding": "identity"},
+            # What is compressed has no size until it is read. Another instance of this service goes on otherwise.
+            headers={"Accept-Encoding": "identity", "X-Cancel-On-Disconnect": "true"},
         )
 
     async def reconnect(self) -> None:
@@ -124,6 +124,16 @@ class HttpConnection:
         clock = Clock(timeout, timeout, timeout)
         async with self._open("GET", path, None, clock) as response:
             return _json(await _read(response, MAX_JSON_BYTES, clock))
+
+    async def check(self, path: str, timeout: float) -> None:
+        """Whether it answers well, whatever it says.
+
+        Raises:
+            EngineError: it does not.
+        """
+        clock = Clock(timeout, timeout, timeout)
+        async with self._open("GET", path, None, clock) as response:
+            await _read(response, MAX_ERROR_BYTES, clock)
 
     async def post(self, path: str, body: Any, clock: Clock) -> Any:
         """The JSON of an answer.

@@ -20,11 +20,14 @@ FULL_SECONDS = 2.0
 
 _TOO_LONG = re.compile(
     r"maximum context length|context[ _](?:size|length|window)|exceed_context_size|too many tokens|prompt is too long"
-    r"|longer than the maximum model length|inputs? tokens? \+ max_new_tokens|maximum model length",
+    r"|longer than the maximum model length|inputs?`? tokens? \+ `?max_new_tokens|maximum model length"
+    r"|`inputs` must have less than",
     re.IGNORECASE,
 )
 _CANNOT = re.compile(r"(?:is|are) not supported|does(?: not|n't) support|not implemented|unsupported", re.IGNORECASE)
 _FULL = re.compile(r"overloaded|rate.?limit|quota|capacity|loading model|too many requests", re.IGNORECASE)
+
+_INCOMPLETE = re.compile(r"incomplete generation", re.IGNORECASE)
 
 ADMIN = "The administrator of this service has to mend that."
 
@@ -70,7 +73,7 @@ def classify_status(status: int, text: str, after: float | None = None) -> Engin
 
     said = sentence(presentable(text))
     # Some answer with 500 for this.
-    if _TOO_LONG.search(text) and status in (400, 413, 422, 500):
+    if _TOO_LONG.search(text) and status in (400, 413, 422, 424, 500):
         return error(
             "prompt_too_long", f"The prompt is too long for the model: shorten it or lower max_tokens. {said}", FINAL
         )
@@ -97,9 +100,11 @@ def classify_status(status: int, text: str, after: float | None = None) -> Engin
         return error("not_supported_by_model", f"The server cannot do this: {said}", FINAL)
     if 300 <= status < 400:
         return error("server_refused", f"The server's address redirects to another ({status}). {ADMIN}", FINAL)
-    if status < 500:
+    if status < 500 and status != HTTPStatus.FAILED_DEPENDENCY:
         return error("invalid_parameters", f"The server refused the request: {said}", FINAL)
-    if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+    if status in (HTTPStatus.FAILED_DEPENDENCY, HTTPStatus.INTERNAL_SERVER_ERROR):
+        if _INCOMPLETE.search(text):
+            return error("stream_ended", "The server ended its answer before it was complete.", RETRY)
         # The second time, the same text is final where the server answers others.
         return EngineError(UNKNOWN, f"The engine failed: {said}", RETRY, server_fault=True, raw=text)
     return error("server_error", f"The server failed ({status}).", RETRY, fault=True)

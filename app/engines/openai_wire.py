@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from app.engines.base import FINAL, EngineError, Request
+from app.engines.http_answers import count_of, likelihood_of, size_of, text_of, token_of
 from app.tasks.chunks import Chunk
 
 # What every server knows by the same name, and what vLLM's and SGLang's know besides: sent where it was asked for.
@@ -26,12 +27,8 @@ _OF_CHATS = (
 )
 # As `owned_by` in the list of models names llama.cpp's server.
 LLAMA_CPP = "llamacpp"
-# More cannot be counted in the database, and is a lie.
-MAX_TOKENS = 2**31 - 1
-MAX_ALTERNATIVES = 1000
 THINK, THINK_END = "<think>", "</think>"
 _ENDS = {"tool_calls": "stop", "function_call": "stop", "eos": "stop", "eos_token": "stop"}
-_LENGTH_OF_LOGPROB = 80
 # A part of an answer is a token or more, save with servers that cut between the bytes of a character.
 _PARTS_PER_TOKEN = 4
 _MORE_PARTS = 1000
@@ -160,8 +157,8 @@ class Answer:
         part = choice.get("delta") or choice.get("message") or {}
         if not isinstance(part, dict):
             raise ValueError("a delta that is no object")
-        text = self._thoughts(_text(part.get("reasoning_content") or part.get("reasoning")))
-        text += self._said(_text(choice.get("text")) + _text(part.get("content")) + _text(part.get("refusal")))
+        text = self._thoughts(text_of(part.get("reasoning_content") or part.get("reasoning")))
+        text += self._said(text_of(choice.get("text")) + text_of(part.get("content")) + text_of(part.get("refusal")))
         chunk.size += self._collect(part.get("tool_calls"))
         reason = choice.get("finish_reason")
         if reason is not None:
@@ -182,10 +179,10 @@ class Answer:
                 raise ValueError("it goes on beyond the tokens that were asked for")
             chunk.completion_tokens = [1]
         if logprobs:
-            self._cumulative += sum(_taken(token) for token in logprobs)
+            self._cumulative += sum(likelihood_of(token) for token in logprobs)
             chunk.logprobs.append(logprobs)
             chunk.cumulative_logprobs.append(self._cumulative)
-        chunk.size += len(text) + sum(map(len, logprobs or ())) * _LENGTH_OF_LOGPROB
+        chunk.size += len(text) + size_of(logprobs or ())
 
     def _thoughts(self, text: str) -> str:
         if not text:
@@ -214,9 +211,9 @@ class Answer:
             if isinstance(arguments, dict):
                 # As Ollama has them.
                 arguments = json.dumps(arguments, ensure_ascii=False)
-            known["name"] += _text(function.get("name"))
-            known["arguments"] += _text(arguments)
-            size += len(_text(function.get("name"))) + len(_text(arguments))
+            known["name"] += text_of(function.get("name"))
+            known["arguments"] += text_of(arguments)
+            size += len(text_of(function.get("name"))) + len(text_of(arguments))
         return size
 
     def _end(self) -> str:
@@ -239,19 +236,7 @@ def usage_of(event: Mapping[str, Any]) -> tuple[int | None, int | None]:
     usage = event.get("usage")
     if not isinstance(usage, dict):
         return None, None
-    return _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS else None
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise ValueError("a text that is none")
-    return value
+    return count_of(usage.get("prompt_tokens")), count_of(usage.get("completion_tokens"))
 
 
 def _logprobs(given: Any) -> list[dict[str, Any]] | None:
@@ -259,48 +244,16 @@ def _logprobs(given: Any) -> list[dict[str, Any]] | None:
     if not isinstance(given, dict):
         return None
     if isinstance(content := given.get("content"), list):
-        return [_token(entry, entry.get("top_logprobs")) for entry in content if isinstance(entry, dict)]
+        return [token_of(entry, entry.get("top_logprobs")) for entry in content if isinstance(entry, dict)]
     tokens, values, tops = (given.get(name) for name in ("tokens", "token_logprobs", "top_logprobs"))
     if not isinstance(tokens, list) or not isinstance(values, list):
         return None
     tops = tops if isinstance(tops, list) else [None] * len(tokens)
     return [
-        _token({"token": token, "logprob": value}, [{"token": t, "logprob": v} for t, v in (top or {}).items()])
+        token_of({"token": token, "logprob": value}, [{"token": t, "logprob": v} for t, v in (top or {}).items()])
         for token, value, top in zip(tokens, values, tops, strict=False)
         if isinstance(top or {}, dict)
     ]
-
-
-def _token(chosen: Mapping[str, Any], alternatives: Any) -> dict[str, Any]:
-    """`{id: {logprob, rank, decoded_token, chosen}}`; a token whose id is not told goes by its text."""
-    taken = _key(chosen)
-    token = {taken: _entry(chosen) | {"chosen": True}}
-    for rank, entry in enumerate((alternatives or ())[:MAX_ALTERNATIVES], 1):
-        if not isinstance(entry, dict):
-            raise ValueError("an alternative that is no object")
-        key = _key(entry)
-        if key == taken:
-            token[taken]["rank"] = rank
-        else:
-            token[key] = _entry(entry) | {"rank": rank}
-    return token
-
-
-def _taken(token: Mapping[str, Any]) -> float:
-    return sum(entry["logprob"] or 0.0 for entry in token.values() if entry.get("chosen"))
-
-
-def _key(entry: Mapping[str, Any]) -> str:
-    known = entry.get("id")
-    return str(known) if isinstance(known, int) else _text(entry.get("token")).replace("\x00", "\ufffd")
-
-
-def _entry(entry: Mapping[str, Any]) -> dict[str, Any]:
-    value = entry.get("logprob")
-    if value is not None and not isinstance(value, int | float):
-        raise ValueError("a logprob that is no number")
-    # Postgres takes no NUL.
-    return {"logprob": value, "decoded_token": _text(entry.get("token")).replace("\x00", "\ufffd")}
 
 
 def vectors_of(answer: Any, count: int) -> tuple[list[str], int | None]:

@@ -12,6 +12,7 @@ TRITON = "triton"
 ENGINES = {
     TRITON: "app.engines.triton.client:TritonEngine",
     "openai": "app.engines.openai_http:OpenAIEngine",
+    "tgi": "app.engines.tgi:TgiEngine",
     "gradio": "app.engines.gradio:GradioEngine",
 }
 

@@ -23,7 +23,7 @@ from app.queue.servers import ServerStore
 from app.queue.slots import SlotStore
 from app.storable import StorableText
 
-KINDS = ("triton", "openai", "tgi", "gradio")
+KINDS = tuple(ENGINES)
 MOST_DOLLARS = 1e6
 MOST_SECONDS = 86_400.0
 MOST_ALIASES = 1000
@@ -308,8 +308,6 @@ def _checked(fields: Mapping[str, Any]) -> dict[str, Any]:
     kind = fields.get("kind", "triton")
     if kind not in KINDS:
         raise _invalid("kind", f"{kind!r} is none of {', '.join(KINDS)}")
-    if kind not in ENGINES:
-        raise _invalid("kind", f"this release has no engine for {kind} yet; it has {', '.join(ENGINES)}")
     asked = {name: value for name, value in fields.items() if name != "address" and value is not None}
     timeouts = ServerTimeouts(**{name: each for name, each in asked.pop("timeouts", {}).items() if each is not None})
     try:

@@ -62,12 +62,13 @@ def test_the_entries_are_entries(tmp_path: Path) -> None:
         for row in re.findall(r"^\|.*?`(\{.*?\})`(?:;| \|)", DOCUMENT, re.MULTILINE)
     ]
     assert len(rows) == 5
-    assert len(examples) == 2
+    assert len(examples) == 3
     for text in (*examples, *('{"servers": [' + row + "]}" for row in rows)):
         file.write_text(text)
         entries = ServerList((), file).read()
         assert len(entries) == text.count('"url"')
-        assert {entry.kind for entry in entries} == {"gradio" if '"gradio"' in text else "openai"}
+        (kind,) = set(re.findall(r'"kind": "(\w+)"', text))
+        assert {entry.kind for entry in entries} == {kind}
 
 
 def test_the_kinds_are_those_of_the_registry() -> None:

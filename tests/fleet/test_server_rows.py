@@ -149,7 +149,7 @@ async def _knows(service: Service, model: str) -> bool:
         ({"address": "http://there:80"}, "address"),
         ({"address": "there:99999"}, "address"),
         ({"kind": "abacus"}, "kind"),
-        ({"kind": "tgi", "address": "http://there:80"}, "kind"),
+        ({"kind": "tgi", "address": "there:80"}, "address"),
         ({"credential": "sk-secret"}, "credential"),
         ({"concurrency": 0}, "concurrency"),
         ({"concurrency": 1_000_000}, "concurrency"),

@@ -61,7 +61,7 @@ from app.queue.events import EVENTS_CHANNEL
 from app.queue.notify import Listener, SettledBoard, both
 from app.queue.outputs import OutputStore
 from app.queue.servers import SERVERS_CHANNEL, ServerStore
-from app.queue.statements import SETTLED_CHANNEL
+from app.queue.statements.channels import SETTLED_CHANNEL
 from app.queue.store import QueueStore
 from app.services.audit import Audit
 from app.services.backlog import BacklogGauges

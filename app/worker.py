@@ -32,7 +32,7 @@ from app.queue.notify import Listener
 from app.queue.servers import SERVERS_CHANNEL, ServerStore
 from app.queue.set_aside import SetAsideStore
 from app.queue.slots import SlotStore
-from app.queue.statements import CANCEL_CHANNEL, QUEUED_CHANNEL
+from app.queue.statements.channels import CANCEL_CHANNEL, QUEUED_CHANNEL
 from app.queue.store import QueueStore
 from app.services.catalog import Catalog
 from app.services.health import Health, require_database

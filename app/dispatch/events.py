@@ -16,7 +16,7 @@ from app.dispatch.run import Run
 from app.errors import DatabaseUnavailable
 from app.queue.bulk import statements_of, write_apart
 from app.queue.events import EventStore, Spoken
-from app.queue.statements import IDS_PER_NOTIFY
+from app.queue.statements.channels import IDS_PER_NOTIFY
 from app.telemetry import logger
 from app.telemetry.metrics import STREAM_EVENTS
 

@@ -14,7 +14,7 @@ from app.db.faults import is_of_the_row, is_too_large, may_be_the_statement
 from app.db.tables.results import SettledColumns
 from app.errors import DatabaseUnavailable
 from app.queue.bulk import statements_of, write_apart
-from app.queue.statements import IDS_PER_NOTIFY
+from app.queue.statements.channels import IDS_PER_NOTIFY
 from app.queue.store import QueueStore
 from app.queue.ticket import Outcome, Release, Settlement, Status
 from app.telemetry import logger

@@ -21,7 +21,9 @@ from app.queue.audit import Action, Actor, recorded
 from app.queue.batch_lines import CONTEXT_COLUMNS, RESULT_COLUMNS, LineSpool, SpooledLine
 from app.queue.bulk import statements_of, write_apart
 from app.queue.counting import count_final
-from app.queue.statements import QUEUED_CHANNEL, TAKE_OVER_OLD_KEY, cancel_where
+from app.queue.statements.cancel import cancel_where
+from app.queue.statements.channels import QUEUED_CHANNEL
+from app.queue.statements.keys import TAKE_OVER_OLD_KEY
 from app.queue.ticket import Idempotency
 
 CANCEL_LINES_AT_ONCE = 500

@@ -9,7 +9,8 @@ from app.db.engine import Database
 from app.db.ids import time_of
 from app.db.tables.contexts import Prompt
 from app.queue.columns import PROMPT
-from app.queue.statements import CREATE_CONTEXT, SUBMIT, TAKE_KEY
+from app.queue.statements.keys import TAKE_KEY
+from app.queue.statements.submit import CREATE_CONTEXT, SUBMIT
 from app.queue.store import submission_row
 from app.queue.ticket import Idempotency, Submission
 

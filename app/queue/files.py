@@ -10,7 +10,7 @@ from uuid import UUID
 from app.db.engine import Database
 from app.queue import locks
 from app.queue.audit import Action, Actor, recorded
-from app.queue.statements import TAKE_KEY
+from app.queue.statements.keys import TAKE_KEY
 from app.queue.ticket import Idempotency
 
 CHUNK_BYTES = 512 * 1024

@@ -1,7 +1,7 @@
 """SQL of what is done now and then: removing what is old, adding up what was counted."""
 
 from app.queue import locks
-from app.queue.statements import IDEMPOTENCY_HOURS
+from app.queue.statements.keys import IDEMPOTENCY_HOURS
 
 # What the retention takes, oldest first; the id bounds the scan. One dispatcher at a time is enough. Of a batch, what
 # is not in its files yet stays.

@@ -1,4 +1,4 @@
-"""Output files, read part by part; the statement that settles stores them (statements.py)."""
+"""Output files, read part by part; the statement that settles stores them (statements/settle.py)."""
 
 from __future__ import annotations
 

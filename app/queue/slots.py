@@ -1,8 +1,8 @@
 """All SQL of `server_slots`: how many requests of a model a server has at once, however many dispatchers there are.
 
-Each row is a slot. A claim takes one for each result it claims (statements.py); the dispatcher that has it says so with
-every renewal, and gives it back when the run ends, with what was done in it. What a dispatcher that died had is free
-when its lease is over.
+Each row is a slot. A claim takes one for each result it claims (statements/claim.py); the dispatcher that has it says
+so with every renewal, and gives it back when the run ends, with what was done in it. What a dispatcher that died had is
+free when its lease is over.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The queue: submit, claim, renew, settle, release, cancel. What each statement does stands in statements.py."""
+"""The queue: submit, claim, renew, settle, release, cancel. What each statement does stands in statements/."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -20,21 +20,15 @@ from app.queue.housekeeping import (
     REMOVE_COMPARISONS,
     REMOVE_CONTEXTS,
 )
-from app.queue.statements import (
-    CANCEL,
-    CANCELLING,
-    CLAIM,
-    CREATE_CONTEXT,
-    IDS_PER_NOTIFY,
-    KEY_IN_USE,
-    OUTPUT_FILE_COLUMNS,
-    POSITION,
-    RELEASE,
-    RENEW,
-    SETTLE,
-    SUBMIT,
-    SWEEP,
-)
+from app.queue.statements.cancel import CANCEL, CANCELLING, SWEEP
+from app.queue.statements.channels import IDS_PER_NOTIFY
+from app.queue.statements.claim import CLAIM
+from app.queue.statements.keys import KEY_IN_USE
+from app.queue.statements.position import POSITION
+from app.queue.statements.release import RELEASE
+from app.queue.statements.renew import RENEW
+from app.queue.statements.settle import OUTPUT_FILE_COLUMNS, SETTLE
+from app.queue.statements.submit import CREATE_CONTEXT, SUBMIT
 from app.queue.ticket import Claim, Claims, Held, Idempotency, Release, Settlement, Submission
 
 SubmissionRow = tuple[Any, ...]

@@ -7,7 +7,7 @@ from uuid import UUID
 from pydantic_core import to_json
 
 from app.errors import IdempotencyMismatch
-from app.queue.statements import IDEMPOTENCY_HOURS
+from app.queue.statements.keys import IDEMPOTENCY_HOURS
 from app.queue.store import QueueStore
 from app.queue.ticket import Idempotency
 

@@ -12,8 +12,14 @@ import pytest
 from app.db.engine import HOT_SETTINGS
 from app.db.ids import uuid7
 from app.db.tables.results import SettledColumns
-from app.queue import backlog, statements
+from app.queue import backlog
 from app.queue.bulk import MAX_STATEMENT_BYTES
+from app.queue.statements.cancel import CANCEL, SWEEP
+from app.queue.statements.claim import CLAIM
+from app.queue.statements.position import POSITION, POSITION_LIMIT
+from app.queue.statements.release import RELEASE
+from app.queue.statements.renew import RENEW
+from app.queue.statements.settle import OUTPUT_FILE_COLUMNS, SETTLE
 from app.queue.store import settlement_row
 from app.queue.ticket import Outcome, Settlement, Status
 from app.services.results import GET
@@ -105,16 +111,16 @@ def check(found: dict[str, Any], index: str, most_rows: int) -> None:
 
 async def test_cost_of_a_claim_does_not_grow_with_history(history: Any) -> None:
     slots = ["m1"] * 20
-    check(await plan(history, statements.CLAIM, slots, ["s"] * 20, 30.0, "d", *REST), "results_claim", 200)
+    check(await plan(history, CLAIM, slots, ["s"] * 20, 30.0, "d", *REST), "results_claim", 200)
 
 
 async def test_a_claim_among_several_owners_reads_little_of_each(history: Any) -> None:
-    found = await plan(history, statements.CLAIM, ["m2"] * 20, ["s"] * 20, 30.0, "d", [], ["m2"], [1], [7], *REST[4:])
+    found = await plan(history, CLAIM, ["m2"] * 20, ["s"] * 20, 30.0, "d", [], ["m2"], [1], [7], *REST[4:])
     check(found, "results_claim", 200)
 
 
 async def test_a_claim_of_an_empty_queue_reads_nothing(history: Any) -> None:
-    check(await plan(history, statements.CLAIM, ["nobody"] * 20, ["s"] * 20, 30.0, "d", *REST), "results_claim", 10)
+    check(await plan(history, CLAIM, ["nobody"] * 20, ["s"] * 20, 30.0, "d", *REST), "results_claim", 10)
 
 
 async def test_the_gauges_read_what_is_pending_and_nothing_else(history: Any) -> None:
@@ -130,14 +136,14 @@ async def test_a_position_reads_no_further_than_its_limit(history: Any) -> None:
     last = "SELECT rank, id FROM results WHERE status = 'pending' ORDER BY rank DESC LIMIT 1"
     row = await history.fetchrow(last)
     check(
-        await plan(history, statements.POSITION, "m1", row["rank"], row["id"], 0),
+        await plan(history, POSITION, "m1", row["rank"], row["id"], 0),
         "results_claim",
-        statements.POSITION_LIMIT,
+        POSITION_LIMIT,
     )
 
 
 async def test_the_sweep_reads_only_what_is_due(history: Any) -> None:
-    found = await plan(history, statements.SWEEP, 100)
+    found = await plan(history, SWEEP, 100)
     used = {node["Index Name"] for node in nodes(found) if "Index Name" in node}
     assert {"results_expiry", "results_cancelling"} <= used
     assert sum(node["Actual Rows"] for node in nodes(found) if node.get("Relation Name") == "results") == 0
@@ -178,16 +184,16 @@ async def test_a_plan_made_while_the_tables_were_empty_stays_good(postgres: Runn
         Settlement(id_, uuid7(), Status.FAILED, Outcome.FAILED, "s", SettledColumns(), "broken", "It_broke")
         for id_ in ids
     ]
-    no_files: list[list[Any]] = [[]] * statements.OUTPUT_FILE_COLUMNS
+    no_files: list[list[Any]] = [[]] * OUTPUT_FILE_COLUMNS
     arguments = {
-        "claim": (statements.CLAIM, ["m"] * 20, texts, 30.0, "d", *REST),
-        "renew": (statements.RENEW, ids, nobody, texts, 30.0),
-        "settle": (statements.SETTLE, *zip(*map(settlement_row, ends), strict=True), *no_files),
+        "claim": (CLAIM, ["m"] * 20, texts, 30.0, "d", *REST),
+        "renew": (RENEW, ids, nobody, texts, 30.0),
+        "settle": (SETTLE, *zip(*map(settlement_row, ends), strict=True), *no_files),
         "release": (
-            statements.RELEASE, ids, nobody, texts, texts, [1.0] * 20, ["true"] * 20, none, none, *[[0.0] * 20] * 2,
+            RELEASE, ids, nobody, texts, texts, [1.0] * 20, ["true"] * 20, none, none, *[[0.0] * 20] * 2,
         ),
-        "cancel": (statements.CANCEL, ids[0], 0, ids[0], "somebody"),
-        "position": (statements.POSITION, "m", datetime.now(UTC), ids[0], 0),
+        "cancel": (CANCEL, ids[0], 0, ids[0], "somebody"),
+        "position": (POSITION, "m", datetime.now(UTC), ids[0], 0),
     }  # fmt: skip
     calls = {}
     for name, (statement, *given) in arguments.items():
@@ -205,7 +211,7 @@ async def test_a_plan_made_while_the_tables_were_empty_stays_good(postgres: Runn
             for node in nodes(found):
                 if node.get("Relation Name") == "results":
                     read = (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
-                    assert read <= statements.POSITION_LIMIT, (name, node)
+                    assert read <= POSITION_LIMIT, (name, node)
     finally:
         await connection.close()
         await admin.execute("DROP DATABASE young WITH (FORCE)")

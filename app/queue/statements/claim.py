@@ -1,0 +1,148 @@
+"""Claims results for the slots of servers that are free."""
+
+from app.queue.columns import ASKED, CLAIMED
+from app.queue.statements.parts import LOST_LEASE, OLD_CLAIM
+from app.tasks.generate import LOGPROB_BYTES, TEXT_BYTES
+
+# Owners take turns: each gets its weight's share of the slots, counting what runs already ($6 to $8), and within an
+# owner the order is by rank. `shares` says how many of each owner are due, so that no more rows are locked than are
+# claimed; where another dispatcher was quicker, `seen` is more than what is returned, and it is worth asking again.
+# No more is claimed than comes to $9 bytes, prompts and what their answers may come to; the first is, whatever it is.
+# A claim need not wait for the disk: one that a crash of Postgres forgets leaves the result queued, and its token void.
+# An expired lease is claimable again; the attempt it belonged to goes into the ledger in the same statement.
+CLAIMABLE = """r.status = 'pending' AND r.available_at <= now()
+          AND (r.attempt_token IS NULL OR r.attempt_token <> ALL ($5::uuid[]))"""
+# As `largest_answer` of the parameters.
+LARGEST_ANSWER = f"""(coalesce((r.parameters->>'n')::bigint, 1) * coalesce((r.parameters->>'max_tokens')::bigint, 0)
+    * ({TEXT_BYTES} + coalesce((r.parameters->>'logprobs')::bigint + 1, 0) * {LOGPROB_BYTES}))"""
+# A slot of a server is a row that is locked while it is taken, so two dispatchers never take the same one, and neither
+# waits for the other; $10 is how many a model has there, null for any number. Those of runs that have ended ($11) are
+# free for who ran them. See slots.py.
+FREE_SLOT = """(x.until <= now() AND (x.token IS NULL OR x.token <> ALL ($5::uuid[])) OR x.token = ANY ($11::uuid[]))"""
+CLAIM = f"""
+WITH RECURSIVE unflushed AS MATERIALIZED (
+    SELECT set_config('synchronous_commit', 'off', true)
+), offered AS (
+    SELECT model, server, most, place, row_number() OVER (PARTITION BY model, server ORDER BY place) AS nth
+    FROM unnest($1::text[], $2::text[], $10::int[]) WITH ORDINALITY AS s(model, server, most, place), unflushed
+), free AS (
+    SELECT l.model, l.server, count(*) AS n
+    FROM (SELECT DISTINCT model, server, most FROM offered) l
+    JOIN server_slots x ON x.server = l.server AND x.model = l.model AND x.number < l.most
+    WHERE {FREE_SLOT} GROUP BY l.model, l.server
+), slots AS (
+    SELECT o.model, o.server, o.most, row_number() OVER (PARTITION BY o.model ORDER BY o.place) AS number
+    FROM offered o LEFT JOIN free f USING (model, server) WHERE o.most IS NULL OR o.nth <= f.n
+), wanted AS (
+    SELECT model, count(*) AS n FROM slots GROUP BY model
+), waiting (model, n, owner_id) AS (
+    SELECT w.model, w.n, (
+        SELECT r.owner_id FROM results r
+        WHERE r.status = 'pending' AND r.model = w.model
+        -- The order of the index results_claim, so that no other one is thought as good.
+        ORDER BY r.owner_id, r.rank, r.id LIMIT 1
+    ) FROM wanted w
+    UNION ALL
+    SELECT w.model, w.n, (
+        SELECT r.owner_id FROM results r
+        WHERE r.status = 'pending' AND r.model = w.model AND r.owner_id > w.owner_id
+        ORDER BY r.owner_id, r.rank, r.id LIMIT 1
+    ) FROM waiting w WHERE w.owner_id IS NOT NULL
+), turns AS (
+    SELECT w.model, w.n, w.owner_id, coalesce(b.running, 0) AS running, coalesce(o.weight, 1) AS weight,
+           count(*) OVER (PARTITION BY w.model) AS owners
+    FROM waiting w
+    LEFT JOIN unnest($6::text[], $7::int[], $8::int[]) AS b(model, owner_id, running) USING (model, owner_id)
+    LEFT JOIN owners o ON o.id = w.owner_id
+    WHERE w.owner_id IS NOT NULL
+), shares AS (
+    SELECT model, owner_id, n, NULL::bigint AS seen FROM turns WHERE owners = 1
+    UNION ALL
+    SELECT model, owner_id, count(*), count(*) FROM (
+        SELECT t.model, t.owner_id, t.n, row_number() OVER (
+            PARTITION BY t.model ORDER BY (t.running + p.place)::float8 / t.weight, p.rank, t.owner_id
+        ) AS number
+        FROM turns t CROSS JOIN LATERAL (
+            SELECT f.rank, row_number() OVER (ORDER BY f.rank, f.id) AS place FROM (
+                SELECT r.rank, r.id FROM results r
+                WHERE r.model = t.model AND r.owner_id = t.owner_id AND {CLAIMABLE}
+                ORDER BY r.rank, r.id
+                LIMIT t.n
+            ) f
+        ) p
+        WHERE t.owners > 1
+    ) soonest WHERE number <= n GROUP BY model, owner_id
+), due AS MATERIALIZED (
+    SELECT p.id, s.model, p.rank, p.context_id, p.stored_bytes, p.answer_bytes
+    FROM shares s CROSS JOIN LATERAL (
+        SELECT r.id, r.rank, r.context_id, pg_column_size(r.parameters) + coalesce(pg_column_size(r.request), 0)
+                   AS stored_bytes,
+               {LARGEST_ANSWER} AS answer_bytes
+        FROM results r
+        WHERE r.model = s.model AND r.owner_id = s.owner_id AND {CLAIMABLE}
+        ORDER BY r.rank, r.id
+        LIMIT s.n
+        FOR UPDATE SKIP LOCKED
+    ) p
+), sized AS (
+    -- Known without reading them: the length of a text, and that of a document which is stored as it is (EXTERNAL).
+    SELECT d.id, d.model, d.rank, d.answer_bytes, d.stored_bytes + (
+        SELECT coalesce(octet_length(c.content), 0) + coalesce(pg_column_size(c.messages), 0)
+               + coalesce(pg_column_size(c.inputs), 0)
+        FROM contexts c WHERE c.id = d.context_id
+    ) AS prompt_bytes
+    FROM due d
+), picked AS MATERIALIZED (
+    SELECT id, model, prompt_bytes, answer_bytes, row_number() OVER (PARTITION BY model ORDER BY rank, id) AS number,
+           row_number() OVER ranked = 1 OR sum(prompt_bytes + answer_bytes) OVER ranked <= $9 AS fits
+    FROM sized WINDOW ranked AS (ORDER BY rank, id)
+), placed AS (
+    SELECT p.id, p.prompt_bytes, p.answer_bytes, model, s.server, s.most,
+           row_number() OVER (PARTITION BY model, s.server ORDER BY number) AS nth
+    FROM picked p JOIN slots s USING (model, number) WHERE fits
+), taken AS MATERIALIZED (
+    SELECT l.model, l.server, ARRAY(
+        SELECT x.number FROM server_slots x
+        WHERE x.server = l.server AND x.model = l.model AND x.number < l.most AND {FREE_SLOT}
+        ORDER BY x.number LIMIT l.n
+        FOR UPDATE SKIP LOCKED
+    ) AS numbers
+    FROM (SELECT model, server, most, count(*) AS n FROM placed WHERE most IS NOT NULL GROUP BY model, server, most) l
+), started AS MATERIALIZED (
+    SELECT p.id, p.prompt_bytes, p.answer_bytes, server, t.numbers[p.nth] AS slot
+    FROM placed p LEFT JOIN taken t USING (model, server)
+    WHERE p.most IS NULL OR t.numbers[p.nth] IS NOT NULL
+), claimed AS (
+    UPDATE results r SET
+        attempt_count = r.attempt_count + 1,
+        attempt_token = gen_random_uuid(),
+        attempt_started_at = now(),
+        started_at = coalesce(r.started_at, now()),
+        available_at = now() + make_interval(secs => $3),
+        dispatcher = $4,
+        server = started.server
+    FROM started
+    -- Each by its key: the planner has no other way to an array of one, and a plan that is kept stays good.
+    WHERE r.id = ANY (ARRAY[started.id])
+    RETURNING
+        {CLAIMED.of("r")}, r.rank, r.server, r.attempt_token, r.attempt_count, started.prompt_bytes,
+        started.answer_bytes, started.slot,
+        extract(epoch FROM r.expires_at - now())::float8 AS expires_in,
+        r.cancel_requested_at IS NOT NULL AS cancel_requested,
+        r.error_code, r.error_message,
+        extract(epoch FROM now() - r.created_at)::float8 AS age, old.started_at IS NULL AS first_claim,
+        {OLD_CLAIM}, old.attempt_count AS lost_number
+), recorded AS (
+    {LOST_LEASE}
+    FROM claimed WHERE lost_token IS NOT NULL
+), occupied AS (
+    UPDATE server_slots x SET token = c.attempt_token, until = now() + make_interval(secs => $3)
+    FROM claimed c WHERE x.server = c.server AND x.model = c.model AND x.number = c.slot
+)
+SELECT q.*, {ASKED.of("c")}, (SELECT coalesce(sum(seen), 0) FROM shares)::int AS seen,
+       (SELECT count(*) FROM picked WHERE NOT fits) AS left_out,
+       (SELECT count(*) FROM placed)::int AS placed, (SELECT jsonb_object_agg(model, n) FROM wanted) AS granted
+FROM (VALUES (1)) AS always(one)
+LEFT JOIN (claimed q JOIN contexts c ON c.id = q.context_id) ON true
+ORDER BY q.rank, q.id
+"""

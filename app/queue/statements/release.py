@@ -1,0 +1,40 @@
+"""Puts claimed results back into the queue."""
+
+from app.queue.statements.channels import QUEUED_CHANNEL
+from app.queue.statements.parts import HELD
+
+RELEASE = f"""
+WITH given AS (
+    SELECT * FROM unnest(
+        $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::float8[], $6::bool[], $7::text[], $8::text[], $9::float8[],
+        $10::float8[]
+    ) AS g(id, token, outcome, server, delay, spent, error_code, error_message, gpu_seconds, cost)
+), released AS (
+    UPDATE results r SET
+        available_at = now() + make_interval(secs => g.delay),
+        attempt_token = NULL,
+        attempt_started_at = NULL,
+        attempt_count = r.attempt_count - CASE WHEN g.spent THEN 0 ELSE 1 END,
+        server = coalesce(g.server, r.server),
+        error_code = coalesce(g.error_code, r.error_code),
+        error_message = coalesce(g.error_message, r.error_message)
+    FROM given g
+    WHERE {HELD}
+    RETURNING r.id, r.attempt_count, r.dispatcher, r.server, old.attempt_started_at AS attempt_started_at,
+              g.outcome, g.spent, g.error_code, g.error_message, g.gpu_seconds, g.cost, r.owner_id, r.key_id, r.model
+), recorded AS (
+    INSERT INTO attempts (result_id, number, dispatcher, server, started_at, ended_at, outcome, error_code,
+                          error_message, gpu_seconds, cost)
+    SELECT id, attempt_count, dispatcher, server, attempt_started_at, now(), outcome, error_code, error_message,
+           gpu_seconds, cost
+    FROM released WHERE spent
+), counted AS (
+    INSERT INTO usage (day, owner_id, key_id, model, requests, failures, prompt_tokens, completion_tokens,
+                       gpu_seconds, cost)
+    SELECT (now() AT TIME ZONE 'UTC')::date, owner_id, key_id, model, 0, 0, 0, 0, sum(gpu_seconds), sum(cost)
+    FROM released WHERE gpu_seconds > 0 GROUP BY owner_id, key_id, model
+), woken AS (
+    SELECT pg_notify('{QUEUED_CHANNEL}', '') WHERE EXISTS (SELECT FROM released)
+)
+SELECT id, model, error_code, gpu_seconds, cost, (SELECT count(*) FROM woken) FROM released
+"""

@@ -1,0 +1,58 @@
+"""Makes results final that their claimer has run."""
+
+from app.queue.columns import SETTLED, unnested
+from app.queue.statements.channels import SETTLED_CHANNEL
+from app.queue.statements.parts import ENDED, HELD, WEBHOOK_WANTED, WEBHOOKS, count_usage
+
+_SETTLEMENT = [
+    *(("id", "uuid"), ("token", "uuid"), ("status", "text"), ("outcome", "text"), ("server", "text")),
+    *(("error_code", "text"), ("error_message", "text"), ("spent", "bool"), ("engine_stopped", "bool")),
+    *(("gpu_seconds", "float8"), ("cost", "float8"), *SETTLED.sent),
+]
+_OUTPUT_FILE = [
+    *(("result_id", "uuid"), ("response", "int"), ("name", "text"), ("element", "int"), ("media_type", "text")),
+    ("data", "bytea"),
+]
+OUTPUT_FILE_COLUMNS = len(_OUTPUT_FILE)
+SETTLE = f"""
+WITH given AS (
+    SELECT * FROM {unnested(_SETTLEMENT, "g")}
+), settled AS (
+    UPDATE results r SET
+        status = g.status,
+        completed_at = now(),
+        attempt_token = NULL,
+        attempt_started_at = NULL,
+        attempt_count = r.attempt_count - CASE WHEN g.spent THEN 0 ELSE 1 END,
+        server = coalesce(g.server, r.server),
+        {SETTLED.assigned("g")},
+        error_code = g.error_code,
+        error_message = g.error_message,
+        engine_stopped_at = CASE WHEN g.engine_stopped THEN now() END
+    FROM given g
+    WHERE {HELD}
+    RETURNING r.id, r.attempt_count, r.dispatcher, r.server, old.attempt_started_at AS attempt_started_at,
+              g.outcome, g.spent, r.error_message, r.prompt_tokens, r.completion_tokens,
+              g.gpu_seconds, g.cost, {ENDED}
+), kept AS (
+    INSERT INTO output_files ({", ".join(name for name, _ in _OUTPUT_FILE)})
+    SELECT f.* FROM {unnested(_OUTPUT_FILE, "f", after=len(_SETTLEMENT))} JOIN settled s ON s.id = f.result_id
+), recorded AS (
+    INSERT INTO attempts (result_id, number, dispatcher, server, started_at, ended_at, outcome, error_code,
+                          error_message, prompt_tokens, completion_tokens, gpu_seconds, cost)
+    SELECT id, attempt_count, dispatcher, server, attempt_started_at, now(), outcome, error_code, error_message,
+           prompt_tokens, completion_tokens, gpu_seconds, cost
+    FROM settled WHERE spent
+), counted AS (
+    {count_usage("prompt_tokens", "completion_tokens", "gpu_seconds", "cost")}
+    FROM settled GROUP BY owner_id, key_id, model
+), announced AS (
+    {WEBHOOKS}
+    FROM settled WHERE {WEBHOOK_WANTED}
+), woken AS (
+    SELECT pg_notify('{SETTLED_CHANNEL}', string_agg(id::text, ',')) FROM settled HAVING count(*) > 0
+)
+SELECT id, model, status, error_code, prompt_tokens, completion_tokens, gpu_seconds, cost, seconds,
+       (SELECT count(*) FROM woken)
+FROM settled
+"""

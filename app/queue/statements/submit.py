@@ -1,0 +1,56 @@
+"""Stores contexts and tickets, of many requests at once."""
+
+from app.queue.columns import PROMPT, SUBMITTED, unnested
+from app.queue.statements.channels import QUEUED_CHANNEL
+from app.queue.statements.keys import TAKE_OVER_OLD_KEY
+
+_KEYED = [("key", "text"), ("fingerprint", "bytea")]
+_NEW_CONTEXT = [("id", "uuid"), ("owner_id", "int"), ("created_at", "timestamptz"), *_KEYED, *PROMPT.sent]
+CREATE_CONTEXT = f"""
+WITH given AS (
+    SELECT * FROM {unnested(_NEW_CONTEXT, "g")}
+), keyed AS (
+    INSERT INTO idempotency_keys AS k (owner_id, key, fingerprint, resource_id)
+    SELECT owner_id, key, fingerprint, id FROM given WHERE key IS NOT NULL
+    {TAKE_OVER_OLD_KEY}
+    RETURNING resource_id
+)
+INSERT INTO contexts (id, owner_id, created_at, {PROMPT})
+SELECT id, owner_id, created_at, {PROMPT.stored} FROM given WHERE key IS NULL OR EXISTS (SELECT FROM keyed)
+RETURNING id
+"""
+
+# A ticket comes for a stored context of its owner, or `with_prompt`: then its context is stored with it.
+_NEW_TICKET = [*SUBMITTED.sent, *_KEYED, ("with_prompt", "bool"), *PROMPT.sent]
+SUBMIT = f"""
+WITH given AS (
+    SELECT * FROM {unnested(_NEW_TICKET, "g")}
+), for_stored AS (
+    -- A context that is being deleted is waited for: then it is there and stays, or is not there.
+    SELECT g.* FROM given g JOIN contexts c ON c.id = g.context_id AND c.owner_id = g.owner_id
+    -- Tensors are asked for as such only, and where the sender has checked them.
+    WHERE NOT g.with_prompt AND (g.task = 'infer') = (c.inputs IS NOT NULL) FOR KEY SHARE OF c
+), possible AS (
+    SELECT g.* FROM given g WHERE g.with_prompt
+    UNION ALL
+    SELECT * FROM for_stored
+), keyed AS (
+    INSERT INTO idempotency_keys AS k (owner_id, key, fingerprint, resource_id)
+    SELECT owner_id, key, fingerprint, id FROM possible WHERE key IS NOT NULL
+    {TAKE_OVER_OLD_KEY}
+    RETURNING resource_id
+), accepted AS (
+    SELECT * FROM possible p WHERE key IS NULL OR EXISTS (SELECT FROM keyed WHERE resource_id = p.id)
+), worded AS (
+    INSERT INTO contexts (id, owner_id, created_at, {PROMPT})
+    SELECT context_id, owner_id, created_at, {PROMPT.stored} FROM accepted WHERE with_prompt
+), stored AS (
+    INSERT INTO results ({SUBMITTED})
+    SELECT {SUBMITTED.stored}
+    FROM accepted
+    RETURNING id
+), woken AS (
+    SELECT pg_notify('{QUEUED_CHANNEL}', '') WHERE EXISTS (SELECT FROM stored)
+)
+SELECT id, (SELECT count(*) FROM woken) FROM stored
+"""

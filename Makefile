@@ -2,7 +2,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install install-gradio run test demo compare fetch-model lint format migrate revision psql key keys revoke-key servers webhook-secret lock clean bench test-compose crashtest
+.PHONY: help install install-gradio run test test-clients demo compare fetch-model lint format migrate revision psql key keys revoke-key servers webhook-secret lock clean bench test-compose crashtest
 
 PYTHON ?= python3
 # Files of tests at once; they wait for other processes most of the time.
@@ -33,6 +33,9 @@ install-gradio: install ## make .venv-gradio with the Gradio that tests of the e
 test: install ## run the tests; they start what they need. One alone: make test ARGS=tests/queue JOBS=0
 	@$(MAKE) install-gradio || echo "Gradio could not be installed: the tests with a real app will be skipped."
 	@$(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+test-clients: install ## run real clients against the service, each installed in .clients/: CLIENTS="litellm openai-node" runs some
+	@$(BIN)/python -m tests.clients $(CLIENTS)
 
 demo: install ## store a prompt, send it to a model and wait for the answer
 	@exec $(LOCAL).demo

@@ -18,11 +18,14 @@ from app.config import Settings
 from app.errors import LineDefective
 from app.openai.batch_lines import NOT_RUN
 from app.openai.parameters import ENDPOINTS, names, outcome, table
+from tests.clients.table import document
 from tests.servers import TEST_MODELS, RunningTriton, start_triton
 from tests.service import Service
 
 ROOT = Path(__file__).resolve().parents[2]
-CLIENTS = (ROOT / "docs" / "clients.md").read_text()
+DOCUMENT = (ROOT / "docs" / "clients.md").read_text()
+# What is left out is run by tests/clients.
+CLIENTS = DOCUMENT.replace(document(), "")
 README = (ROOT / "README.md").read_text()
 RANKED = r"0\.67 Somebody is having a meal\.\n0\.02 The stock market fell sharply on Monday\.\n"
 SIMULATED = r"\[simulated\] \S.+"

@@ -34,6 +34,7 @@ from app.queue.set_aside import SetAsideStore
 from app.queue.slots import SlotStore
 from app.queue.statements.channels import CANCEL_CHANNEL, QUEUED_CHANNEL
 from app.queue.store import QueueStore
+from app.queue.unkept import UnkeptStore
 from app.services.catalog import Catalog
 from app.services.health import Health, require_database
 from app.telemetry import configure_logging, logger, tracing
@@ -73,7 +74,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         background.start("recovery", partial(recovery.watch, settings.probe_seconds))
         background.start("webhooks", partial(deliver_forever, database, settings, Result.of))
         background.start("deliveries", partial(drop_deliveries_forever, database))
-        for task, work in housekeeping(store, AuditStore(database), events, settings):
+        for task, work in housekeeping(store, UnkeptStore(database), AuditStore(database), events, settings):
             background.start(task, work)
         for task, work in batch_work(database, settings, render_line, defective_line):
             background.start(task, work)

@@ -144,6 +144,7 @@ class Result(BaseModel):
     attempt_count: int
     priority: int
     client_reference: str | None
+    kept: bool = Field(description="false for `store: false`: its texts are removed once the answer was delivered")
     created_at: datetime
     started_at: datetime | None
     completed_at: datetime | None
@@ -154,6 +155,9 @@ class Result(BaseModel):
         fields = {name: row[name] for name in _COLUMNS}
         if row["task"] == INFER and row["answer"] is not None:
             fields["outputs"] = _tensors(row)
+        if not row["kept"]:
+            # An answer that was removed is empty.
+            fields["output"] = row["output"] or None
         error = None
         if row["error_code"] is not None:
             error = ResultError(code=row["error_code"], message=row["error_message"])

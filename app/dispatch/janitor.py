@@ -11,17 +11,20 @@ from app.errors import DatabaseUnavailable
 from app.queue.audit import AuditStore
 from app.queue.events import EventStore
 from app.queue.store import QueueStore
+from app.queue.unkept import UnkeptStore
 from app.services.retention import oldest_kept
 
 REMOVE_BATCH = 1000
 TIDY_SECONDS = 60.0
 # Streams are refused by then, so no reader meets half of the events.
 EVENTS_MARGIN_SECONDS = 60.0
+# So long an answer that is not kept waits for whoever holds a connection for it.
+DELIVERY_SECONDS = 60.0
 DAY_SECONDS = 86_400.0
 
 
 def housekeeping(
-    store: QueueStore, audit: AuditStore, events: EventStore, settings: Settings
+    store: QueueStore, unkept: UnkeptStore, audit: AuditStore, events: EventStore, settings: Settings
 ) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
     """What there is to do for ever, by name; each is a task of its own, so that a defect of one stops no other."""
     events_kept = settings.stream_retention_seconds + EVENTS_MARGIN_SECONDS
@@ -30,6 +33,7 @@ def housekeeping(
         ("idempotency keys", TIDY_SECONDS, store.forget_keys),
         ("request counts", TIDY_SECONDS, store.forget_requests),
         ("usage", TIDY_SECONDS, store.compact_usage),
+        ("unkept results", TIDY_SECONDS, partial(forget_unkept, unkept, DELIVERY_SECONDS)),
         ("events", TIDY_SECONDS, partial(drop_events, events, events_kept)),
     ]
     if settings.result_retention_days is not None:
@@ -50,6 +54,12 @@ async def sweep(store: QueueStore) -> None:
     """Settles results that expired or were cancelled while nobody ran them."""
     while await store.sweep():
         pass
+
+
+async def forget_unkept(unkept: UnkeptStore, after_seconds: float) -> None:
+    """Removes the texts of results that are not kept and ended `after_seconds` ago: their answers were not fetched."""
+    while ids := await unkept.left_behind(after_seconds, REMOVE_BATCH):
+        await unkept.forget(ids)
 
 
 async def remove_old(store: QueueStore, retention_days: float) -> None:

@@ -48,6 +48,7 @@ class Line:
     kind: str
     request: dict[str, Any]
     webhook: dict[str, Any] | None
+    kept: bool
 
 
 def preparing(services: Sources) -> Prepare:
@@ -56,7 +57,7 @@ def preparing(services: Sources) -> Prepare:
     async def prepare(caller: Caller, endpoint: str, body: Mapping[str, Any]) -> Line:
         made = await PREPARE[endpoint](services, caller, body)
         parameters = services.submissions.for_engine(made.parameters, nested=False)
-        return Line(made.model, made.prompt, parameters, made.kind, made.request, made.webhook)
+        return Line(made.model, made.prompt, parameters, made.kind, made.request, made.webhook, made.kept)
 
     return prepare
 

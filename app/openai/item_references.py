@@ -45,7 +45,7 @@ async def resolved(
             continue
         id_, of_input = named[place]
         row = rows.get(id_)
-        if row is None or row["kind"] != KIND:
+        if row is None or row["kind"] != KIND or not row["kept"]:
             raise _missing(item["id"], place)
         if not of_input:
             items = output_of(row, row["request"]) if Status(row["status"]).final else []

@@ -63,7 +63,6 @@ WITHOUT_EFFECT = frozenset(
         "prompt_cache_retention",
         "safety_identifier",
         "service_tier",
-        "store",
         "truncation",
         "user",
         "verbosity",
@@ -88,6 +87,11 @@ class Prepared:
     webhook: dict[str, Any] | None = None
     # What the request asked for and does not get, as path=value.
     ignored: tuple[str, ...] = ()
+
+    @property
+    def kept(self) -> bool:
+        """Whether the answer can be read again once it was delivered."""
+        return self.request.get("store") is not False
 
     @property
     def priority(self) -> int:
@@ -194,7 +198,7 @@ class GenerationRequest(OpenAIRequest):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     metadata: dict[str, str] | None = Field(None, description="stored with the context")
-    store: bool | None = Field(None, description="every request is stored as a ticket, whatever is said here")
+    store: bool | None = Field(None, description="false removes prompt and answer once delivered; else both are kept")
     service_tier: Literal["auto", "default"] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None

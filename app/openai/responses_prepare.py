@@ -94,7 +94,7 @@ async def _earlier(services: Sources, caller: Caller, id_: str) -> Messages:
         raise
     except NotFound:
         raise _unknown(id_) from None
-    if row["kind"] != KIND:
+    if row["kind"] != KIND or not row["kept"]:
         raise _unknown(id_)
     if row["status"] != Status.COMPLETED:
         why = "failed, and said nothing to go on from" if Status(row["status"]).final else "has not ended: wait for it"

@@ -65,7 +65,7 @@ def head_of(id_: UUID, created: int, model: str, request: Mapping[str, Any], sta
         "parallel_tool_calls": request.get("parallel_tool_calls", True),
         "reasoning": {"effort": None, "summary": None, **request.get("reasoning", {})},
         "service_tier": "default",
-        "store": True,
+        "store": request.get("store", True),
         "text": {"format": {"type": "text"}, **request.get("text", {})},
         "tool_choice": request.get("tool_choice", "auto"),
         "tools": [

@@ -120,14 +120,14 @@ class ResponseRequest(GenerationRequest):
             kind = tool.get("type", "function") if isinstance(tool, dict) else "other"
             if not isinstance(kind, str) or kind == "function":
                 checked_at(ResponseTool, tool, f"tools[{place}]")
-        if given.get("store") is False:
-            raise unsupported("store", "every response is stored; leave it out, and DELETE the response when done")
         return value
 
     @model_validator(mode="after")
     def _asked_for_together(self) -> Self:
         if self.top_logprobs and LOGPROBS not in (self.include or ()):
             raise invalid("top_logprobs", f"needs include: [{LOGPROBS!r}]")
+        if self.background and self.store is False:
+            raise invalid("background", "needs store: true, for its answer is fetched later")
         return self
 
 

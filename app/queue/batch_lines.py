@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self
 from uuid import UUID
 
 from app.db.tables.contexts import Prompt
+from app.db.tables.owners import NOBODY
 from app.queue.columns import PROMPT, SUBMITTED
 from app.queue.ticket import Status, Submission
 
@@ -77,7 +78,8 @@ async def _parts(file: Any, start: int, end: int) -> AsyncIterator[bytes]:
 
 def context_line(ticket: Submission, prompt: Prompt) -> bytes:
     """The context of a line's ticket; a ValueError where it holds a NUL character."""
-    return _copied([ticket.context_id, ticket.owner_id, ticket.created_at, *PROMPT.values(prompt)])
+    owner_id = ticket.owner_id if ticket.kept else NOBODY
+    return _copied([ticket.context_id, owner_id, ticket.created_at, *PROMPT.values(prompt)])
 
 
 def result_line(ticket: Submission, batch_id: UUID, number: int, failed: tuple[str, str] | None = None) -> bytes:

@@ -31,6 +31,8 @@ class PreparedLine(Protocol):
     def request(self) -> dict[str, Any] | None: ...
     @property
     def webhook(self) -> dict[str, Any] | None: ...
+    @property
+    def kept(self) -> bool: ...
 
 
 class Unprepared:
@@ -38,6 +40,7 @@ class Unprepared:
 
     engine_parameters: ClassVar[dict[str, Any]] = {}
     kind = request = webhook = None
+    kept = True
 
     def __init__(self, body: Mapping[str, Any]) -> None:
         model = body.get("model")

@@ -246,6 +246,7 @@ class Check:
             kind=line.kind,
             request=line.request,
             webhook=line.webhook,
+            kept=line.kept,
         )
         return context_line(ticket, line.prompt), result_line(ticket, batch["id"], number, failed)
 

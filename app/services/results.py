@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -15,11 +16,12 @@ from app.config import Settings
 from app.db.engine import Database
 from app.db.tables import attempts, results
 from app.db.tables.declared import is_large
-from app.errors import AppError, ResultNotFound
+from app.errors import AppError, DatabaseUnavailable, Removed, ResultNotFound
 from app.queue.columns import RESULT
 from app.queue.notify import SettledBoard
 from app.queue.store import QueueStore
 from app.queue.ticket import Phase, Status, phase_of
+from app.queue.unkept import UnkeptStore
 from app.services.audit import actor_of
 from app.services.callers import Caller
 from app.services.catalog import Catalog, WaitingReason
@@ -65,6 +67,7 @@ class Results:
         self._store = store
         self._catalog = catalog
         self._board = board
+        self._unkept = UnkeptStore(database)
         self._reading: dict[tuple[UUID, int], asyncio.Task[Mapping[str, Any]]] = {}
         self._settings = settings
 
@@ -158,6 +161,14 @@ class Results:
         await self._store.cancel(id_, caller.owner_id, actor_of(caller))
         return await self.get(caller, id_)
 
+    async def forget(self, ids: Collection[UUID]) -> None:
+        """Removes the texts of results that are not kept, once their answers were delivered.
+
+        What Postgres cannot do now, a dispatcher does later.
+        """
+        with suppress(DatabaseUnavailable):
+            await self._unkept.forget(ids)
+
     async def attempts(self, caller: Caller, id_: UUID) -> list[dict[str, Any]]:
         """The ended attempts of a result, first to last.
 
@@ -175,3 +186,12 @@ def phase(row: Mapping[str, Any]) -> str | None:
         claimed=row["attempt_token"] is not None,
         cancel_requested=row["cancel_requested_at"] is not None,
     )
+
+
+def require_texts(row: Mapping[str, Any]) -> None:
+    """Raises Removed for a result that was not kept and is delivered."""
+    if not row["kept"] and row["request"] is None:
+        raise Removed(
+            f"Result {row['id']} came with store: false: its answer was delivered, or nobody waited for it, and was "
+            "removed. Send the request again, with another Idempotency-Key if it had one."
+        )

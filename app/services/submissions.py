@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from app.config import Settings
 from app.db.ids import time_of, uuid7
 from app.db.tables.contexts import Prompt
-from app.errors import InvalidParameters, LineDefective, ResultPending, invalid
+from app.errors import InvalidParameters, LineDefective, Removed, ResultPending, invalid
 from app.queue import columns
 from app.queue.store import QueueStore
 from app.queue.submit import Submitter
@@ -125,10 +125,11 @@ class Submissions:
         client_reference: str | None = None,
         idempotency_key: str | None = None,
         webhook: dict[str, Any] | None = None,
+        kept: bool = True,
     ) -> tuple[Mapping[str, Any], bool]:
         """Stores a prompt and its ticket in one statement; otherwise as `submit`. Tensors are as `stored` gives them.
 
-        `kind` and `request` are what the answer is rendered by.
+        `kind` and `request` are what the answer is rendered by. What is not `kept` loses its texts once delivered.
         """
         engine_parameters = self.for_engine(parameters, nested=False)
         await self._catalog.require(model)
@@ -166,6 +167,7 @@ class Submissions:
                 request=request,
                 streamed=streamed,
                 webhook=webhook or caller.webhook,
+                kept=kept,
             ),
         )
 
@@ -203,6 +205,7 @@ class Submissions:
             ResultNotFound: no such result.
             ResultPending: it is not final yet.
             LineDefective: it never had a prompt.
+            Removed: its prompt is not kept.
             InvalidParameters: its answer may come to more than is allowed by now.
             IdempotencyMismatch: the key came with another request before.
         """
@@ -213,6 +216,8 @@ class Submissions:
             raise LineDefective(
                 f"Result {id_} is a line of a batch that was never made into a prompt: send its request again instead."
             )
+        if not old["kept"]:
+            raise Removed(f"Result {id_} came with store: false, so its prompt is not kept: send its request again.")
         try:
             self._require_bounded(old["parameters"])
         except PydanticCustomError as error:

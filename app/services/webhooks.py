@@ -34,7 +34,8 @@ LOCAL_NAME = re.compile(r"(.+\.)?localhost\.?")
 HIGHEST_PORT = 65535
 # Left out of what would be larger than a payload may be, and `request`, which no payload has.
 BULKY = ("output", "outputs", "answer", "parameters", "request")
-# What a document was compressed to says little of what it comes to, but spares a look at those that are large anyway.
+# Those that are not kept come without as well. What a document was compressed to says little of what it comes to, but
+# spares a look at those that are large anyway.
 ROWS = f"""
 SELECT {", ".join(each.name for each in results.c if each.name not in BULKY)}, bulky,
        CASE WHEN NOT bulky THEN output END AS output,
@@ -43,7 +44,7 @@ SELECT {", ".join(each.name for each in results.c if each.name not in BULKY)}, b
        CASE WHEN bulky THEN '{{}}' ELSE parameters END AS parameters
 FROM results, LATERAL (
     SELECT CASE
-        WHEN coalesce(octet_length(output), 0) + coalesce(pg_column_size(outputs), 0)
+        WHEN NOT kept OR coalesce(octet_length(output), 0) + coalesce(pg_column_size(outputs), 0)
              + coalesce(pg_column_size(answer), 0) + pg_column_size(parameters) > $2
         THEN true
         ELSE coalesce(octet_length(output), 0) + coalesce(octet_length(outputs::text), 0)

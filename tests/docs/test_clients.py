@@ -189,6 +189,7 @@ FUNCTION: dict[str, Any] = {"type": "function", "function": {"name": "f", "stric
         *(
             ("responses", RESPONSE | each)
             for each in (
+                {"store": False, "include": ["reasoning.encrypted_content"]},
                 {"truncation": "disabled", "text": {"verbosity": "medium"}, "reasoning": {}},
                 {"store": True, "metadata": {"a": "b"}},
                 {"truncation": "auto", "max_tool_calls": 1, "client_metadata": {}, "reasoning": {"effort": "low"}},
@@ -242,7 +243,6 @@ IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url":
                 ("max_tokens", 5),
                 ("conversation", "c"),
                 ("prompt", {"id": "p"}),
-                ("store", False),
             )
         ),
         ("responses", RESPONSE | {"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tools[0].type"),
@@ -257,7 +257,7 @@ async def test_what_is_said_to_be_refused_is(api: Service, path: str, body: dict
 def test_the_table_of_parameters_is_that_of_the_code() -> None:
     assert table() in CLIENTS
     rows = dict(re.findall(r"^\| `(\w+)` \| (\w.*?) \|", table(), re.MULTILINE))
-    assert (rows["messages"], rows["suffix"], rows["store"]) == ("honoured", "refused", "no effect")
+    assert (rows["messages"], rows["suffix"], rows["store"]) == ("honoured", "refused", "honoured")
 
 
 @pytest.mark.parametrize("name", sorted(ENDPOINTS))

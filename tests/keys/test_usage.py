@@ -23,6 +23,7 @@ from app.queue.audit import AuditStore
 from app.queue.events import EventStore
 from app.queue.store import QueueStore
 from app.queue.ticket import Claim, Outcome, Settlement, Status, Submission
+from app.queue.unkept import UnkeptStore
 from tests.api.test_bad_input import check_problem
 from tests.keys.conftest import MakeKey, bearer
 from tests.service import Service, eventually, running_api, running_dispatcher
@@ -198,7 +199,7 @@ async def test_the_dispatcher_compacts(
 ) -> None:
     for _ in range(3):
         await use(rows, "local")
-    work = dict(housekeeping(store, AuditStore(database), EventStore(database), make_settings()))
+    work = dict(housekeeping(store, UnkeptStore(database), AuditStore(database), EventStore(database), make_settings()))
     async with Background() as background:
         background.start("usage", work["usage"])
 

@@ -513,7 +513,7 @@ async def test_the_same_key_gives_the_same_response(client: openai.AsyncOpenAI) 
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"max_tokens": 5}, "max_tokens"),
         ({"temperature": 3}, "temperature"),
-        ({"store": False}, "store"),
+        ({"store": False, "background": True}, "background"),
         ({"truncation": "middle"}, "truncation"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"reasoning": {"effort": "utmost"}}, "reasoning.effort"),

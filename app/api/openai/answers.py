@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import Depends, Header, Query, Request, Response
 from pydantic_core import to_json
+from starlette.background import BackgroundTask
 
 from app.api.dependencies import Services, caller_of, mark_replayed, services_of
 from app.api.holding import CLIENT_CLOSED_REQUEST, cancel_if_asked, hold_until_final, stream_until_final
@@ -21,6 +23,7 @@ from app.openai.ids import object_id, uuid_of
 from app.openai.requests import Prepared
 from app.queue.ticket import Status
 from app.services.callers import Caller
+from app.services.results import require_texts
 
 IGNORED_HEADER = "x-ignored"
 _REFERENCE = re.compile(r"[\x21-\x7e]{1,200}")
@@ -46,7 +49,7 @@ Cursor = Annotated[int | None, Depends(_cursor)]
 
 async def make_ticket(request: Request, prepared: Prepared, key: str | None, *, streamed: bool) -> tuple[Row, bool]:
     """The ticket's row, committed; True when an earlier request with the key had made it."""
-    return await services_of(request).submissions.submit_prompt(
+    row, replayed = await services_of(request).submissions.submit_prompt(
         caller_of(request),
         prepared.model,
         prepared.prompt,
@@ -58,7 +61,10 @@ async def make_ticket(request: Request, prepared: Prepared, key: str | None, *, 
         client_reference=reference_of(request, prepared),
         idempotency_key=key,
         webhook=prepared.webhook,
+        kept=prepared.kept,
     )
+    require_texts(row)
+    return row, replayed
 
 
 async def submit(
@@ -71,10 +77,11 @@ async def submit(
     if stream:
         response = await _streamed(request, services, caller, face, row, prepared.request, None, usage)
     else:
-        final = await hold(request, face, row["id"], repeatable=key is not None)
+        final = await hold(request, face, row["id"], repeatable=key is not None, kept=prepared.kept)
         if final is None:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         response = Json(face.render(final, prepared.request))
+        forget_after(request, response, [final])
     mark(response, prepared, replayed)
     return response
 
@@ -93,12 +100,13 @@ async def submit_several(
     )
     finals = []
     for row, _ in made:
-        final = await hold(request, face, row["id"], repeatable=key is not None)
+        final = await hold(request, face, row["id"], repeatable=key is not None, kept=prepared[0].kept)
         if final is None:
             await asyncio.gather(*(cancel_if_asked(request, row["id"]) for row, _ in made))
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         finals.append(final)
     response = Json(merged([face.render(row, each.request) for row, each in zip(finals, prepared, strict=True)]))
+    forget_after(request, response, finals)
     mark(response, prepared[0], all(replayed for _, replayed in made))
     return response
 
@@ -124,7 +132,7 @@ async def look_up(
         row = await services.results.get(caller, uuid_of(face.kind, id_))
     except ResultNotFound:
         raise NotFound(f"No {face.kind} has the id {id_[:100]!r}.") from None
-    if row["kind"] != face.kind:
+    if row["kind"] != face.kind or not row["kept"]:
         raise NotFound(f"No {face.kind} has the id {id_[:100]!r}.")
     if stream:
         return await _streamed(request, services, caller, face, row, row["request"] or {}, after, usage)
@@ -139,17 +147,39 @@ async def look_up(
     return Json(face.render(row, row["request"] or {}))
 
 
-async def hold(request: Request, face: Face, id_: UUID, *, repeatable: bool) -> Row | None:
+async def hold(request: Request, face: Face, id_: UUID, *, repeatable: bool, kept: bool = True) -> Row | None:
     """The completed result, however long it takes; None when the client is gone.
 
     Raises:
         GenerationFailed: it failed.
         ServiceStopping: this process ends before the generation does.
+        Removed: it is not kept, and was delivered to another.
     """
-    row = await hold_until_final(request, id_, stopping(face, id_, repeatable))
+    row = await hold_until_final(request, id_, stopping(face, id_, repeatable, kept))
     if row is not None and row["status"] == Status.FAILED:
+        if not row["kept"]:
+            await services_of(request).results.forget([id_])
         raise failure_of(row, face.kind)
+    if row is not None:
+        require_texts(row)
     return row
+
+
+def forget_after(request: Request, response: Response, rows: Sequence[Row]) -> None:
+    """Has the texts of those that are not kept removed once the response is sent."""
+    if ids := [row["id"] for row in rows if not row["kept"]]:
+        response.background = BackgroundTask(services_of(request).results.forget, ids)
+
+
+async def forget_at_end(request: Request, row: Row, body: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """As `forget_after`, for a stream."""
+    try:
+        async with aclosing(body):
+            async for part in body:
+                yield part
+    finally:
+        if not row["kept"]:
+            await services_of(request).results.forget([row["id"]])
 
 
 async def _streamed(
@@ -170,12 +200,17 @@ async def _streamed(
         following = await services.streams.open(caller, id_)
     chunks = face.chunks(id_, int(row["created_at"].timestamp()), model_of(row, stored), stored, usage)
 
-    body = stream_events(following, chunks, face.kind, after, stopping(face, id_, repeatable=True))
-    return await stream_until_final(request, id_, body, error_event)
+    body = stream_events(following, chunks, face.kind, after, stopping(face, id_, repeatable=True, kept=row["kept"]))
+    return await stream_until_final(request, id_, forget_at_end(request, row, body), error_event)
 
 
-def stopping(face: Face, id_: UUID, repeatable: bool) -> ServiceStopping:
+def stopping(face: Face, id_: UUID, repeatable: bool, kept: bool = True) -> ServiceStopping:
     known = object_id(face.kind, id_)
+    if not kept:
+        return ServiceStopping(
+            f"This process is stopping, and the answer to {known} is not kept (store: false): send the request again.",
+            headers={"Retry-After": "2", "x-should-retry": "true"},
+        )
     again = f"GET {face.path}/{known} has the answer once it is there."
     # Without a key, sending the request once more would make a second ticket.
     return ServiceStopping(

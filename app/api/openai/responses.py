@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 
 from app.api.dependencies import IdempotencyKey, caller_of, services_of
 from app.api.holding import CLIENT_CLOSED_REQUEST, cancel_if_asked
-from app.api.openai.answers import Json, hold, make_ticket, mark, stopping
+from app.api.openai.answers import Json, forget_after, forget_at_end, hold, make_ticket, mark, stopping
 from app.api.openai.documents import ANSWERS, OBJECT, STREAM_OR_JSON
 from app.api.openai.sse import response_events
 from app.api.security import READ, SUBMIT, WORK, GuardedRoute
@@ -44,10 +44,11 @@ async def create_response(body: ResponseRequest, request: Request, key: Idempote
     elif body.background:
         response = Json(render_response(row, prepared.request))
     else:
-        final = await hold(request, FACE, row["id"], repeatable=key is not None)
+        final = await hold(request, FACE, row["id"], repeatable=key is not None, kept=prepared.kept)
         if final is None:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         response = Json(render_response(final, prepared.request))
+        forget_after(request, response, [final])
     mark(response, prepared, replayed)
     return response
 
@@ -139,7 +140,7 @@ async def _find(request: Request, id_: str) -> Row:
         row = await services_of(request).results.get(caller_of(request), uuid_of(KIND, id_))
     except ResultNotFound:
         raise missing from None
-    if row["kind"] != KIND:
+    if row["kind"] != KIND or not row["kept"]:
         raise missing
     return row
 
@@ -153,7 +154,8 @@ async def _streamed(request: Request, row: Row, stored: dict[str, Any], after: i
         # Refuses once the events are gone: what the numbers counted is not known any more.
         await services.streams.open(caller, id_, 0)
     events = ResponseEvents(id_, int(row["created_at"].timestamp()), model_of(row, stored), stored)
+    goes_on = stopping(FACE, id_, repeatable=True, kept=row["kept"])
     return EventStream(
-        response_events(following, events, after, stopping(FACE, id_, repeatable=True)),
+        forget_at_end(request, row, response_events(following, events, after, goes_on)),
         partial(cancel_if_asked, request, id_),
     )

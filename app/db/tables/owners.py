@@ -22,6 +22,9 @@ from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 from app.db.tables.base import Moment, metadata
 
+# The owner of prompts that nobody may read; no row has this id.
+NOBODY = -1
+
 # Whom contexts, results, files and batches belong to; 0 is whoever calls without a key.
 owners = Table(
     "owners",

@@ -62,6 +62,8 @@ class SubmittedColumns(ClaimedColumns):
     client_reference: Annotated[str | None, Column(Text)] = None
     key_id: Annotated[UUID | None, Column(UUIDType)] = None
     retry_of: Annotated[UUID | None, Column(UUIDType)] = None
+    # False for `store: false`: prompt, request and answer are removed once the answer was delivered, or could not be.
+    kept: Annotated[bool, Column(Boolean, nullable=False, server_default="true")] = True
     # {"url", "events"}: whom to tell of the end.
     webhook: Annotated[dict[str, Any] | None, Column(JSONB(none_as_null=True))] = None
 
@@ -152,6 +154,8 @@ results = Table(
         "id",
         postgresql_where=text("client_reference IS NOT NULL"),
     ),
+    # Those whose texts are still there.
+    Index("results_unkept", "id", postgresql_where=text("NOT kept AND request IS NOT NULL")),
     # Room on each page, so that claims and renewals, which touch no index, stay on it.
     postgresql_with={"fillfactor": "80"},
 )

@@ -1,5 +1,6 @@
 """Stores contexts and tickets, of many requests at once."""
 
+from app.db.tables.owners import NOBODY
 from app.queue.columns import PROMPT, SUBMITTED, unnested
 from app.queue.statements.channels import QUEUED_CHANNEL
 from app.queue.statements.keys import TAKE_OVER_OLD_KEY
@@ -43,7 +44,8 @@ WITH given AS (
     SELECT * FROM possible p WHERE key IS NULL OR EXISTS (SELECT FROM keyed WHERE resource_id = p.id)
 ), worded AS (
     INSERT INTO contexts (id, owner_id, created_at, {PROMPT})
-    SELECT context_id, owner_id, created_at, {PROMPT.stored} FROM accepted WHERE with_prompt
+    SELECT context_id, CASE WHEN kept THEN owner_id ELSE {NOBODY} END, created_at, {PROMPT.stored}
+    FROM accepted WHERE with_prompt
 ), stored AS (
     INSERT INTO results ({SUBMITTED})
     SELECT {SUBMITTED.stored}

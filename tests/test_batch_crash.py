@@ -18,7 +18,7 @@ from app.config import Settings
 from nvidia_triton.local.settings import free_ports
 from tests.service import Process, eventually
 
-LINES = 20_000
+LINES = 8_000
 KILLS = 4
 
 

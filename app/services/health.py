@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 
 from app.config import Settings
 from app.db.connect import Connector
@@ -17,12 +15,14 @@ from app.errors import DatabaseUnavailable
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 
 
-def revisions() -> tuple[str | None, frozenset[str]]:
-    """The revision the code was written for, and all it knows of."""
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    scripts = ScriptDirectory.from_config(config)
-    return scripts.get_current_head(), frozenset(script.revision for script in scripts.walk_revisions())
+def revisions() -> tuple[str, frozenset[str]]:
+    """The revision the code was written for, and all it knows of.
+
+    Read from the names of the files, which begin with the revision and count up: alembic itself would take a third of
+    a second of every start.
+    """
+    known = sorted(path.name.partition("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*_*.py"))
+    return known[-1], frozenset(known)
 
 
 @dataclass(frozen=True, slots=True)

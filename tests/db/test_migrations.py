@@ -2,8 +2,11 @@
 
 import asyncpg
 import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 
 from app.db.ids import uuid7
+from app.services.health import MIGRATIONS, revisions
 from tests.conftest import alembic, with_database
 from tests.postgres_server import RunningPostgres
 
@@ -74,3 +77,13 @@ async def test_the_database_refuses_states_that_cannot_be(database_url: str, cha
         await connection.execute(f"UPDATE results SET {change}")
     assert refused.value.constraint_name == constraint
     await connection.close()
+
+
+def test_the_names_of_the_files_are_the_revisions_in_their_order() -> None:
+    """What the processes read at their start, instead of asking alembic."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    scripts = ScriptDirectory.from_config(config)
+    order = [script.revision for script in scripts.walk_revisions()]
+    assert order == sorted(order, reverse=True)
+    assert revisions() == (scripts.get_current_head(), frozenset(order))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -35,6 +36,8 @@ async def running_stack(folder: Path) -> AsyncIterator[Stack]:
     repository = folder / "models"
     for each in (ROOT / "models" / "demo", ROOT / "models" / "minilm", TEST_MODELS / "chat"):
         shutil.copytree(each, repository / each.name)
+    arguments = repository / "chat" / "1" / "model.json"
+    arguments.write_text(json.dumps(json.loads(arguments.read_text()) | {"max_model_len": 65536}))
     async with AsyncExitStack() as stack:
         postgres = start_postgres(folder / "postgres", settings={"max_connections": "100"})
         stack.callback(postgres.stop)

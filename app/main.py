@@ -82,6 +82,7 @@ from app.services.streams import Streams
 from app.services.submissions import Submissions
 from app.services.usage import Usage
 from app.services.webhooks import Webhooks
+from app.services.wishes import Wishes
 from app.telemetry import configure_logging, tracing
 
 DESCRIPTION = """Send prompts to models on NVIDIA Triton and come back for the answers.
@@ -185,8 +186,9 @@ def _lifespan(settings: Settings) -> Lifespan:
             store = QueueStore(database)
             contexts = Contexts(database, store, settings)
             limits = Limits(database)
-            results = Results(database, store, catalog, board, settings)
-            submissions = Submissions(store, contexts, results, catalog, limits, Inputs(catalog), settings)
+            wishes = Wishes(catalog, fleet, ServerStore(database))
+            results = Results(database, store, catalog, wishes, board, settings)
+            submissions = Submissions(store, contexts, results, catalog, limits, Inputs(catalog), wishes, settings)
             streams = Streams(database, results, settings)
             stored_files = Files(database, store, settings)
             backlog = BacklogGauges(database, catalog)
@@ -217,6 +219,7 @@ def _lifespan(settings: Settings) -> Lifespan:
                 backlog=backlog,
                 fleet=fleet,
                 servers=Servers(database, settings, fleet),
+                wishes=wishes,
                 connections=Connections(),
                 spool=Spool(settings),
                 bodies=BodyRoom(settings),

@@ -10,7 +10,7 @@ from uuid import UUID
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.api.schemas import RequestBody, ResultError, SendOptions, Usage
+from app.api.schemas import ResultError, SendOptions, Usage, WishOptions
 from app.errors import InvalidParameters
 from app.openai.chat_request import EXAMPLE, MOST_MESSAGES
 from app.openai.messages import Message
@@ -24,7 +24,7 @@ MAX_ENTRIES = 16
 ModelName = Annotated[StorableText, Field(min_length=1, max_length=255, examples=["demo"])]
 
 
-class Entry(RequestBody):
+class Entry(WishOptions):
     model: ModelName
     parameters: SamplingParameters = Field(
         default_factory=SamplingParameters, description="instead of the common ones of the same name; null for none"
@@ -32,7 +32,7 @@ class Entry(RequestBody):
 
 
 class ComparisonCreate(SendOptions):
-    """`parameters`, `priority`, `expires_in`, `client_reference` and `webhook` are those of every ticket."""
+    """All that a ticket is sent with is that of every ticket; entries may have other parameters and servers."""
 
     content: Annotated[StorableText, Field(min_length=1)] | None = Field(None, description="a prompt")
     messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)] | None = Field(
@@ -65,7 +65,8 @@ class ComparisonCreate(SendOptions):
                 message = str(error.errors(include_url=False)[0]["msg"])
                 field = f"entries.{place}.parameters"
                 raise InvalidParameters(f"{field}: {message}", errors=[{"field": field, "message": message}]) from None
-            made.append(Contender(entry.model, parameters))
+            wish = entry.wish if entry.wish.stored else self.wish
+            made.append(Contender(entry.model, parameters, wish))
         return made
 
 

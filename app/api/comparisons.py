@@ -126,6 +126,7 @@ async def _require(
             adapter = contender.parameters.lora_name
             caller.require_model(contender.model, adapter)
             await services.catalog.require(contender.model)
+            await services.wishes.require(contender.wish)
             await services.adapters.require(contender.model, adapter)
             if messages is None:
                 continue

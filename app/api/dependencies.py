@@ -38,6 +38,7 @@ from app.services.streams import Streams
 from app.services.submissions import Submissions
 from app.services.usage import Usage
 from app.services.webhooks import Webhooks
+from app.services.wishes import Wishes
 
 LONGEST_WAIT_SECONDS = 60
 _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE)
@@ -71,6 +72,7 @@ class Services:
     backlog: BacklogGauges
     fleet: Fleet
     servers: Servers
+    wishes: Wishes
     connections: Connections
     spool: Spool
     bodies: BodyRoom

@@ -44,6 +44,7 @@ async def send_context(
         client_reference=options.client_reference,
         idempotency_key=key,
         webhook=accepted(options.webhook, services_of(request).settings),
+        wish=options.wish,
     )
     return answer_with_ticket(request, row, replayed)
 

@@ -14,6 +14,7 @@ from app.db.tables import results
 from app.queue.ticket import PRIORITY_HIGHEST, PRIORITY_LOWEST, Phase, Status
 from app.services.results import Waiting, phase
 from app.services.webhooks import Webhook
+from app.services.wishes import Wish
 from app.storable import StorableObject, StorableText
 from app.tasks.generate import SamplingParameters
 from app.tasks.infer import INFER
@@ -21,6 +22,10 @@ from app.tasks.tensors import FLOATS, MOST_TENSORS, InputTensor
 
 LONGEST_LIFE_SECONDS = 30 * 24 * 3600
 ClientReference = Annotated[StorableText, Field(min_length=1, max_length=200)]
+
+
+ServerName = Annotated[StorableText, Field(min_length=1, max_length=2000)]
+ServerKinds = Annotated[list[Annotated[StorableText, Field(max_length=50)]], Field(min_length=1, max_length=16)]
 
 
 class RequestBody(BaseModel):
@@ -49,7 +54,22 @@ class Context(BaseModel):
     created_at: datetime
 
 
-class SendOptions(RequestBody):
+class WishOptions(RequestBody):
+    server: ServerName | None = Field(None, description="the name of the server that is to run it")
+    server_kinds: ServerKinds | None = Field(None, description="the kinds of servers that may run it")
+
+    @property
+    def wish(self) -> Wish:
+        return Wish(self.server, tuple(self.server_kinds or ()))
+
+    @model_validator(mode="after")
+    def _wishes_one_thing(self) -> Self:
+        if self.server is not None and self.server_kinds is not None:
+            raise PydanticCustomError("server_or_kinds", "give either server or server_kinds")
+        return self
+
+
+class SendOptions(WishOptions):
     parameters: SamplingParameters = Field(default_factory=SamplingParameters)
     priority: int = Field(0, ge=PRIORITY_LOWEST, le=PRIORITY_HIGHEST, description="higher is served first")
     expires_in: float | None = Field(
@@ -61,6 +81,11 @@ class SendOptions(RequestBody):
     )
     client_reference: ClientReference | None = Field(None, description="a name of your own, to find it by")
     webhook: Webhook | None = Field(None, description="whom to tell of the end; else whom the API key names")
+
+
+class WishedServers(BaseModel):
+    server: str | None
+    server_kinds: list[str] | None
 
 
 class Ticket(BaseModel):
@@ -92,7 +117,9 @@ class Cancellation(BaseModel):
 
 class WaitingState(BaseModel):
     reason: str = Field(description="queued, no_server, model_loading, model_down or backoff")
-    detail: str | None = Field(description="with model_down: since when, why, and what is done about it")
+    detail: str | None = Field(
+        description="with model_down: since when, why, and what is done about it; with a wish: what its servers lack"
+    )
     position: int = Field(
         description="among the owner's results for the model; 1 is next, 1001 is everything beyond 1,000"
     )
@@ -143,6 +170,7 @@ class Result(BaseModel):
     cancellation: Cancellation | None
     attempt_count: int
     priority: int
+    wish: WishedServers | None = Field(description="the servers that may run it; null where any may")
     client_reference: str | None
     kept: bool = Field(description="false for `store: false`: its texts are removed once the answer was delivered")
     created_at: datetime
@@ -158,6 +186,10 @@ class Result(BaseModel):
         if not row["kept"]:
             # An answer that was removed is empty.
             fields["output"] = row["output"] or None
+        wish = Wish.of(row["wish"])
+        fields["wish"] = (
+            WishedServers(server=wish.server, server_kinds=list(wish.kinds) or None) if row["wish"] else None
+        )
         error = None
         if row["error_code"] is not None:
             error = ResultError(code=row["error_code"], message=row["error_message"])

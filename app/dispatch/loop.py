@@ -158,6 +158,7 @@ class Dispatcher:
                         running=self._slots_by_owner(),
                         most_bytes=room,
                         ended=self._slots.ended,
+                        named={(lane.server.url, lane.server.title, lane.server.entry.kind) for lane in lanes},
                     )
                 except DatabaseUnavailable:
                     log.warning("postgres is away, no claims")

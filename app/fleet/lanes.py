@@ -98,6 +98,11 @@ class Server:
         return self.entry.name
 
     @property
+    def title(self) -> str:
+        """What a ticket that wishes for it calls it."""
+        return self.entry.name or self.entry.url
+
+    @property
     def hourly_price(self) -> float | None:
         """In dollars."""
         return self.entry.hourly_price

@@ -7,11 +7,11 @@ from app.db.engine import Database
 # By model, as results_claim has it: an index of the pending rows alone, which no other one is thought as good as.
 PENDING = """
 WITH RECURSIVE models AS (
-    (SELECT model FROM results WHERE status = 'pending' ORDER BY model, owner_id, rank, id LIMIT 1)
+    (SELECT model FROM results WHERE status = 'pending' ORDER BY model, wish, owner_id, rank, id LIMIT 1)
     UNION ALL
     SELECT (
         SELECT r.model FROM results r WHERE r.status = 'pending' AND r.model > m.model
-        ORDER BY r.model, r.owner_id, r.rank, r.id LIMIT 1
+        ORDER BY r.model, r.wish, r.owner_id, r.rank, r.id LIMIT 1
     ) FROM models m WHERE m.model IS NOT NULL
 )
 SELECT m.model, p.*

@@ -1,6 +1,6 @@
 """The queue: submit, claim, renew, settle, release, cancel. What each statement does stands in statements/."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -79,6 +79,7 @@ class QueueStore:
         running: Mapping[tuple[str, int], int] | None = None,
         most_bytes: int = MAX_STATEMENT_BYTES,
         ended: Sequence[UUID] = (),
+        named: Collection[tuple[str, str, str]] = (),
     ) -> Claims:
         """Claims a result for each slot (model, server, concurrency) while there are any, and room on the server.
 
@@ -86,7 +87,8 @@ class QueueStore:
         Owners take turns by their weights. All dispatchers together get no more of a model on a server than its
         concurrency, for which there must be slots (slots.py); None counts nothing. `holding` are the tokens of claims
         the caller still works on: those it keeps, even if their leases ran out while Postgres was away; the slots of
-        those that have `ended` are free. `running` counts what the caller runs, by model and owner.
+        those that have `ended` are free. `running` counts what the caller runs, by model and owner. Servers fulfil
+        wishes by what `named` says of them: (server, name, kind).
         """
         if not slots:
             return Claims([], raced=False)
@@ -106,6 +108,7 @@ class QueueStore:
                 min(most_bytes, MAX_STATEMENT_BYTES),
                 most,
                 list(ended),
+                *([list(column) for column in zip(*named, strict=True)] or [[], [], []]),
             )
         claimed = [row for row in rows if row["id"] is not None]
         count_claims(claimed)
@@ -161,10 +164,13 @@ class QueueStore:
         async with self._database.hot() as connection:
             count_final(await connection.fetch(CANCEL, id_, owner_id, actor.key_id, actor.name))
 
-    async def position(self, model: str, rank: datetime, id_: UUID, owner_id: int = 0) -> int:
-        """The place among the owner's own results for a model, 1 being next; POSITION_LIMIT + 1 stands for beyond."""
+    async def position(self, model: str, rank: datetime, id_: UUID, owner_id: int = 0, wish: str = "") -> int:
+        """The place among the owner's own results for a model with the same wish.
+
+        1 is next; POSITION_LIMIT + 1 stands for beyond.
+        """
         async with self._database.hot() as connection:
-            return int(await connection.fetchval(POSITION, model, rank, id_, owner_id))
+            return int(await connection.fetchval(POSITION, model, rank, id_, owner_id, wish))
 
     async def cancelling(self) -> list[UUID]:
         """Pending results whose cancel was asked for, whoever runs them."""

@@ -129,7 +129,7 @@ class Catalog:
 
     def state_of(self, name: str) -> tuple[str, str]:
         """The best state of a model on any server as last seen, and why it is set aside if it is; asks nobody."""
-        found = [(state, reason) for _, model, state, reason in self._states() if model.name == name]
+        found = [(state, reason) for _, state, reason in self.states_of(name)]
         state, reason = min(found, key=lambda each: _ORDER[each[0]], default=("unavailable", ""))
         return state, reason if state == SET_ASIDE else ""
 
@@ -137,9 +137,13 @@ class Catalog:
         """Whether a server that has the model takes chats as they are, so that no template is needed; asks nobody."""
         return any(name in server.models and server.engine.takes_messages for server in self._fleet.servers)
 
+    def states_of(self, name: str) -> list[tuple[Server, str, str]]:
+        """The state of a model on each server that has it, and why it is not ready; asks nobody."""
+        return [(server, state, reason) for server, model, state, reason in self._states() if model.name == name]
+
     def servers_with(self, name: str) -> list[Server]:
         """Those where the model is ready, as last seen; asks nobody."""
-        return [server for server, model, state, _ in self._states() if model.name == name and state == "ready"]
+        return [server for server, state, _ in self.states_of(name) if state == "ready"]
 
     def waiting_reason(self, name: str) -> WaitingReason:
         """Why a ticket waits that is due; asks nobody."""

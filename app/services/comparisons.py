@@ -38,6 +38,7 @@ from app.services.pages import PAGE_BYTES, Page, Window, fetch_page
 from app.services.results import Results
 from app.services.retention import removed_or
 from app.services.submissions import Submissions
+from app.services.wishes import ANY, Wish
 from app.tasks.generate import SamplingParameters
 from app.telemetry.metrics import SUBMITTED, model_label
 
@@ -46,10 +47,11 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A model of a comparison, and what is asked of it."""
+    """A model of a comparison, what is asked of it, and where."""
 
     model: str
     parameters: SamplingParameters
+    wish: Wish = ANY
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,7 @@ class Comparisons:
                 ticket = self._submissions.ticket(
                     caller, context_id, contender.model, parameters, priority, expires_in, client_reference
                 )
-            tickets.append(replace(ticket, webhook=webhook or caller.webhook))
+            tickets.append(replace(ticket, webhook=webhook or caller.webhook, wish=contender.wish.stored))
         new = NewComparison(
             uuid7(),
             caller.owner_id,

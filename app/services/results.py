@@ -27,6 +27,7 @@ from app.services.callers import Caller
 from app.services.catalog import Catalog, WaitingReason
 from app.services.pages import Listed, Page, Window, fetch_bounded_page
 from app.services.retention import removed_or
+from app.services.wishes import Wish, Wishes
 
 LOOK_AGAIN_SECONDS = 2.0
 
@@ -47,7 +48,7 @@ class Filters:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """`position` 1 is next; beyond the store's limit it stays at the limit plus one. `detail` explains `model_down`."""
+    """`position` 1 is next; beyond the store's limit it stays at the limit plus one. `detail` explains more."""
 
     reason: WaitingReason
     position: int
@@ -60,12 +61,14 @@ class Results:
         database: Database,
         store: QueueStore,
         catalog: Catalog,
+        wishes: Wishes,
         board: SettledBoard,
         settings: Settings,
     ) -> None:
         self._database = database
         self._store = store
         self._catalog = catalog
+        self._wishes = wishes
         self._board = board
         self._unkept = UnkeptStore(database)
         self._reading: dict[tuple[UUID, int], asyncio.Task[Mapping[str, Any]]] = {}
@@ -129,7 +132,9 @@ class Results:
         if reason == "queued" and row["available_at"] > datetime.now(UTC):
             reason = "backoff"
         _, detail = self._catalog.state_of(row["model"])
-        position = await self._store.position(row["model"], row["rank"], row["id"], row["owner_id"])
+        if row["wish"] and (unmet := self._wishes.unmet(Wish.of(row["wish"]), row["model"])):
+            reason, detail = "no_server", unmet
+        position = await self._store.position(row["model"], row["rank"], row["id"], row["owner_id"], row["wish"])
         return Waiting(reason, position, detail or None)
 
     async def _read_together(self, id_: UUID, owner_id: int) -> Mapping[str, Any]:

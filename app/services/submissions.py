@@ -25,6 +25,7 @@ from app.services.idempotency import idempotency_of, made_before
 from app.services.inputs import Inputs
 from app.services.limits import Limits
 from app.services.results import Results
+from app.services.wishes import ANY, Wish, Wishes
 from app.tasks import task_of
 from app.tasks.embed import EmbeddingParameters
 from app.tasks.generate import SamplingParameters, largest_answer
@@ -47,8 +48,10 @@ class Submissions:
         catalog: Catalog,
         limits: Limits,
         inputs: Inputs,
+        wishes: Wishes,
         settings: Settings,
     ) -> None:
+        self._wishes = wishes
         self._inputs = inputs
         self._store = store
         self._submitter = Submitter(store)
@@ -70,6 +73,7 @@ class Submissions:
         client_reference: str | None = None,
         idempotency_key: str | None = None,
         webhook: dict[str, Any] | None = None,
+        wish: Wish = ANY,
     ) -> tuple[Mapping[str, Any], bool]:
         """Stores a ticket, committed when this returns; True when an earlier request with the key had made it.
 
@@ -79,12 +83,14 @@ class Submissions:
         Raises:
             InvalidParameters: the parameters contradict each other.
             ModelNotFound: no server has ever served the model.
+            InvalidRequest: there is no such server or kind as the wish names.
             ContextNotFound: no such context.
             InvalidInputs: the context holds tensors, which the model does not take.
             IdempotencyMismatch: the key came with another request before.
         """
         engine_parameters = self.for_engine(parameters)
         await self._catalog.require(model)
+        await self._wishes.require(wish)
         idempotency = idempotency_of(
             idempotency_key,
             "send",
@@ -95,6 +101,7 @@ class Submissions:
             expires_in,
             client_reference,
             webhook,
+            *wish.distinct,
         )
         submission = self.ticket(
             caller,
@@ -106,9 +113,8 @@ class Submissions:
             client_reference,
             idempotency=idempotency,
         )
-        return await self._store_once(
-            caller, replace(submission, webhook=webhook or caller.webhook), sampled=bool(parameters.model_fields_set)
-        )
+        submission = replace(submission, webhook=webhook or caller.webhook, wish=wish.stored)
+        return await self._store_once(caller, submission, sampled=bool(parameters.model_fields_set))
 
     async def submit_prompt(
         self,
@@ -126,6 +132,7 @@ class Submissions:
         idempotency_key: str | None = None,
         webhook: dict[str, Any] | None = None,
         kept: bool = True,
+        wish: Wish = ANY,
     ) -> tuple[Mapping[str, Any], bool]:
         """Stores a prompt and its ticket in one statement; otherwise as `submit`. Tensors are as `stored` gives them.
 
@@ -133,6 +140,7 @@ class Submissions:
         """
         engine_parameters = self.for_engine(parameters, nested=False)
         await self._catalog.require(model)
+        await self._wishes.require(wish)
         if prompt.inputs is not None:
             await self._inputs.require(model, prompt.inputs)
         submission = self.ticket(
@@ -155,6 +163,7 @@ class Submissions:
                 priority,
                 expires_in,
                 webhook,
+                *wish.distinct,
             ),
         )
         return await self._store_once(
@@ -168,6 +177,7 @@ class Submissions:
                 streamed=streamed,
                 webhook=webhook or caller.webhook,
                 kept=kept,
+                wish=wish.stored,
             ),
         )
 

@@ -31,9 +31,11 @@ NOW = datetime.now(UTC)
 # Those whose value is bound by something else than its type.
 BOUND: dict[str, Any] = {
     "task": "infer",
+    "wish": "kinds:openai",
     "created_at": NOW - timedelta(seconds=1),
     "expires_at": NOW + timedelta(hours=1),
 }
+SERVERS = [("s", "one", "openai")]
 SAMPLES: dict[type, Any] = {str: 'a "text"\\\t\n,{}', int: 3, bool: True, UUID: uuid4(), datetime: NOW, float: 0.5}
 
 
@@ -106,7 +108,7 @@ async def test_what_a_submit_stores_is_claimed_and_in_the_row(store: QueueStore,
     assert differing(await rows.fetchrow(GET, ticket.id, ticket.owner_id), ticket, SUBMITTED.names) == {}
     stored = await rows.fetchrow("SELECT * FROM contexts WHERE id = $1", ticket.context_id)
     assert differing(stored, ticket.prompt) == {}
-    (claim,) = (await store.claim([(ticket.model, "s", None)], lease_seconds=30, dispatcher="d")).claims
+    (claim,) = (await store.claim([(ticket.model, "s", None)], lease_seconds=30, dispatcher="d", named=SERVERS)).claims
     assert {name: getattr(claim, name) for name in CLAIMED.names} == {
         name: getattr(ticket, name) for name in CLAIMED.names
     }
@@ -123,7 +125,7 @@ async def test_a_context_alone_is_stored_as_one_with_its_ticket(store: QueueStor
 async def test_what_a_settle_stores_is_in_the_row(store: QueueStore, rows: Any) -> None:
     ticket = new_ticket()
     await store.submit([ticket])
-    (claim,) = (await store.claim([(ticket.model, "s", None)], lease_seconds=30, dispatcher="d")).claims
+    (claim,) = (await store.claim([(ticket.model, "s", None)], lease_seconds=30, dispatcher="d", named=SERVERS)).claims
     answer = SettledColumns(**filled(SettledColumns))
     end = Settlement(claim.id, claim.token, Status.COMPLETED, Outcome.COMPLETED, "s", answer)
     assert await store.settle([end]) == {claim.id}

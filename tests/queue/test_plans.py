@@ -29,7 +29,7 @@ from tests.postgres_server import RunningPostgres
 SETTLED, PENDING = 200_000, 5_000
 # Nothing is held or running.
 CONCURRENCY = 64
-REST = ([], [], [], [], MAX_STATEMENT_BYTES, [CONCURRENCY] * 20, [])
+REST = ([], [], [], [], MAX_STATEMENT_BYTES, [CONCURRENCY] * 20, [], ["s"], ["one"], ["triton"])
 SLOTS = f"""
 INSERT INTO server_slots (server, model, number)
 SELECT 's', model, n FROM unnest(ARRAY['m', 'm1', 'm2', 'nobody']) AS model, generate_series(0, {CONCURRENCY - 1}) n
@@ -136,7 +136,7 @@ async def test_a_position_reads_no_further_than_its_limit(history: Any) -> None:
     last = "SELECT rank, id FROM results WHERE status = 'pending' ORDER BY rank DESC LIMIT 1"
     row = await history.fetchrow(last)
     check(
-        await plan(history, POSITION, "m1", row["rank"], row["id"], 0),
+        await plan(history, POSITION, "m1", row["rank"], row["id"], 0, ""),
         "results_claim",
         POSITION_LIMIT,
     )
@@ -193,7 +193,7 @@ async def test_a_plan_made_while_the_tables_were_empty_stays_good(postgres: Runn
             RELEASE, ids, nobody, texts, texts, [1.0] * 20, ["true"] * 20, none, none, *[[0.0] * 20] * 2,
         ),
         "cancel": (CANCEL, ids[0], 0, ids[0], "somebody"),
-        "position": (POSITION, "m", datetime.now(UTC), ids[0], 0),
+        "position": (POSITION, "m", datetime.now(UTC), ids[0], 0, ""),
     }  # fmt: skip
     calls = {}
     for name, (statement, *given) in arguments.items():

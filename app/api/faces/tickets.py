@@ -12,6 +12,7 @@ from app.api.holding import hold_until_final
 from app.api.openai.answers import IGNORED_HEADER, reference_of
 from app.api.openai.documents import OF_GENERATIONS
 from app.api.sse import never_gone
+from app.api.wishes import wish_of
 from app.errors import AppError, ServiceStopping, invalid
 from app.openai.answers import Row
 from app.openai.failures import OF_THE_REQUEST, STATUSES, GenerationFailed
@@ -72,6 +73,7 @@ async def make_ticket(
         client_reference=client_reference or reference_of(request, prepared),
         idempotency_key=key,
         webhook=prepared.webhook,
+        wish=wish_of(request),
     )
 
 

@@ -16,6 +16,7 @@ from starlette.background import BackgroundTask
 from app.api.dependencies import Services, caller_of, mark_replayed, services_of
 from app.api.holding import CLIENT_CLOSED_REQUEST, cancel_if_asked, hold_until_final, stream_until_final
 from app.api.openai.sse import error_event, stream_events
+from app.api.wishes import wish_of
 from app.errors import NotFound, ResultNotFound, ResultPending, ServiceStopping
 from app.openai.answers import Face, Row, model_of
 from app.openai.failures import failure_of
@@ -62,6 +63,7 @@ async def make_ticket(request: Request, prepared: Prepared, key: str | None, *, 
         idempotency_key=key,
         webhook=prepared.webhook,
         kept=prepared.kept,
+        wish=wish_of(request),
     )
     require_texts(row)
     return row, replayed

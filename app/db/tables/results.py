@@ -66,6 +66,8 @@ class SubmittedColumns(ClaimedColumns):
     kept: Annotated[bool, Column(Boolean, nullable=False, server_default="true")] = True
     # {"url", "events"}: whom to tell of the end.
     webhook: Annotated[dict[str, Any] | None, Column(JSONB(none_as_null=True))] = None
+    # The servers that may run it: `server:NAME` or `kinds:KIND,KIND`, '' for any.
+    wish: Annotated[str, Column(Text, nullable=False, server_default="")] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ results = Table(
     CheckConstraint("status = 'pending' OR attempt_token IS NULL", name="final_holds_no_claim"),
     CheckConstraint("(attempt_token IS NULL) = (attempt_started_at IS NULL)", name="claim_has_a_start"),
     CheckConstraint("attempt_count >= 0", name="attempts_not_negative"),
-    Index("results_claim", "model", "owner_id", "rank", "id", postgresql_where=text("status = 'pending'")),
+    Index("results_claim", "model", "wish", "owner_id", "rank", "id", postgresql_where=text("status = 'pending'")),
     Index(
         "results_expiry",
         "expires_at",

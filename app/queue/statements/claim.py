@@ -15,6 +15,8 @@ CLAIMABLE = """r.status = 'pending' AND r.available_at <= now()
 # As `largest_answer` of the parameters.
 LARGEST_ANSWER = f"""(coalesce((r.parameters->>'n')::bigint, 1) * coalesce((r.parameters->>'max_tokens')::bigint, 0)
     * ({TEXT_BYTES} + coalesce((r.parameters->>'logprobs')::bigint + 1, 0) * {LOGPROB_BYTES}))"""
+# A ticket may wish for servers: each wish of a model is a queue of its own, and has the slots of servers that fulfil it
+# ($12 to $14: servers, their names and kinds). Of two tickets for one slot the one with the lower rank has it.
 # A slot of a server is a row that is locked while it is taken, so two dispatchers never take the same one, and neither
 # waits for the other; $10 is how many a model has there, null for any number. Those of runs that have ended ($11) are
 # free for who ran them. See slots.py.
@@ -30,76 +32,99 @@ WITH RECURSIVE unflushed AS MATERIALIZED (
     FROM (SELECT DISTINCT model, server, most FROM offered) l
     JOIN server_slots x ON x.server = l.server AND x.model = l.model AND x.number < l.most
     WHERE {FREE_SLOT} GROUP BY l.model, l.server
+), wishes (model, wish) AS (
+    -- Those of the tickets that are pending; '' is none.
+    SELECT DISTINCT model, '' FROM offered
+    UNION ALL
+    SELECT w.model, (
+        SELECT r.wish FROM results r
+        WHERE r.status = 'pending' AND r.model = w.model AND r.wish > w.wish
+        ORDER BY r.wish, r.owner_id, r.rank, r.id LIMIT 1
+    ) FROM wishes w WHERE w.wish IS NOT NULL
 ), slots AS (
-    SELECT o.model, o.server, o.most, row_number() OVER (PARTITION BY o.model ORDER BY o.place) AS number
-    FROM offered o LEFT JOIN free f USING (model, server) WHERE o.most IS NULL OR o.nth <= f.n
+    SELECT o.model, w.wish, o.server, o.most, o.place,
+           row_number() OVER (PARTITION BY o.model, w.wish ORDER BY o.place) AS number
+    FROM offered o JOIN wishes w USING (model) LEFT JOIN free f USING (model, server)
+    WHERE (o.most IS NULL OR o.nth <= f.n) AND (w.wish = '' OR EXISTS (
+        SELECT FROM unnest($12::text[], $13::text[], $14::text[]) AS v(server, name, kind)
+        WHERE v.server = o.server AND (
+            w.wish = 'server:' || v.name
+            OR w.wish LIKE 'kinds:%' AND v.kind = ANY (string_to_array(substr(w.wish, 7), ','))
+        )
+    ))
 ), wanted AS (
-    SELECT model, count(*) AS n FROM slots GROUP BY model
-), waiting (model, n, owner_id) AS (
-    SELECT w.model, w.n, (
+    SELECT model, wish, count(*) AS n FROM slots GROUP BY model, wish
+), waiting (model, wish, n, owner_id) AS (
+    SELECT w.model, w.wish, w.n, (
         SELECT r.owner_id FROM results r
-        WHERE r.status = 'pending' AND r.model = w.model
+        WHERE r.status = 'pending' AND r.model = w.model AND r.wish = w.wish
         -- The order of the index results_claim, so that no other one is thought as good.
         ORDER BY r.owner_id, r.rank, r.id LIMIT 1
     ) FROM wanted w
     UNION ALL
-    SELECT w.model, w.n, (
+    SELECT w.model, w.wish, w.n, (
         SELECT r.owner_id FROM results r
-        WHERE r.status = 'pending' AND r.model = w.model AND r.owner_id > w.owner_id
+        WHERE r.status = 'pending' AND r.model = w.model AND r.wish = w.wish AND r.owner_id > w.owner_id
         ORDER BY r.owner_id, r.rank, r.id LIMIT 1
     ) FROM waiting w WHERE w.owner_id IS NOT NULL
 ), turns AS (
-    SELECT w.model, w.n, w.owner_id, coalesce(b.running, 0) AS running, coalesce(o.weight, 1) AS weight,
-           count(*) OVER (PARTITION BY w.model) AS owners
+    SELECT w.model, w.wish, w.n, w.owner_id, coalesce(b.running, 0) AS running, coalesce(o.weight, 1) AS weight,
+           count(*) OVER (PARTITION BY w.model, w.wish) AS owners
     FROM waiting w
     LEFT JOIN unnest($6::text[], $7::int[], $8::int[]) AS b(model, owner_id, running) USING (model, owner_id)
     LEFT JOIN owners o ON o.id = w.owner_id
     WHERE w.owner_id IS NOT NULL
 ), shares AS (
-    SELECT model, owner_id, n, NULL::bigint AS seen FROM turns WHERE owners = 1
+    SELECT model, wish, owner_id, n, NULL::bigint AS seen FROM turns WHERE owners = 1
     UNION ALL
-    SELECT model, owner_id, count(*), count(*) FROM (
-        SELECT t.model, t.owner_id, t.n, row_number() OVER (
-            PARTITION BY t.model ORDER BY (t.running + p.place)::float8 / t.weight, p.rank, t.owner_id
+    SELECT model, wish, owner_id, count(*), count(*) FROM (
+        SELECT t.model, t.wish, t.owner_id, t.n, row_number() OVER (
+            PARTITION BY t.model, t.wish ORDER BY (t.running + p.place)::float8 / t.weight, p.rank, t.owner_id
         ) AS number
         FROM turns t CROSS JOIN LATERAL (
             SELECT f.rank, row_number() OVER (ORDER BY f.rank, f.id) AS place FROM (
                 SELECT r.rank, r.id FROM results r
-                WHERE r.model = t.model AND r.owner_id = t.owner_id AND {CLAIMABLE}
+                WHERE r.model = t.model AND r.wish = t.wish AND r.owner_id = t.owner_id AND {CLAIMABLE}
                 ORDER BY r.rank, r.id
                 LIMIT t.n
             ) f
         ) p
         WHERE t.owners > 1
-    ) soonest WHERE number <= n GROUP BY model, owner_id
+    ) soonest WHERE number <= n GROUP BY model, wish, owner_id
 ), due AS MATERIALIZED (
-    SELECT p.id, s.model, p.rank, p.context_id, p.stored_bytes, p.answer_bytes
+    SELECT p.id, s.model, s.wish, p.rank, p.context_id, p.stored_bytes, p.answer_bytes
     FROM shares s CROSS JOIN LATERAL (
         SELECT r.id, r.rank, r.context_id, pg_column_size(r.parameters) + coalesce(pg_column_size(r.request), 0)
                    AS stored_bytes,
                {LARGEST_ANSWER} AS answer_bytes
         FROM results r
-        WHERE r.model = s.model AND r.owner_id = s.owner_id AND {CLAIMABLE}
+        WHERE r.model = s.model AND r.wish = s.wish AND r.owner_id = s.owner_id AND {CLAIMABLE}
         ORDER BY r.rank, r.id
         LIMIT s.n
         FOR UPDATE SKIP LOCKED
     ) p
 ), sized AS (
     -- Known without reading them: the length of a text, and that of a document which is stored as it is (EXTERNAL).
-    SELECT d.id, d.model, d.rank, d.answer_bytes, d.stored_bytes + (
+    SELECT d.id, d.model, d.wish, d.rank, d.answer_bytes, d.stored_bytes + (
         SELECT coalesce(octet_length(c.content), 0) + coalesce(pg_column_size(c.messages), 0)
                + coalesce(pg_column_size(c.inputs), 0)
         FROM contexts c WHERE c.id = d.context_id
     ) AS prompt_bytes
     FROM due d
 ), picked AS MATERIALIZED (
-    SELECT id, model, prompt_bytes, answer_bytes, row_number() OVER (PARTITION BY model ORDER BY rank, id) AS number,
+    SELECT id, model, wish, rank, prompt_bytes, answer_bytes,
+           row_number() OVER (PARTITION BY model, wish ORDER BY rank, id) AS number,
            row_number() OVER ranked = 1 OR sum(prompt_bytes + answer_bytes) OVER ranked <= $9 AS fits
     FROM sized WINDOW ranked AS (ORDER BY rank, id)
+), matched AS (
+    -- A ticket with a wish and one without may have been given the same slot.
+    SELECT p.id, p.prompt_bytes, p.answer_bytes, model, s.server, s.most, s.place,
+           row_number() OVER (PARTITION BY s.place ORDER BY p.rank, p.id) AS turn
+    FROM picked p JOIN slots s USING (model, wish, number) WHERE fits
 ), placed AS (
-    SELECT p.id, p.prompt_bytes, p.answer_bytes, model, s.server, s.most,
-           row_number() OVER (PARTITION BY model, s.server ORDER BY number) AS nth
-    FROM picked p JOIN slots s USING (model, number) WHERE fits
+    SELECT id, prompt_bytes, answer_bytes, model, server, most,
+           row_number() OVER (PARTITION BY model, server ORDER BY place) AS nth
+    FROM matched WHERE turn = 1
 ), taken AS MATERIALIZED (
     SELECT l.model, l.server, ARRAY(
         SELECT x.number FROM server_slots x
@@ -141,7 +166,9 @@ WITH RECURSIVE unflushed AS MATERIALIZED (
 )
 SELECT q.*, {ASKED.of("c")}, (SELECT coalesce(sum(seen), 0) FROM shares)::int AS seen,
        (SELECT count(*) FROM picked WHERE NOT fits) AS left_out,
-       (SELECT count(*) FROM placed)::int AS placed, (SELECT jsonb_object_agg(model, n) FROM wanted) AS granted
+       (SELECT count(*) FROM placed)::int AS placed,
+       (SELECT jsonb_object_agg(model, n) FROM wanted
+        WHERE wish = '' AND model NOT IN (SELECT model FROM wishes WHERE wish > '')) AS granted
 FROM (VALUES (1)) AS always(one)
 LEFT JOIN (claimed q JOIN contexts c ON c.id = q.context_id) ON true
 ORDER BY q.rank, q.id

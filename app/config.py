@@ -78,6 +78,10 @@ class Settings(BaseSettings):
         None, description="JSON file with more servers, read again with every probe: [docs/scaling.md](docs/scaling.md)"
     )
 
+    credential_directory: Path = Field(
+        Path("/run/secrets"), description="folder below which the files of servers' credentials lie, `file:PATH`"
+    )
+
     api_host: str = Field("127.0.0.1", description="address the API listens on")
     api_port: int = Field(8887, ge=1, le=65535, description="port the API listens on")
     root_path: str = Field(

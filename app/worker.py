@@ -57,7 +57,8 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         recovery = Recovery(SetAsideStore(database), fleet, name, settings.model_reloads_per_hour)
         await fleet.follow()
         await recovery.learn()
-        dispatcher = Dispatcher(store, events, fleet, SlotStore(database), Templates(settings), settings, name)
+        slots = SlotStore(database)
+        dispatcher = Dispatcher(store, events, fleet, slots, Templates(settings), settings, name)
         catalog = Catalog(database, fleet)
         listener = Listener(
             settings.listen_arguments,
@@ -74,7 +75,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         background.start("recovery", partial(recovery.watch, settings.probe_seconds))
         background.start("webhooks", partial(deliver_forever, database, settings, Result.of))
         background.start("deliveries", partial(drop_deliveries_forever, database))
-        for task, work in housekeeping(store, UnkeptStore(database), AuditStore(database), events, settings):
+        for task, work in housekeeping(store, slots, UnkeptStore(database), AuditStore(database), events, settings):
             background.start(task, work)
         for task, work in batch_work(database, settings, render_line, defective_line):
             background.start(task, work)

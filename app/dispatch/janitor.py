@@ -10,6 +10,7 @@ from app.config import Settings
 from app.errors import DatabaseUnavailable
 from app.queue.audit import AuditStore
 from app.queue.events import EventStore
+from app.queue.slots import SlotStore
 from app.queue.store import QueueStore
 from app.queue.unkept import UnkeptStore
 from app.services.retention import oldest_kept
@@ -24,7 +25,12 @@ DAY_SECONDS = 86_400.0
 
 
 def housekeeping(
-    store: QueueStore, unkept: UnkeptStore, audit: AuditStore, events: EventStore, settings: Settings
+    store: QueueStore,
+    slots: SlotStore,
+    unkept: UnkeptStore,
+    audit: AuditStore,
+    events: EventStore,
+    settings: Settings,
 ) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
     """What there is to do for ever, by name; each is a task of its own, so that a defect of one stops no other."""
     events_kept = settings.stream_retention_seconds + EVENTS_MARGIN_SECONDS
@@ -33,6 +39,7 @@ def housekeeping(
         ("idempotency keys", TIDY_SECONDS, store.forget_keys),
         ("request counts", TIDY_SECONDS, store.forget_requests),
         ("usage", TIDY_SECONDS, store.compact_usage),
+        ("server slots", TIDY_SECONDS, slots.forget),
         ("unkept results", TIDY_SECONDS, partial(forget_unkept, unkept, DELIVERY_SECONDS)),
         ("events", TIDY_SECONDS, partial(drop_events, events, events_kept)),
     ]

@@ -76,9 +76,13 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """Where a secret is kept, `env:NAME` or `file:PATH`. It is read for each request, and never shown."""
+    """Where a secret is kept, `env:NAME` or `file:PATH`. It is read for each request, and never shown.
+
+    A file lies below `directory`, symbolic links followed; its path may be relative to that.
+    """
 
     reference: str
+    directory: Path = Path("/run/secrets")
 
     def __post_init__(self) -> None:
         """
@@ -89,6 +93,21 @@ class Credential:
         if kind not in ("env", "file") or not place:
             raise ValueError("a credential is env:NAME or file:PATH, never the secret itself")
 
+    def require_file(self) -> None:
+        """
+        Raises:
+            ValueError: it is a file elsewhere.
+        """
+        kind, _, place = self.reference.partition(":")
+        if kind == "file":
+            self._file(place)
+
+    def _file(self, place: str) -> Path:
+        path = (self.directory / place).resolve()
+        if not path.is_relative_to(self.directory.resolve()):
+            raise ValueError(f"the file must lie in {self.directory}, which is CREDENTIAL_DIRECTORY")
+        return path
+
     def read(self) -> str:
         """
         Raises:
@@ -96,10 +115,10 @@ class Credential:
         """
         kind, _, place = self.reference.partition(":")
         try:
-            secret = os.environ.get(place, "") if kind == "env" else Path(place).read_text("utf-8")[:MAX_SECRET_CHARS]
+            secret = os.environ.get(place, "") if kind == "env" else self._file(place).read_text("utf-8")
         except (OSError, ValueError):
             secret = ""
-        secret = secret.strip()
+        secret = secret[:MAX_SECRET_CHARS].strip()
         if not secret or not (secret.isascii() and secret.isprintable()):
             where = f"the environment variable {place}" if kind == "env" else "the file that the server's entry names"
             raise EngineError(

@@ -7,6 +7,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 
 from app.config import Settings
 from app.engines.aliases import Aliased
@@ -86,12 +88,16 @@ class Fleet:
         self.servers = []
         for listed in self._listing.read():
             entry = listed.entry
-            made_for = (entry.endpoint, entry.models)
+            made_for = (entry.kind, entry.timeouts, entry.credential, entry.models)
             server = known.pop(entry.url, None)
             if server is None:
                 server = Server(entry, self._engine_for(entry), made_for=made_for)
             elif server.made_for != made_for:
                 server.replace_engine(self._engine_for(entry), made_for)
+            if server.row_id != listed.id:
+                # Its slots may have gone with the row of before.
+                for lane in server.lanes.values():
+                    lane.slots_made = 0
             server.entry, server.row_id, server.listed = entry, listed.id, True
             server.wanted = listed.wanted
             self.servers.append(server)
@@ -266,8 +272,8 @@ def _forget_metrics(server: Server) -> None:
             gauge.remove(server.url, model)
 
 
-def _engine_for(entry: ServerEntry) -> Engine:
-    engine = open_engine(entry.endpoint)
+def _engine_for(entry: ServerEntry, credential_directory: Path) -> Engine:
+    engine = open_engine(entry.endpoint(credential_directory))
     return Aliased(engine, entry.models) if entry.models else engine
 
 
@@ -279,7 +285,7 @@ async def open_fleet(settings: Settings, store: ServerStore | None = None) -> As
     """
     fleet = Fleet(
         Listing(ServerList(settings.triton_urls, settings.triton_servers_file), store),
-        _engine_for,
+        partial(_engine_for, credential_directory=settings.credential_directory),
         concurrency=settings.model_concurrency,
         server_concurrency=settings.server_concurrency,
     )

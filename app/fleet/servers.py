@@ -100,9 +100,8 @@ class ServerEntry(BaseModel):
             Credential(credential)
         return credential
 
-    @property
-    def endpoint(self) -> Endpoint:
-        credential = None if self.credential is None else Credential(self.credential)
+    def endpoint(self, credential_directory: Path) -> Endpoint:
+        credential = None if self.credential is None else Credential(self.credential, credential_directory)
         return Endpoint(self.kind, self.url, Timeouts(**self.timeouts.model_dump()), credential)
 
 

@@ -67,6 +67,13 @@ FROM server_slots WHERE server = ANY ($1::text[]) GROUP BY server, model ORDER B
 """
 
 
+# Of servers that have left for good. What still runs there has its slots until it ends.
+FORGET = """
+DELETE FROM server_slots x
+WHERE x.until <= now() AND NOT EXISTS (SELECT FROM servers s WHERE s.address = x.server)
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """One that a claim has."""
@@ -126,6 +133,11 @@ class SlotStore:
         ]
         async with self._database.hot() as connection:
             await connection.execute(END, *_columns(rows))
+
+    async def forget(self) -> None:
+        """Removes the slots of servers that are no longer listed."""
+        async with self._database.hot() as connection:
+            await connection.execute(FORGET)
 
     async def used(self, servers: Sequence[str]) -> Sequence[Any]:
         """What is in flight and what was done, by server and model."""

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.config import Settings
 from app.db.engine import Database
+from app.engines.base import Credential
 from app.engines.registry import ENGINES
 from app.errors import InvalidRequest, ServerExists, ServerListedElsewhere, ServerNotFound
 from app.fleet.fleet import Fleet
@@ -176,7 +177,7 @@ class Servers:
             InvalidRequest: a field is not possible for this kind.
             ServerExists: another has its address or its name.
         """
-        fields = _checked(new.model_dump(exclude_none=True, exclude={"wanted"}))
+        fields = self._checked(new.model_dump(exclude_none=True, exclude={"wanted"}))
         fields["wanted"] = new.wanted or ACTIVE
         try:
             async with self._database.transaction() as connection:
@@ -212,7 +213,7 @@ class Servers:
             raise _invalid("address", "is needed")
         now = {name: row[name] for name in SAME} | {"address": row["address"], "wanted": row["wanted"]}
         wanted = given.get("wanted", row["wanted"])
-        fields = _checked({name: value for name, value in (now | given).items() if name != "wanted"})
+        fields = self._checked({name: value for name, value in (now | given).items() if name != "wanted"})
         fields["wanted"] = wanted
         try:
             async with self._database.transaction() as connection:
@@ -243,6 +244,16 @@ class Servers:
                 raise _not_found(id_)
             details = {"name": row["name"], "address": row["address"]}
             await record(connection, Action.SERVER_REMOVED, actor, None, str(id_), details=details)
+
+    def _checked(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """As `_checked`, and the file of a credential lies where such files do."""
+        checked = _checked(fields)
+        if checked["credential"] is not None:
+            try:
+                Credential(checked["credential"], self._settings.credential_directory).require_file()
+            except (ValueError, OSError) as error:
+                raise _invalid("credential", str(error)) from None
+        return checked
 
     async def _row(self, id_: UUID) -> Mapping[str, Any]:
         row = await self._store.find(id_)

@@ -421,7 +421,7 @@ class TestCredential:
     async def test_a_file_is_read_anew(self, server: FaultyServer, tmp_path: Path) -> None:
         file = tmp_path / "key"
         file.write_text("one\n")
-        engine = OpenAIEngine(Endpoint("openai", server.url, credential=Credential(f"file:{file}")))
+        engine = OpenAIEngine(Endpoint("openai", server.url, credential=Credential(f"file:{file}", tmp_path)))
         for secret in ("one", "two"):
             file.write_text(f"{secret}\n")
             async with aclosing(engine.run(request())) as chunks:
@@ -434,9 +434,9 @@ class TestCredential:
     async def test_without_one_nothing_is_sent(self, server: FaultyServer, tmp_path: Path, content: str) -> None:
         file = tmp_path / "key"
         file.write_text(content)
-        for reference in (f"file:{file}", f"file:{tmp_path}/nowhere", "env:NOT_SET_ANYWHERE"):
+        for reference in (f"file:{file}", f"file:{tmp_path}/nowhere", "file:/etc/hostname", "env:NOT_SET_ANYWHERE"):
             with pytest.raises(EngineError) as failed:
-                await run(Endpoint("openai", server.url, credential=Credential(reference)))
+                await run(Endpoint("openai", server.url, credential=Credential(reference, tmp_path)))
             assert (failed.value.code, failed.value.disposition) == ("server_refused", Disposition.WAIT)
             assert str(tmp_path) not in failed.value.message
         assert not server.asked

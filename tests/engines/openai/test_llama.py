@@ -167,7 +167,7 @@ class TestServerWithAKey:
         self, embedder: RunningLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "key").write_text("open-seed\n")
-        for credential in (None, Credential(f"file:{tmp_path / 'key'}")):
+        for credential in (None, Credential(f"file:{tmp_path / 'key'}", tmp_path)):
             engine = open_engine(Endpoint("openai", embedder.url, credential=credential))
             for call in (engine.models(5.0), run(engine, request(messages=QUESTION))):
                 with pytest.raises(EngineError, match="credential") as failed:

@@ -273,7 +273,7 @@ async def test_the_model_is_what_info_names_while_health_answers(
         assert "authorization" not in server.asked[0].headers
         await models(server.url, Credential("env:THEIR_KEY"))
         assert {asked.headers.get("authorization") for asked in server.asked[2:]} == {"Bearer sesame"}
-        await models(server.url, Credential(f"file:{tmp_path / 'login'}"))
+        await models(server.url, Credential("file:login", tmp_path))
         assert {asked.headers.get("authorization") for asked in server.asked[4:]} == {"Basic YWxpY2U6b3Blbi1zZWVk"}
     async with faulty_server(tgi(answer(503, '{"error":"unhealthy","error_type":"healthcheck"}'))) as server:
         with pytest.raises(EngineError, match="not healthy"):

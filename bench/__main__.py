@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import fairness, measure, memory, streaming
+from bench import fairness, measure, memory, streaming, tokens
 from bench.measure import Figure
 from bench.stack import Bench, running_bench
 
@@ -28,6 +28,8 @@ MEASURES: dict[str, Callable[[Bench], Awaitable[Figure]]] = {
     "slots": measure.slots_busy,
     "fair": fairness.fair_share,
     "bulk": measure.bulk,
+    "tokens": tokens.tokens,
+    "saturation": tokens.saturation,
     "streaming": streaming.streaming,
     "dispatcher-memory": memory.dispatcher,
     "api-memory": memory.api,

@@ -13,12 +13,11 @@ from typing import Any
 from tritonclient.grpc import aio
 
 from app.db.engine import open_database
-from app.engines.triton.vllm import encode
 from app.queue.store import QueueStore
 from app.services.results import GET
 from bench.http_load import BODY, Connection
-from bench.raw_client import PARAMETERS
-from bench.stack import CONCURRENCY, Bench, Stopwatch, cpu_seconds, output_of
+from bench.raw_client import messages
+from bench.stack import CONCURRENCY, Bench, Stopwatch, cpu_seconds, output_of, outputs_of
 from nvidia_triton.local.settings import free_ports
 
 BACKLOG = 5000
@@ -49,7 +48,15 @@ async def rounds(ours: Callable[[], Awaitable[float]], theirs: Callable[[], Awai
 
 
 async def raw(bench: Bench) -> float:
-    return await output_of("bench.raw_client", bench.triton.grpc_url, "noop", BACKLOG // 2, CONCURRENCY)
+    rate, _ = await raw_client(bench, "noop", BACKLOG // 2)
+    return rate
+
+
+async def raw_client(bench: Bench, model: str, requests: int, tokens: int = 1, *, stream: bool = True) -> list[float]:
+    """Requests per second and CPU seconds of `tritonclient` alone."""
+    return await outputs_of(
+        "bench.raw_client", bench.triton.grpc_url, model, requests, CONCURRENCY, tokens, int(stream)
+    )
 
 
 async def drain(bench: Bench) -> Figure:
@@ -143,12 +150,8 @@ async def idle_latency(bench: Bench) -> Figure:
                 return watch.seconds * 1000
 
             async def theirs() -> float:
-                async def request() -> object:
-                    yield {"model_name": "noop", "inputs": encode("ping", PARAMETERS)}
-
                 with Stopwatch() as watch:
-                    async for result, error in client.stream_infer(request()):
-                        assert error is None
+                    async for result in messages(client, "noop", "ping", 1):
                         result.as_numpy("text_output")
                 return watch.seconds * 1000
 

@@ -114,7 +114,7 @@ async def running_bench() -> AsyncIterator[Bench]:
         directory = Path(name)
         postgres = start_postgres(directory / "postgres", fsync=True, settings={"shared_buffers": "512MB"})
         triton = start_triton(
-            directory / "triton", ("noop", "half-second", "clock", "told"), Path(__file__).with_name("models")
+            directory / "triton", ("noop", "half-second", "clock", "told", "tokens"), Path(__file__).with_name("models")
         )
         try:
             assert alembic(postgres.url, "upgrade", "head").returncode == 0
@@ -133,13 +133,19 @@ async def running_bench() -> AsyncIterator[Bench]:
 
 
 async def output_of(module: str, *arguments: object) -> float:
-    """Runs a measuring program of this folder; it prints one number."""
+    """As outputs_of, where it prints one number."""
+    (output,) = await outputs_of(module, *arguments)
+    return output
+
+
+async def outputs_of(module: str, *arguments: object) -> list[float]:
+    """Runs a measuring program of this folder; it prints numbers."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", module, *map(str, arguments), stdout=subprocess.PIPE
     )
     out, _ = await process.communicate()
     assert process.returncode == 0, module
-    return float(out)
+    return [float(each) for each in out.split()]
 
 
 def cpu_seconds(pid: int) -> float:

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from tritonclient.grpc import aio
 
 from app.db.ids import uuid7
-from app.engines.triton.vllm import encode
 from bench.http_load import Connection
 from bench.measure import Figure
+from bench.raw_client import messages
 from bench.stack import Bench, cpu_seconds
 
 PACE_MS = 20
 TOKENS = 150
-MANY = 16
+COUNTS = (1, 16, 32)
 
 
 @dataclass
@@ -45,11 +45,7 @@ async def bare(bench: Bench, streams: int, delays: Delays) -> None:
     async with aio.InferenceServerClient(bench.triton.grpc_url) as client:
 
         async def one() -> None:
-            async def request() -> object:
-                yield {"model_name": "clock", "inputs": encode(str(PACE_MS), {"max_tokens": TOKENS})}
-
-            async for result, error in client.stream_infer(request()):
-                assert error is None, error
+            async for result in messages(client, "clock", str(PACE_MS), TOKENS):
                 delays.take(result.as_numpy("text_output")[0].decode())
 
         await asyncio.gather(*(one() for _ in range(streams)))
@@ -57,7 +53,7 @@ async def bare(bench: Bench, streams: int, delays: Delays) -> None:
 
 async def submit(bench: Bench, context: object) -> str:
     http = await Connection.open("127.0.0.1", bench.settings.api_port)
-    body = json.dumps({"parameters": {"max_tokens": TOKENS}})
+    body = json.dumps({"parameters": {"max_tokens": TOKENS}, "stream": True})
     status, ticket = await http.ask("POST", f"/models/send/clock/{context}", body)
     assert status == 202, ticket
     http.close()
@@ -79,46 +75,44 @@ async def follow(bench: Bench, id_: str, delays: Delays) -> None:
 
 
 async def streaming(bench: Bench) -> Figure:
-    """Delay per token with one stream and with many, and what CPU the streams cost, over the same work unfollowed."""
+    """Delay per token with few streams and with many, and what CPU all processes of the service spend on them."""
     await bench.clear()
     context = uuid7()
     await bench.execute("INSERT INTO contexts (id, content) VALUES ($1, $2)", context, str(PACE_MS))
-    ours, theirs = {1: Delays(), MANY: Delays()}, {1: Delays(), MANY: Delays()}
-    cpu = {True: 0.0, False: 0.0}
+    ours, theirs = ({count: Delays() for count in COUNTS} for _ in range(2))
+    cpu: dict[int, list[float]] = {streams: [] for streams in COUNTS}
     async with bench.api() as api, bench.dispatcher() as dispatcher:
         await bench.serving()
         pids = (api.process.pid, dispatcher.process.pid, bench.postgres.pid)
 
-        async def work(streams: int, followed: bool) -> float:
+        async def work(streams: int) -> None:
             before = sum(map(cpu_seconds, pids))
             ids = await asyncio.gather(*(submit(bench, context) for _ in range(streams)))
-            if followed:
-                await asyncio.gather(*(follow(bench, id_, ours[streams]) for id_ in ids))
-            else:
-                await bench.all_settled()
-            return (sum(map(cpu_seconds, pids)) - before) / (streams * TOKENS) * 1000
+            await asyncio.gather(*(follow(bench, id_, ours[streams]) for id_ in ids))
+            cpu[streams].append((sum(map(cpu_seconds, pids)) - before) / (streams * TOKENS) * 1000)
 
-        await work(1, True)
+        await work(1)
         ours[1].values.clear()
         for _ in range(3):
-            for streams in (1, MANY):
+            for streams in COUNTS:
                 await bare(bench, streams, theirs[streams])
-                used = await work(streams, True)
-                cpu[True] += used / 3 if streams == MANY else 0.0
-            cpu[False] += await work(MANY, False) / 3
-    added = {streams: ours[streams].median - theirs[streams].median for streams in ours}
+                await work(streams)
+    added = {streams: ours[streams].median - theirs[streams].median for streams in COUNTS}
+    used = {streams: statistics.median(values) for streams, values in cpu.items()}
     extra = {
         "added_median_ms": added,
-        "added_p95_ms": {streams: ours[streams].p95 - theirs[streams].p95 for streams in ours},
-        "cpu_seconds_per_1000_tokens": {"followed": cpu[True], "not followed": cpu[False]},
+        "added_p95_ms": {streams: ours[streams].p95 - theirs[streams].p95 for streams in COUNTS},
+        "cpu_seconds_per_1000_tokens": used,
     }
+    counts = ", ".join(map(str, COUNTS[:-1]))
     return Figure(
-        f"streaming: added delay per token, median, 1 stream and {MANY}",
+        f"streaming: added delay per token, median, {counts} and {COUNTS[-1]} streams",
         max(added.values()),
         "< 15 ms",
         max(added.values()) < 15,
-        ", ".join(f"{streams}: {ours[streams].median:.1f} ms (p95 {ours[streams].p95:.1f})" for streams in ours)
-        + f"; CPU s per 1,000 tokens {cpu[True]:.2f}, not followed {cpu[False]:.2f}",
-        ", ".join(f"{streams}: {theirs[streams].median:.1f} ms (p95 {theirs[streams].p95:.1f})" for streams in theirs),
+        ", ".join(f"{streams}: {ours[streams].median:.1f} ms (p95 {ours[streams].p95:.1f})" for streams in COUNTS)
+        + "; CPU s per 1,000 tokens "
+        + ", ".join(f"{streams}: {seconds:.2f}" for streams, seconds in used.items()),
+        ", ".join(f"{streams}: {theirs[streams].median:.1f} ms (p95 {theirs[streams].p95:.1f})" for streams in COUNTS),
         extra,
     )

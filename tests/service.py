@@ -59,9 +59,11 @@ class Service:
                 return result
         raise AssertionError(f"still pending after {seconds} s: {result}")
 
-    async def run(self, prompt: str = "Tell me a story.", model: str = "tiny", **parameters: Any) -> dict[str, Any]:
+    async def run(
+        self, prompt: str = "Tell me a story.", model: str = "tiny", *, stream: bool = False, **parameters: Any
+    ) -> dict[str, Any]:
         """Sends a prompt and waits for the end."""
-        return await self.settled(await self.send(prompt=prompt, model=model, parameters=parameters))
+        return await self.settled(await self.send(prompt=prompt, model=model, parameters=parameters, stream=stream))
 
     async def attempts(self, result_id: str) -> list[dict[str, Any]]:
         answer = await self.client.get(f"/results/{result_id}/attempts")

@@ -175,7 +175,7 @@ async def test_cancel_survives_lost_notify(
     settings = make_settings(lease_seconds=60.0)
     async with running_api(settings) as service, running_dispatcher(settings):
         before = await generated(triton, "slow")
-        id_ = await service.send(model="slow", parameters={"max_tokens": 4000, "ignore_eos": True})
+        id_ = await service.send(model="slow", parameters={"max_tokens": 4000, "ignore_eos": True}, stream=True)
 
         async def under_way() -> bool:
             return await generated(triton, "slow") > before + 3

@@ -55,6 +55,7 @@ async def create_comparison(
             priority=body.priority,
             expires_in=body.expires_in,
             client_reference=body.client_reference,
+            streamed=body.stream,
             webhook=accepted(body.webhook, services.settings),
             idempotency=idempotency,
         )

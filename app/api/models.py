@@ -42,6 +42,7 @@ async def send_context(
         priority=options.priority,
         expires_in=options.expires_in,
         client_reference=options.client_reference,
+        streamed=options.stream,
         idempotency_key=key,
         webhook=accepted(options.webhook, services_of(request).settings),
         wish=options.wish,

@@ -81,6 +81,11 @@ class SendOptions(WishOptions):
     )
     client_reference: ClientReference | None = Field(None, description="a name of your own, to find it by")
     webhook: Webhook | None = Field(None, description="whom to tell of the end; else whom the API key names")
+    stream: bool = Field(
+        False,
+        description="have the text as it is generated: to follow it, and to keep what there is when it is cancelled; "
+        "else it comes whole, at the end",
+    )
 
 
 class WishedServers(BaseModel):

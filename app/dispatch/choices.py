@@ -23,11 +23,14 @@ from app.fleet.shares import Share
 from app.prompts.templates import Templates
 from app.queue.ticket import Claim
 from app.tasks.chunks import Accumulator
+from app.tasks.generate import GENERATE
 from app.tasks.infer import INFER
 
 SEEDS = 2**63
 # A stop waits this long for the next message.
 STOP_SECONDS = 0.3
+# What may come to more than this is streamed in any case: a message has a limit, and so has what is read at once.
+MAX_WHOLE_BYTES = 16 * 1024 * 1024
 
 
 class Choices:
@@ -45,6 +48,7 @@ class Choices:
         settings: Settings,
         answer: Accumulator,
         spoke: Callable[[], None],
+        followed: Callable[[], bool],
     ) -> None:
         self.lane = lane
         self._claim = claim
@@ -52,6 +56,10 @@ class Choices:
         self._settings = settings
         self._answer = answer
         self._spoke = spoke
+        self._followed = followed
+        # Of its generations under way, those that show how they go on; and whether any was asked for its answer whole.
+        self._streams = 0
+        self.whole = False
         self._asked = Asked(claim.prompt.content or "")
         self._left = deque(range(answer.choices))
         self._shares: list[Share] = []
@@ -64,6 +72,11 @@ class Choices:
     def slots(self) -> int:
         """How many slots it holds."""
         return max(1, len(self._tasks))
+
+    @property
+    def streaming(self) -> bool:
+        """Whether another message may come before the last."""
+        return self._streams > 0
 
     def used_seconds(self) -> float | None:
         """Its shares of the server's time, which end here; None where the server had no part in it."""
@@ -165,9 +178,13 @@ class Choices:
         request_id = str(claim.id) if self._answer.choices == 1 else f"{claim.id}-{choice}"
         pace = _Pace(claim.parameters.get("max_tokens"))
         speed = Speed(claim.model)
+        stream = self._shall_stream()
         share = self.lane.server.shares.join()
         self._shares.append(share)
         timeouts = self.lane.server.entry.timeouts
+        self._streams += stream
+        self.lane.streams += stream
+        self.whole |= not stream
         try:
             request = Request(
                 claim.model,
@@ -179,6 +196,7 @@ class Choices:
                 messages=self._asked.messages,
                 asked=self._asked.request,
                 inputs=self._asked.inputs,
+                stream=stream,
             )
             with generation_span(claim.model, self.lane.server.url, request.parameters, request.task):
                 async with aclosing(self.lane.server.engine.run(request)) as chunks:
@@ -188,7 +206,9 @@ class Choices:
                         if self._answer.size + chunk.size > self._settings.max_answer_bytes:
                             raise _too_large(self._settings.max_answer_bytes, request.task)
                         self._answer.add(chunk, choice)
-                        self._spoke()
+                        if not chunk.final or self._answer.choices > 1:
+                            # The last words of an answer come with its settle.
+                            self._spoke()
                         pace.add(sum(chunk.completion_tokens))
                         if self._stopping and not chunk.final and pace.seconds_left() > STOP_SECONDS / 2:
                             raise asyncio.CancelledError
@@ -198,6 +218,18 @@ class Choices:
             raise
         finally:
             share.end()
+            self._streams -= stream
+            self.lane.streams -= stream
+
+    def _shall_stream(self) -> bool:
+        """A message for each token costs many times an answer that comes whole, so somebody has to want it."""
+        return (
+            self._claim.task != GENERATE
+            or not self.lane.server.engine.answers_whole
+            or self._followed()
+            or self._claim.answer_bytes > MAX_WHOLE_BYTES
+            or self.lane.needs_sign(self._fleet.concurrency_of(self.lane.server))
+        )
 
 
 def _too_large(most: int, task: str) -> EngineError:

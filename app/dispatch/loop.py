@@ -64,7 +64,7 @@ class Dispatcher:
         # Renewing and settling touch the same rows: one at a time, or they wait for each other in Postgres.
         self._writing = asyncio.Lock()
         self._outbox = Outbox(store, self._writing, self._event_writer.confirm, self._written)
-        self._quarantine = Quarantine(fleet, settings.stall_seconds, self._give_up)
+        self._quarantine = Quarantine(fleet, settings.stall_seconds, settings.idle_timeout_seconds, self._give_up)
         self._slots = Slots(slots, fleet, settings.lease_seconds, self._slot_freed)
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -99,7 +99,7 @@ class Dispatcher:
     def follow_announced(self, payload: str) -> None:
         """Somebody follows a result; an empty payload means that the connection was lost meanwhile.
 
-        What was missed then is found by a tick.
+        What was missed then is found by a renewal.
         """
         if payload:
             self._stream({UUID(payload)})
@@ -263,7 +263,7 @@ class Dispatcher:
                     run.stop(Stop.EXPIRY)
 
     async def _tick_forever(self) -> None:
-        """What notifications usually bring sooner: new work, ended backoffs, cancels, followers."""
+        """What notifications usually bring sooner: new work, ended backoffs, cancels."""
         while True:
             await asyncio.sleep(self._settings.poll_seconds)
             self.work_announced()
@@ -272,8 +272,6 @@ class Dispatcher:
                 continue
             try:
                 self._cancel(await self._store.cancelling())
-                if alone := [run.claim.id for run in self._runs.values() if not run.streamed]:
-                    self._stream(await self._events.followed(alone))
             except DatabaseUnavailable:
                 continue
 

@@ -40,6 +40,7 @@ RAW_CHARS = 500
 NO_SLOT_SECONDS = 0.1
 WAIT_SECONDS = 1.0
 ABORTED = "abort"
+NOT_KEPT = " It was not streamed, so what the engine had generated is not kept: send it with stream to keep that."
 SERVER_STUCK = EngineError(
     "server_stuck", "The server stopped answering while the generation ran.", Disposition.RETRY, server_fault=True
 )
@@ -64,7 +65,7 @@ class Run:
     choices: Choices | None = None
     stopped: Stop | None = None
     settling: bool = False
-    # Whether somebody follows it.
+    # Whether somebody follows it, or its sender asked for a stream.
     streamed: bool = False
     answer: Accumulator = field(init=False)
 
@@ -94,7 +95,8 @@ class Run:
             self.stopped = reason
             if self.choices is not None:
                 self.choices.stop()
-                asyncio.get_running_loop().call_later(STOP_SECONDS, self.task.cancel)
+                patience = STOP_SECONDS if self.choices.streaming else 0.0
+                asyncio.get_running_loop().call_later(patience, self.task.cancel)
 
 
 async def attempt(
@@ -123,7 +125,7 @@ async def attempt(
         if run.streamed:
             spoke(run)
 
-    run.choices = Choices(claim, lane, fleet, settings, run.answer, said)
+    run.choices = Choices(claim, lane, fleet, settings, run.answer, said, lambda: run.streamed)
     expiry = None
     if claim.expires_in is not None:
         expiry = asyncio.get_running_loop().call_later(claim.expires_in, run.stop, Stop.EXPIRY)
@@ -197,15 +199,19 @@ def _after_error(run: Run, error: EngineError, settings: Settings) -> Settlement
 def _after_stop(run: Run, settings: Settings) -> Settlement | Release | None:
     match run.stopped:
         case Stop.CANCEL:
-            return _failed(run, Outcome.CANCELLED, CANCELLED, CANCELLED_MESSAGE, engine_stopped=True)
+            return _failed(run, Outcome.CANCELLED, CANCELLED, CANCELLED_MESSAGE + _lost(run), engine_stopped=True)
         case Stop.EXPIRY:
-            return _failed(run, Outcome.EXPIRED, EXPIRED, EXPIRED_MESSAGE, engine_stopped=True)
+            return _failed(run, Outcome.EXPIRED, EXPIRED, EXPIRED_MESSAGE + _lost(run), engine_stopped=True)
         case Stop.STUCK:
             return _after_error(run, SERVER_STUCK, settings)
         case Stop.DRAIN:
             return _released(run, 0.0)
         case _:
             return None
+
+
+def _lost(run: Run) -> str:
+    return NOT_KEPT if run.choices and run.choices.whole and not run.answer.size else ""
 
 
 def _failed(

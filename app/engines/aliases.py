@@ -17,6 +17,7 @@ class Aliased(Engine):
     def __init__(self, engine: Engine, aliases: Mapping[str, str]) -> None:
         self.kind = engine.kind
         self.takes_messages = getattr(engine, "takes_messages", False)
+        self.answers_whole = getattr(engine, "answers_whole", False)
         self._engine = engine
         self._ours = dict(aliases)
         self._theirs = {ours: theirs for theirs, ours in aliases.items()}

@@ -168,6 +168,9 @@ class Request:
     asked: dict[str, Any] | None = None
     # Of the task `infer`: tensors, as a context stores them.
     inputs: list[dict[str, Any]] | None = None
+    # Whether a text is wanted as it is generated. If not, and the engine can, it comes whole: then only `run_timeout`
+    # bounds the wait.
+    stream: bool = True
 
     @property
     def task(self) -> str:
@@ -215,6 +218,8 @@ class Engine(Protocol):
     kind: str
     # Whether a chat is sent to it as messages, and rendered with the model's template by the server itself.
     takes_messages: bool = False
+    # Whether a text can be had whole, in one message, and leaving the request stops its generation all the same.
+    answers_whole: bool = False
 
     def takes(self, task: str) -> bool:
         """Whether requests of this task may be sent to it."""

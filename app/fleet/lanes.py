@@ -22,6 +22,7 @@ class Lane:
     """One model on one server: what is in flight there and whether it moves.
 
     `moved_at` is when it gave its last sign of life, or when it got work after it had none; `signs` counts the first.
+    `tried_at` is that, or when it was last tested. `streams` is how many of its generations show how they go on.
     `quarantine` is why it is set aside; `dead` says that more is known than its silence. `try_again` ends a pause
     between two trials.
     """
@@ -29,7 +30,9 @@ class Lane:
     server: Server
     model: str
     in_flight: int = 0
+    streams: int = 0
     moved_at: float = field(default_factory=time.monotonic)
+    tried_at: float = field(default_factory=time.monotonic)
     signs: int = 0
     cool_until: float = 0.0
     suspect: bool = False
@@ -55,6 +58,14 @@ class Lane:
             and state.state == "ready"
         )
 
+    def needs_sign(self, slots: int) -> bool:
+        """Whether the next generation is to be streamed although nobody follows it: of those under way none is.
+
+        Its messages tell a busy engine, where a trial waits its turn, from one that hangs. One that runs alone leaves
+        room for a trial, where the engine has more `slots`.
+        """
+        return not self.streams and (self.in_flight > 1 or slots == 1)
+
     def moved(self) -> None:
         """The engine gave a sign of life."""
         self.signs += 1
@@ -62,7 +73,7 @@ class Lane:
 
     def begin(self) -> None:
         """Its silence counts from now on."""
-        self.moved_at = time.monotonic()
+        self.moved_at = self.tried_at = time.monotonic()
 
 
 @dataclass(eq=False)

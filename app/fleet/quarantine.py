@@ -2,7 +2,9 @@
 
 When a backend process dies, its requests in flight hang and readiness stays 200. So a lane that does not move is tested
 with the least that its engine can be asked. When that is refused, the lane is set aside and its runs are given up;
-silence counts only where a run has timed out already, for a busy engine is silent too. A lane set aside is tested until
+silence counts only where a run has timed out already, or where nothing at all came from the engine for as long as a
+run may be silent: a busy engine is silent too. Answers that come whole are no sign of life until they are there, so one
+of a busy lane's generations is streamed, see `Lane.needs_sign`. A lane set aside is tested until
 it answers; where its process meanwhile takes no request from anybody, it hangs, and counts as dead.
 The runs of a server that is down for good are given up as well. Loading a dead model again is
 dispatch/recovery.py's work.
@@ -36,9 +38,12 @@ SILENT_CODES = frozenset({"idle_timeout", "run_timeout"})
 class Quarantine:
     """`give_up` is called with each lane whose requests in flight will never end."""
 
-    def __init__(self, fleet: Fleet, stall_seconds: float, give_up: Callable[[Lane], None]) -> None:
+    def __init__(
+        self, fleet: Fleet, stall_seconds: float, idle_seconds: float, give_up: Callable[[Lane], None]
+    ) -> None:
         self._fleet = fleet
         self._stall = stall_seconds
+        self._idle = idle_seconds
         self._patience = max(stall_seconds, TRIAL_SHORTEST_SECONDS)
         self._give_up = give_up
         self._trials: dict[Lane, asyncio.Task[None]] = {}
@@ -62,7 +67,7 @@ class Quarantine:
                     continue
                 if error := self._trials.pop(lane).exception():
                     log.error("a trial crashed", server=lane.server.url, model=lane.model, error=repr(error))
-            stalled = lane.in_flight > 0 and time.monotonic() - lane.moved_at > self._stall
+            stalled = lane.in_flight > 0 and time.monotonic() - lane.tried_at > self._stall
             if stalled and not lane.server.up:
                 self._give_up(lane)
             elif lane.quarantine or ((stalled or lane.suspect) and lane.server.up):
@@ -79,9 +84,10 @@ class Quarantine:
             if failure.retry_after is not None:
                 # It is overloaded, and alive.
                 break
-            if failure.code in SILENT_CODES and not (lane.suspect or lane.quarantine):
-                # Other dispatchers may keep every slot of the engine busy: silence alone convicts nobody.
-                break
+            if failure.code in SILENT_CODES and not (lane.suspect or lane.quarantine or self._too_long_silent(lane)):
+                # Other dispatchers may keep every slot of the engine busy: a short silence convicts nobody.
+                lane.tried_at = time.monotonic()
+                return
             if failure.code in DEAD_CODES:
                 self._fleet.set_aside(lane, failure.message, dead=True)
             elif failure.code in SILENT_CODES and not lane.dead:
@@ -105,6 +111,11 @@ class Quarantine:
                 self._fleet.take_back(lane)
         lane.suspect = False
         lane.begin()
+
+    def _too_long_silent(self, lane: Lane) -> bool:
+        timeouts = lane.server.entry.timeouts
+        most = max(timeouts.first_token or 0.0, timeouts.between_tokens or self._idle)
+        return lane.in_flight > 0 and time.monotonic() - lane.moved_at > most
 
 
 class Silence:

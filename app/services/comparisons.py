@@ -115,6 +115,7 @@ class Comparisons:
         priority: int,
         expires_in: float | None,
         client_reference: str | None,
+        streamed: bool,
         webhook: dict[str, Any] | None,
         idempotency: Idempotency | None,
     ) -> tuple[UUID, bool]:
@@ -137,7 +138,9 @@ class Comparisons:
                 ticket = self._submissions.ticket(
                     caller, context_id, contender.model, parameters, priority, expires_in, client_reference
                 )
-            tickets.append(replace(ticket, webhook=webhook or caller.webhook, wish=contender.wish.stored))
+            tickets.append(
+                replace(ticket, streamed=streamed, webhook=webhook or caller.webhook, wish=contender.wish.stored)
+            )
         new = NewComparison(
             uuid7(),
             caller.owner_id,

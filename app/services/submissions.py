@@ -71,12 +71,14 @@ class Submissions:
         priority: int = 0,
         expires_in: float | None = None,
         client_reference: str | None = None,
+        streamed: bool = False,
         idempotency_key: str | None = None,
         webhook: dict[str, Any] | None = None,
         wish: Wish = ANY,
     ) -> tuple[Mapping[str, Any], bool]:
         """Stores a ticket, committed when this returns; True when an earlier request with the key had made it.
 
+        How it is brought, `streamed` or not, makes no other request of it: a key does not tell these apart.
         `expires_in` in seconds; `webhook` as `accepted` gives it, the key's own where it is None. The row has at least
         the columns of a new ticket.
 
@@ -113,7 +115,7 @@ class Submissions:
             client_reference,
             idempotency=idempotency,
         )
-        submission = replace(submission, webhook=webhook or caller.webhook, wish=wish.stored)
+        submission = replace(submission, streamed=streamed, webhook=webhook or caller.webhook, wish=wish.stored)
         return await self._store_once(caller, submission, sampled=bool(parameters.model_fields_set))
 
     async def submit_prompt(

@@ -42,7 +42,8 @@ def request_of(environment: Mapping[str, str]) -> dict[str, Any]:
             except ValueError:
                 raise LocalError(f"{name}={text} is not a number.") from None
     messages = [{"role": "user", "content": prompt}]
-    return {"messages": messages, "parameters": parameters, "entries": [{"model": model} for model in models]}
+    entries = [{"model": model} for model in models]
+    return {"messages": messages, "parameters": parameters, "entries": entries, "stream": True}
 
 
 def table_of(entries: list[dict[str, Any]], texts: Mapping[str, str]) -> Table:

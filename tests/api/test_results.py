@@ -6,7 +6,7 @@ from datetime import datetime
 
 import pytest
 
-from tests.engine import generated
+from tests.engine import busy, generated
 from tests.servers import RunningTriton
 from tests.service import Service, eventually
 
@@ -189,7 +189,7 @@ async def test_a_finished_result_is_not_cancelled(service: Service) -> None:
 
 async def test_a_running_result_is_cancelled_through_the_engine(service: Service, triton: RunningTriton) -> None:
     before = await generated(triton, "slow")
-    id_ = await service.send(model="slow", parameters={"max_tokens": 2000, "ignore_eos": True})
+    id_ = await service.send(model="slow", parameters={"max_tokens": 2000, "ignore_eos": True}, stream=True)
 
     async def under_way() -> bool:
         return await generated(triton, "slow") > before + 3
@@ -204,6 +204,46 @@ async def test_a_running_result_is_cancelled_through_the_engine(service: Service
     assert result["usage"]["completion_tokens"] > 0
     (attempt,) = await service.attempts(id_)
     assert attempt["outcome"] == "cancelled"
+
+
+async def test_what_was_not_streamed_is_not_kept_by_a_cancel_and_says_so(
+    service: Service, triton: RunningTriton
+) -> None:
+    id_ = await service.send(model="slow", parameters={"max_tokens": 2000, "ignore_eos": True})
+
+    async def under_way() -> bool:
+        return await busy(triton, "slow") == 1
+
+    await eventually(under_way, "the engine runs it")
+    await service.client.post(f"/results/{id_}/cancel")
+    result = await service.settled(id_)
+    assert (result["status"], result["error"]["code"], result["output"]) == ("failed", "cancelled", None)
+    assert "is not kept: send it with stream" in result["error"]["message"]
+    assert result["usage"]["completion_tokens"] is None
+    assert result["cancellation"]["engine_stopped_at"] >= result["cancellation"]["requested_at"]
+
+    async def idle() -> bool:
+        return await busy(triton, "slow") == 0
+
+    await eventually(idle, "the engine is free", 5)
+
+
+async def test_streamed_or_whole_the_answer_is_the_same_and_a_key_makes_one_ticket(service: Service) -> None:
+    context = await service.context("A story, please.")
+    parameters = {"max_tokens": 40, "seed": 7}
+    whole, streamed = [
+        await service.settled(await service.send(context, parameters=parameters, stream=stream))
+        for stream in (False, True)
+    ]
+    for name in ("output", "finish_reason", "usage"):
+        assert whole[name] == streamed[name]
+    answers = [
+        await service.client.post(
+            f"/models/send/tiny/{context}", json={"stream": stream}, headers={"Idempotency-Key": "once"}
+        )
+        for stream in (False, True)
+    ]
+    assert answers[0].json()["result_id"] == answers[1].json()["result_id"]
 
 
 async def test_a_result_that_nobody_runs_expires(service: Service) -> None:

@@ -7,7 +7,7 @@ from tests.comparisons.follower import ComparisonFollower
 from tests.comparisons.test_comparisons import compare
 from tests.service import Service
 
-SLOWLY = {"content": "[[sim:slow=20]]", "parameters": {"max_tokens": 30, "ignore_eos": True}}
+SLOWLY = {"content": "[[sim:slow=20]]", "parameters": {"max_tokens": 30, "ignore_eos": True}, "stream": True}
 
 
 async def test_every_result_comes_in_parts_and_ends(service: Service) -> None:
@@ -31,7 +31,7 @@ async def test_a_client_that_drops_again_and_again_misses_nothing(service: Servi
         await follower.follow(service, most=3)
         drops += 1
     follower.check()
-    assert drops > 5
+    assert drops > 2
     assert follower.signals == []
 
 

@@ -193,7 +193,7 @@ class _Ticket:
             attempt=1,
         )
         self._answer = Accumulator(self._width)
-        self._choices = Choices(claim, lane, fleet, settings, self._answer, lambda: None)
+        self._choices = Choices(claim, lane, fleet, settings, self._answer, lambda: None, lambda: False)
 
     async def run(self) -> None:
         if self._fails:

@@ -16,7 +16,7 @@ import pytest
 from app.config import Settings
 from app.engines.base import Endpoint, Request
 from app.engines.registry import open_engine
-from tests.engine import busy
+from tests.engine import busy, generated
 from tests.postgres_server import RunningPostgres
 from tests.servers import RunningTriton, start_triton
 from tests.service import Service, eventually, running_api, running_dispatcher
@@ -69,7 +69,7 @@ async def test_a_fault_that_stays_ends_at_the_cap_with_every_attempt_on_record(
 ) -> None:
     settings = make_settings(max_attempts=2, idle_timeout_seconds=0.5)
     async with running_api(settings) as service, running_dispatcher(settings):
-        result = await service.run("[[sim:hang]]")
+        result = await service.run("[[sim:hang]]", stream=True)
         assert (result["status"], result["attempt_count"]) == ("failed", 2)
         assert result["error"]["code"] == "idle_timeout"
         assert result["error"]["message"].endswith("for 0.5 seconds. This was the last of 2 attempts.")
@@ -124,14 +124,35 @@ async def test_a_model_that_fails_to_answer_leaves_others_alone(service: Service
 async def test_an_engine_that_stays_silent_is_given_up(make_settings: Callable[..., Settings]) -> None:
     settings = make_settings(idle_timeout_seconds=0.5, max_attempts=1)
     async with running_api(settings) as service, running_dispatcher(settings):
-        result = await service.run("[[sim:hang]]")
+        result = await service.run("[[sim:hang]]", stream=True)
     assert result["error"]["code"] == "idle_timeout"
+
+
+async def test_one_generation_of_a_busy_model_shows_that_its_engine_lives(
+    make_settings: Callable[..., Settings], triton: Any
+) -> None:
+    """Nobody follows any of them: one is streamed all the same, so a cancel keeps that one's text."""
+    settings = make_settings()
+    async with running_api(settings) as service, running_dispatcher(settings):
+        parameters = {"max_tokens": 2000, "ignore_eos": True}
+        ids = [await service.send(model="slow", parameters=parameters) for _ in range(4)]
+        before = await generated(triton, "slow")
+
+        async def all_run() -> bool:
+            return await busy(triton, "slow") == 4 and await generated(triton, "slow") > before + 20
+
+        await eventually(all_run, "all run")
+        for id_ in ids:
+            await service.client.post(f"/results/{id_}/cancel")
+        results = [await service.settled(id_) for id_ in ids]
+    assert {result["error"]["code"] for result in results} == {"cancelled"}
+    assert len([result for result in results if result["output"]]) == 1
 
 
 async def test_an_attempt_may_not_run_longer_than_its_limit(make_settings: Callable[..., Settings]) -> None:
     settings = make_settings(run_timeout_seconds=0.5, max_attempts=1)
     async with running_api(settings) as service, running_dispatcher(settings):
-        result = await service.run("[[sim:slow=50]]", max_tokens=200, ignore_eos=True)
+        result = await service.run("[[sim:slow=50]]", stream=True, max_tokens=200, ignore_eos=True)
     assert result["error"]["code"] == "run_timeout"
     assert result["output"]
 

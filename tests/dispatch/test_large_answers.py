@@ -21,7 +21,7 @@ async def test_the_worst_legal_request_fails_alone(make_settings: Callable[..., 
     settings = make_settings(max_answer_bytes=SMALL)
     async with running_api(settings) as service, running_dispatcher(settings):
         large, *small = await asyncio.gather(
-            service.run(max_tokens=240, ignore_eos=True),
+            service.run(stream=True, max_tokens=240, ignore_eos=True),
             *(service.run(max_tokens=5, ignore_eos=True) for _ in range(30)),
         )
         assert (large["status"], large["attempt_count"], large["error"]["code"]) == ("failed", 1, "answer_too_large")

@@ -59,7 +59,7 @@ def test_names_have_units_and_labels_have_a_bound() -> None:
 
 async def test_a_ticket_leaves_its_figures(service: Service) -> None:
     before = await scrape(service.client)
-    result = await service.run(max_tokens=20, ignore_eos=True)
+    result = await service.run(stream=True, max_tokens=20, ignore_eos=True)
     after = await scrape(service.client)
 
     def grown(name: str, **labels: str) -> float:
@@ -81,6 +81,11 @@ async def test_a_ticket_leaves_its_figures(service: Service) -> None:
     assert value(after, "tickets_server_up", server=server) == 1
     assert value(after, "tickets_slots", server=server, model="tiny") == service.settings.model_concurrency
     assert value(after, "tickets_listening") == 1
+    await service.run(max_tokens=20, ignore_eos=True)
+    after = await scrape(service.client)
+    assert grown("tickets_generation_tokens_total") == 40
+    # An answer that came whole has no first token.
+    assert grown("tickets_time_to_first_token_seconds_count") == 1
 
 
 async def test_a_ticket_that_is_cancelled_while_it_waits_counts_as_a_failure(api: Service) -> None:

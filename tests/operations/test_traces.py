@@ -116,7 +116,8 @@ async def test_one_trace_from_the_request_to_the_engine(
     variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url, "OTEL_EXPORTER_OTLP_HEADERS": "x-team=blue", **QUICK}
     async with processes(settings, tmp_path, **variables) as service:
         context = await service.context("A prompt.")
-        id_ = await send(service, context, TRACE, parameters={"max_tokens": 8, "ignore_eos": True})
+        parameters = {"max_tokens": 8, "ignore_eos": True}
+        id_ = await send(service, context, TRACE, parameters=parameters, stream=True)
         await service.settled(id_)
         route = "POST /models/send/{model_name}/{context_id}"
         names = {route, "queue tiny", "attempt tiny", "text_completion tiny", "tiny"}

@@ -96,5 +96,5 @@ class Follower:
 
 async def streamed(service: Service, prompt: str, model: str = "tiny", **parameters: Any) -> Follower:
     """Sends a prompt and follows it to its end."""
-    id_ = await service.send(prompt=prompt, model=model, parameters=parameters)
+    id_ = await service.send(prompt=prompt, model=model, parameters=parameters, stream=True)
     return await Follower(id_).follow(service)

@@ -196,7 +196,7 @@ async def test_a_read_is_bounded_by_bytes_and_leaves_nobody_out(store: QueueStor
 
 async def test_a_follower_that_does_not_read_holds_up_nobody(service: Service) -> None:
     """Megabytes of it: more than the sockets between take."""
-    id_ = await service.send(parameters={"max_tokens": 240, "ignore_eos": True, "n": 16, "logprobs": 20})
+    id_ = await service.send(parameters={"max_tokens": 240, "ignore_eos": True, "n": 16, "logprobs": 20}, stream=True)
     stuck = Follower(id_)
     async with service.client.stream("GET", f"/results/{id_}/stream") as answer:
         reading = messages(answer)

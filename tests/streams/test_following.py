@@ -57,16 +57,23 @@ async def test_characters_arrive_whole(service: Service) -> None:
     assert output.count("\ufffd") == 5
 
 
-async def test_a_late_follower_gets_everything_from_the_beginning(service: Service, rows: Any) -> None:
-    id_ = await service.send(prompt="[[sim:slow=20]]", parameters={"max_tokens": 100, "ignore_eos": True})
+async def test_a_late_follower_gets_everything_from_the_beginning(service: Service) -> None:
+    id_ = await service.send(prompt="[[sim:slow=20]]", parameters={"max_tokens": 100, "ignore_eos": True}, stream=True)
     await running(service, id_)
-    await asyncio.sleep(0.5)
-    assert await rows.fetchval("SELECT count(*) FROM result_events") == 0
+    early = await Follower(id_).follow(service, most=5)
+    late = await Follower(id_).follow(service)
+    late.check()
+    assert late.seen[:5] == early.seen
+    assert len(late.seen) > 10
+
+
+async def test_who_follows_what_began_without_a_stream_gets_the_text_at_its_end(service: Service, rows: Any) -> None:
+    id_ = await service.send(prompt="[[sim:slow=20]]", parameters={"max_tokens": 50, "ignore_eos": True})
+    await running(service, id_)
     follower = await Follower(id_).follow(service)
-    follower.check()
-    assert len(follower.seen) > 5
-    # What was said before it came is one event.
-    assert len(follower.seen[0].data["deltas"][0]["text"]) > len(follower.seen[1].data["deltas"][0]["text"])
+    assert follower.check()["usage"]["completion_tokens"] == 50
+    assert [message.id for message in follower.seen] == [0]
+    assert await rows.fetchval("SELECT count(*) FROM result_events") == 0
 
 
 async def test_a_result_nobody_follows_stores_no_events(service: Service, rows: Any) -> None:
@@ -119,7 +126,7 @@ async def test_a_strangers_stream_is_not_found(service: Service, rows: Any) -> N
 
 
 async def test_a_cancel_ends_the_stream_with_what_was_generated(service: Service) -> None:
-    id_ = await service.send(prompt="[[sim:slow=20]]", parameters={"max_tokens": 2000, "ignore_eos": True})
+    id_ = await service.send(prompt="[[sim:slow=20]]", parameters={"max_tokens": 2000, "ignore_eos": True}, stream=True)
     follower = await Follower(id_).follow(service, most=5)
     await service.client.post(f"/results/{id_}/cancel")
     result = (await follower.follow(service)).check()
@@ -133,13 +140,22 @@ async def test_a_failure_ends_the_stream(service: Service) -> None:
     assert follower.seen == []
 
 
-async def test_a_ticket_can_be_followed_before_anything_runs_it(make_settings: Callable[..., Settings]) -> None:
+async def test_a_ticket_can_be_followed_before_anything_runs_it(
+    make_settings: Callable[..., Settings], rows: Any
+) -> None:
     settings = make_settings()
     async with running_api(settings) as service:
         id_ = await service.send(prompt="[[sim:slow=10]]", parameters={"max_tokens": 30, "ignore_eos": True})
         following = asyncio.create_task(Follower(id_).follow(service))
+
+        async def begun() -> bool:
+            return bool(await rows.fetchval("SELECT streamed FROM results"))
+
+        await eventually(begun, "it is followed")
         async with running_dispatcher(settings):
-            (await following).check()
+            follower = await following
+        follower.check()
+        assert len(follower.seen) > 3
 
 
 async def test_cut_anywhere_and_resumed_nothing_is_lost_or_repeated(service: Service) -> None:
@@ -149,7 +165,9 @@ async def test_cut_anywhere_and_resumed_nothing_is_lost_or_repeated(service: Ser
 
     async def one() -> None:
         id_ = await service.send(
-            prompt="[[sim:slow=10]]", parameters={"max_tokens": 120, "ignore_eos": True, "n": 2, "logprobs": 1}
+            prompt="[[sim:slow=10]]",
+            parameters={"max_tokens": 120, "ignore_eos": True, "n": 2, "logprobs": 1},
+            stream=True,
         )
         follower = Follower(id_)
         while follower.result is None:
@@ -165,7 +183,7 @@ async def test_all_processes_and_all_times_tell_the_same_sequences(make_settings
         first = await stack.enter_async_context(running_api(settings))
         second = await stack.enter_async_context(running_api(settings))
         await stack.enter_async_context(running_dispatcher(settings))
-        id_ = await first.send(prompt="[[sim:slow=10]]", parameters={"max_tokens": 80, "ignore_eos": True})
+        id_ = await first.send(prompt="[[sim:slow=10]]", parameters={"max_tokens": 80, "ignore_eos": True}, stream=True)
         followers = await asyncio.gather(
             *(Follower(id_).follow(service) for service in (first, second) for _ in range(3))
         )
@@ -181,7 +199,9 @@ async def test_events_are_dropped_some_time_after_the_end(
     settings = make_settings(stream_retention_seconds=1.5)
     async with running_api(settings) as service, running_dispatcher(settings):
         old = await streamed(service, "[[sim:slow=10]]", max_tokens=30, ignore_eos=True)
-        young_id = await service.send(prompt="[[sim:slow=20]]", parameters={"max_tokens": 3000, "ignore_eos": True})
+        young_id = await service.send(
+            prompt="[[sim:slow=20]]", parameters={"max_tokens": 3000, "ignore_eos": True}, stream=True
+        )
         young = await Follower(young_id).follow(service, most=3)
         url, params = f"/results/{old.result_id}/stream", {"starting_after": 0}
 
@@ -210,7 +230,9 @@ async def test_a_client_that_goes_away_leaves_nothing_behind(make_settings: Call
             return float(re.search(r"^tickets_stream_followers (\S+)", text, re.MULTILINE)[1])  # type: ignore[index]
 
         before = await followers()
-        id_ = await service.send(prompt="[[sim:slow=20]]", parameters={"max_tokens": 3000, "ignore_eos": True})
+        id_ = await service.send(
+            prompt="[[sim:slow=20]]", parameters={"max_tokens": 3000, "ignore_eos": True}, stream=True
+        )
         async with service.client.stream("GET", f"/results/{id_}/stream") as answer:
             reading = messages(answer)
             await anext(reading)
@@ -229,7 +251,9 @@ async def test_hundreds_of_followers_of_one_result_share_its_reads(
 ) -> None:
     settings = make_settings()
     async with running_api(settings) as service, running_dispatcher(settings):
-        id_ = await service.send(prompt="[[sim:slow=20]]", parameters={"max_tokens": 60, "ignore_eos": True})
+        id_ = await service.send(
+            prompt="[[sim:slow=20]]", parameters={"max_tokens": 60, "ignore_eos": True}, stream=True
+        )
         followers = await asyncio.gather(*(Follower(id_).follow(service) for _ in range(90)))
         for follower in followers:
             follower.check()
@@ -252,7 +276,9 @@ async def test_streams_go_on_while_every_notification_is_lost(
 
         cutting = asyncio.create_task(cut())
         try:
-            id_ = await service.send(prompt="[[sim:slow=30]]", parameters={"max_tokens": 150, "ignore_eos": True})
+            id_ = await service.send(
+                prompt="[[sim:slow=30]]", parameters={"max_tokens": 150, "ignore_eos": True}, stream=True
+            )
             await running(service, id_)
             follower = await Follower(id_).follow(service)
         finally:

@@ -65,7 +65,9 @@ async def test_the_api_is_killed_and_another_goes_on(make_settings: Callable[...
         api_process(settings, tmp_path / "api.log") as (process, doomed),
     ):
         ids = [
-            await doomed.send(prompt=SLOW, parameters={"max_tokens": draw.randint(60, 150), "ignore_eos": True})
+            await doomed.send(
+                prompt=SLOW, parameters={"max_tokens": draw.randint(60, 150), "ignore_eos": True}, stream=True
+            )
             for _ in range(6)
         ]
         followers = [Follower(id_) for id_ in ids]
@@ -93,7 +95,7 @@ async def test_a_stopping_api_ends_its_streams_and_another_goes_on(
         running_dispatcher(settings),
         api_process(settings, tmp_path / "api.log") as (process, leaving),
     ):
-        follower = Follower(await leaving.send(prompt=SLOW, parameters=SEEDED))
+        follower = Follower(await leaving.send(prompt=SLOW, parameters=SEEDED, stream=True))
         following = asyncio.create_task(follower.follow(leaving))
 
         async def begun() -> int:
@@ -120,7 +122,7 @@ async def interrupted(
         Process("app.worker", settings, tmp_path / "dispatcher.log") as first,
     ):
         await first.says("dispatching", STARTING_SECONDS)
-        follower = Follower(await service.send(prompt=SLOW, parameters=parameters))
+        follower = Follower(await service.send(prompt=SLOW, parameters=parameters, stream=True))
         await follower.follow(service, most=10)
         interrupt(first)
         async with running_dispatcher(lasting):
@@ -185,7 +187,7 @@ async def test_a_frozen_postgres_delays_streams_and_takes_nothing(
 ) -> None:
     settings = make_settings(lease_seconds=10.0)
     async with running_api(settings) as service, running_dispatcher(settings):
-        followers = [Follower(await service.send(prompt=SLOW, parameters=SEEDED)) for _ in range(3)]
+        followers = [Follower(await service.send(prompt=SLOW, parameters=SEEDED, stream=True)) for _ in range(3)]
         following = [asyncio.create_task(follower.follow(service)) for follower in followers]
 
         async def begun() -> bool:
@@ -213,7 +215,7 @@ async def test_a_killed_postgres_comes_back_and_streams_go_on(
         assert alembic(postgres.url, "upgrade", "head").returncode == 0
         settings = make_settings(database_url=postgres.url, lease_seconds=20.0)
         async with running_api(settings) as service, running_dispatcher(settings):
-            followers = [Follower(await service.send(prompt=SLOW, parameters=SEEDED)) for _ in range(3)]
+            followers = [Follower(await service.send(prompt=SLOW, parameters=SEEDED, stream=True)) for _ in range(3)]
             following = [asyncio.create_task(follower.follow(service)) for follower in followers]
 
             async def begun() -> bool:

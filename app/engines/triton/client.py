@@ -39,6 +39,7 @@ class TritonEngine(Engine):
     """One server's gRPC endpoint, `host:port`, for models of the vLLM backend, and any that take tensors."""
 
     kind = "triton"
+    answers_whole = True
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._address = endpoint.address
@@ -139,12 +140,11 @@ class TritonEngine(Engine):
             return
         call = {
             "model_name": request.model,
-            "inputs": encode(request.prompt, request.parameters),
+            "inputs": encode(request.prompt, request.parameters, stream=request.stream),
             "request_id": request.request_id,
         }
-        async with aclosing(
-            self._connection.messages(call, request.idle_timeout, request.run_timeout, self._first_timeout)
-        ) as messages:
+        idle, first = (request.idle_timeout, self._first_timeout) if request.stream else (None, None)
+        async with aclosing(self._connection.messages(call, idle, request.run_timeout, first)) as messages:
             async for result in messages:
                 try:
                     chunk = decode(result)

@@ -73,7 +73,7 @@ class Connection:
     async def messages(
         self,
         request: dict[str, Any],
-        idle_timeout: float,
+        idle_timeout: float | None,
         run_timeout: float,
         first_timeout: float | None = None,
         classify: Callable[[str], EngineError] = classify_text,
@@ -82,7 +82,8 @@ class Connection:
     ) -> AsyncGenerator[InferResult]:
         """The messages of one request on a stream of its own, which is cancelled when the iterator is closed early.
 
-        The first one may take `first_timeout`, where it is given. `classify` makes an error of a text that came instead
+        The first one may take `first_timeout`, where it is given; without `idle_timeout` only the whole is bounded.
+        `classify` makes an error of a text that came instead
         of a message. With `may_end`, the end of the stream is that of the messages: a decoupled model may be done
         without a last one, and then Triton ends the stream in good order.
 

@@ -18,7 +18,7 @@ NOT_FINISHED = "None"
 
 
 # These never change, so they are made once.
-_STREAMED = bool_input("stream", True)
+_STREAM = {stream: bool_input("stream", stream) for stream in (True, False)}
 _EXCLUDED = bool_input("exclude_input_in_output", True)
 _RETURNED = tuple(
     bool_input(name, True) for name in ("return_finish_reason", "return_num_input_tokens", "return_num_output_tokens")
@@ -26,14 +26,14 @@ _RETURNED = tuple(
 _RETURNED_LOGPROBS = tuple(bool_input(name, True) for name in ("return_logprobs", "return_cumulative_logprob"))
 
 
-def encode(prompt: str, parameters: dict[str, Any]) -> list[InferInput]:
-    """The input tensors of one request; the generation is streamed and the prompt not repeated."""
+def encode(prompt: str, parameters: dict[str, Any], *, stream: bool = True) -> list[InferInput]:
+    """The input tensors of one request; the prompt is not repeated."""
     if "structured_outputs" in parameters:
         # The backend wants this one as JSON text inside the JSON.
         parameters = parameters | {"structured_outputs": to_json(parameters["structured_outputs"]).decode()}
     inputs = [
         bytes_input("text_input", prompt),
-        _STREAMED,
+        _STREAM[stream],
         _EXCLUDED,
         bytes_input("sampling_parameters", to_json(parameters).decode()),
         *_RETURNED,

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -223,6 +224,22 @@ def test_foreign_messages_are_made_presentable() -> None:
     assert presentable("in /opt/vllm/engine.py: bad") == "in …: bad"
     assert len(presentable("x" * 5000)) <= 300
     assert presentable("") == "no reason given"
+
+
+async def test_without_a_stream_the_answer_is_one_message_and_only_the_whole_is_bounded(client: TritonEngine) -> None:
+    parameters = {"max_tokens": 40, "seed": 3, "ignore_eos": True, "logprobs": 1}
+    request = Request("tiny", "[[sim:slow=10]] Hello.", parameters, "test", 0.1, 30)
+    async with aclosing(client.run(replace(request, stream=False))) as chunks:
+        (chunk,) = [chunk async for chunk in chunks]
+    streamed = await run(client, request.prompt, **parameters)
+    assert chunk.final
+    assert chunk.texts == streamed.joined()
+    assert (sum(chunk.completion_tokens), chunk.prompt_tokens) == (40, streamed.prompt_tokens)
+    assert chunk.logprobs == streamed.logprobs
+    async with aclosing(client.run(replace(request, stream=False, run_timeout=0.2))) as chunks:
+        with pytest.raises(EngineError) as caught:
+            await anext(chunks)
+    assert (caught.value.code, caught.value.disposition) == ("run_timeout", RETRY)
 
 
 async def test_silence_beyond_the_idle_timeout_is_an_error(client: TritonEngine) -> None:

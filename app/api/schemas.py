@@ -130,6 +130,14 @@ class WaitingState(BaseModel):
     )
 
 
+class Provenance(BaseModel):
+    server: str = Field(description="its name")
+    kind: str
+    engine_version: str | None = Field(description="null, as the next, where the server does not tell")
+    model_revision: str | None
+    parameters: dict[str, Any] = Field(description="as they were really sent, by the server's own names")
+
+
 class Choice(BaseModel):
     index: int
     text: str
@@ -169,6 +177,7 @@ class Result(BaseModel):
     )
     finish_reason: str | None
     usage: Usage
+    provenance: Provenance | None = Field(description="what made the answer; null until then")
     error: ResultError | None = Field(description="why it failed")
     last_error: ResultError | None = Field(description="while pending, what the last attempt met")
     waiting: WaitingState | None = Field(description="while queued, why; only when one result is asked for")
@@ -250,10 +259,12 @@ class Attempt(BaseModel):
     outcome: str
     error: ResultError | None
     usage: Usage
+    provenance: Provenance | None = Field(description="null where no server was asked, or the dispatcher was lost")
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Self:
         return cls(
+            provenance=row["provenance"],
             number=row["number"],
             dispatcher=row["dispatcher"],
             server=row["server"],

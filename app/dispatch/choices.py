@@ -52,6 +52,9 @@ class Choices:
     ) -> None:
         self.lane = lane
         self._claim = claim
+        # Which model it is there now, and what is asked of it first.
+        self.model = lane.server.models.get(claim.model)
+        self.first: Request | None = None
         self._fleet = fleet
         self._settings = settings
         self._answer = answer
@@ -198,6 +201,8 @@ class Choices:
                 inputs=self._asked.inputs,
                 stream=stream,
             )
+            if self.first is None:
+                self.first = request
             with generation_span(claim.model, self.lane.server.url, request.parameters, request.task):
                 async with aclosing(self.lane.server.engine.run(request)) as chunks:
                     async for chunk in chunks:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import NamedTuple
 
 from app.config import Settings
 from app.dispatch.answers import answer_of, files_of
 from app.dispatch.choices import STOP_SECONDS, Choices
+from app.dispatch.provenance import provenance_of
 from app.engines.base import UNKNOWN, Disposition, EngineError, refusal
 from app.fleet.fleet import Fleet
 from app.fleet.lanes import Lane
@@ -168,7 +169,7 @@ def _after_answer(run: Run, settings: Settings) -> Settlement | Release:
         status=Status.COMPLETED,
         outcome=Outcome.COMPLETED,
         server=server_of(run),
-        answer=answer_of(run.answer),
+        answer=replace(answer_of(run.answer), provenance=provenance_of(run.choices)),
         files=files_of(run.answer),
         size=run.answer.size,
         gpu_seconds=used.seconds,
@@ -224,7 +225,7 @@ def _failed(
         status=Status.FAILED,
         outcome=outcome,
         server=server_of(run),
-        answer=answer_of(run.answer),
+        answer=replace(answer_of(run.answer), provenance=provenance_of(run.choices)),
         files=files_of(run.answer),
         size=run.answer.size,
         error_code=code,
@@ -249,6 +250,7 @@ def _released(run: Run, delay: float, error: EngineError | None = None) -> Relea
         error_message=error.message if error else None,
         gpu_seconds=used.seconds,
         cost=used.cost,
+        provenance=provenance_of(run.choices),
     )
 
 

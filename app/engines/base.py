@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
@@ -171,6 +171,8 @@ class Request:
     # Whether a text is wanted as it is generated. If not, and the engine can, it comes whole: then only `run_timeout`
     # bounds the wait.
     stream: bool = True
+    # Filled by an engine that asks for other parameters than those above, or by other names.
+    sent: dict[str, Any] = field(default_factory=dict)
 
     @property
     def task(self) -> str:
@@ -179,12 +181,17 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """A model as one server tells it; `state` is ready, loading or unavailable."""
+    """A model as one server tells it; `state` is ready, loading or unavailable.
+
+    `revision` says which files or weights it is, `engine` which version runs it; they are empty where it tells none.
+    """
 
     name: str
     version: str
     state: str
     reason: str
+    revision: str = ""
+    engine: str = ""
 
 
 class Control(Protocol):

@@ -17,6 +17,7 @@ from urllib.parse import quote
 from app.engines.base import FINAL, RETRY, Endpoint, Engine, EngineError, ModelState, Request
 from app.engines.gradio_wire import AppEndpoint, app_error, endpoints_of, tokens_of
 from app.engines.http import Clock, HttpConnection
+from app.engines.http_answers import told
 from app.engines.http_faults import cannot_be_read, classify_status
 from app.tasks.chunks import Chunk
 from app.tasks.generate import GENERATE
@@ -35,6 +36,7 @@ class App:
     id: Any
     prefix: str
     endpoints: Mapping[str, AppEndpoint]
+    version: str = ""
 
 
 class GradioEngine(Engine):
@@ -79,7 +81,7 @@ class GradioEngine(Engine):
             if error.code == "idle_timeout":
                 raise EngineError("server_unreachable", "The server does not answer.", RETRY) from None
             raise
-        return [ModelState(name, "1", "ready", "") for name in app.endpoints]
+        return [ModelState(name, "1", "ready", "", engine=app.version) for name in app.endpoints]
 
     async def describe(self, model: str, timeout: float) -> dict[str, Any]:
         """Its inputs are those of any text."""
@@ -102,6 +104,7 @@ class GradioEngine(Engine):
         if endpoint is None:
             raise classify_status(404, "")
         data = endpoint.data(request)
+        request.sent.update(endpoint.sent(data))
         clock = self._http.clock(request)
         event = await self._submit(app, endpoint, data, clock)
         answer = _Answer(endpoint, whole=endpoint.name in self._rewriting, prompt=data)
@@ -148,7 +151,7 @@ class GradioEngine(Engine):
         prefix = str(config.get("api_prefix") or "").rstrip("/")
         info = await self._as_user(lambda: self._http.get(f"{prefix}/info", timeout), clock)
         try:
-            self._app = App(config.get("app_id"), prefix, endpoints_of(config, info))
+            self._app = App(config.get("app_id"), prefix, endpoints_of(config, info), told(config, "version"))
         except ValueError as malformed:
             raise cannot_be_read(str(malformed)) from None
         return self._app

@@ -61,6 +61,11 @@ class AppEndpoint:
         place = _prompt_of(self.inputs)
         return [prompt if each is place else None if each is None else _value(each, parameters) for each in self.inputs]
 
+    def sent(self, data: list[Any]) -> dict[str, Any]:
+        """What of the values is no text: the parameters."""
+        given = ((each, value) for each, value in zip(self.inputs, data, strict=True) if each is not None)
+        return {each.names[0]: value for each, value in given if not each.is_text and value is not None and each.names}
+
     def text(self, data: Any) -> str:
         """The text of the first output.
 

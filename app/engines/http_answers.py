@@ -8,6 +8,7 @@ from typing import Any
 # More cannot be counted in the database, and is a lie.
 MAX_TOKENS = 2**31 - 1
 MAX_ALTERNATIVES = 1000
+MAX_TOLD = 300
 _LENGTH_OF_LOGPROB = 80
 
 
@@ -18,6 +19,12 @@ def text_of(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("a text that is none")
     return value
+
+
+def told(document: Any, name: str) -> str:
+    """A field of a description, such as a version; empty where it is no text, or too long for one."""
+    value = document.get(name) if isinstance(document, dict) else None
+    return value.replace("\x00", "\ufffd") if isinstance(value, str) and len(value) <= MAX_TOLD else ""
 
 
 def count_of(value: Any) -> int | None:

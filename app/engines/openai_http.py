@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,8 +13,9 @@ from pydantic_core import from_json
 
 from app.engines.base import FINAL, RETRY, Endpoint, Engine, EngineError, ModelState, Request
 from app.engines.http import Clock, HttpConnection
+from app.engines.http_answers import told
 from app.engines.http_faults import cannot_be_read, classify_in_stream
-from app.engines.openai_wire import Answer, chat_body, completion_body, vectors_of
+from app.engines.openai_wire import LLAMA_CPP, Answer, chat_body, completion_body, vectors_of
 from app.tasks.chunks import Chunk
 from app.tasks.embed import EMBED
 from app.tasks.generate import GENERATE
@@ -23,6 +25,10 @@ EMBEDDING_BATCH = 64
 # A server elsewhere, which may count each question, is asked for its models this often.
 FRESH_SECONDS = 15.0
 MAX_MODELS = 1000
+# Where servers that call themselves so tell their version, below the root, and by which name.
+DESCRIPTIONS = {LLAMA_CPP: ("/props", "build_info"), "vllm": ("/version", "version")}
+# What of a request's body is no parameter.
+CONTENT = frozenset({"model", "prompt", "messages", "tools", "documents", "stream", "stream_options"})
 MAX_NAME = 255
 # What a server answers that has no /completions.
 NO_COMPLETIONS = frozenset({"model_unavailable", "not_supported_by_model"})
@@ -37,6 +43,8 @@ class OpenAIEngine(Engine):
     def __init__(self, endpoint: Endpoint) -> None:
         path = urlsplit(endpoint.address).path
         self._http = HttpConnection(endpoint, "" if path.strip("/") else VERSION)
+        self._root = HttpConnection(replace(endpoint, address=endpoint.address.rstrip("/").removesuffix(VERSION)))
+        self._engine: tuple[str, str] | None = None
         self._pause = FRESH_SECONDS if endpoint.address.startswith("https:") else 0.0
         self._models: list[ModelState] = []
         self._asked_at = float("-inf")
@@ -51,10 +59,12 @@ class OpenAIEngine(Engine):
 
     async def close(self) -> None:
         await self._http.close()
+        await self._root.close()
 
     async def reconnect(self) -> None:
-        self._asked_at = float("-inf")
+        self._asked_at, self._engine = float("-inf"), None
         await self._http.reconnect()
+        await self._root.reconnect()
 
     async def models(self, timeout: float) -> list[ModelState]:
         """As Engine.models; what it lists is ready.
@@ -75,9 +85,21 @@ class OpenAIEngine(Engine):
             raise cannot_be_read("it is no list of models")
         rows = [row for row in listed[:MAX_MODELS] if isinstance(row, dict) and _is_name(row.get("id"))]
         self._owner = str(rows[0].get("owned_by") or "") if rows else ""
-        self._models = [ModelState(row["id"], "1", "ready", "") for row in rows]
+        engine, revision = await self._describe_engine(timeout)
+        self._models = [ModelState(row["id"], "1", "ready", "", revision or told(row, "root"), engine) for row in rows]
         self._asked_at = time.monotonic()
         return self._models
+
+    async def _describe_engine(self, timeout: float) -> tuple[str, str]:
+        """The server's version and the file of its one model, of servers that are known to tell; asked once."""
+        if self._engine is None:
+            path, name = DESCRIPTIONS.get(self._owner, ("", ""))
+            self._engine = "", ""
+            if path:
+                with suppress(EngineError):
+                    described = await self._root.get(path, timeout)
+                    self._engine = told(described, name), told(described, "model_path").rpartition("/")[2]
+        return self._engine
 
     async def describe(self, model: str, timeout: float) -> dict[str, Any]:
         """It tells nothing of a model's inputs and outputs."""
@@ -132,6 +154,7 @@ class OpenAIEngine(Engine):
 
     async def _stream(self, path: str, body: dict[str, Any], answer: Answer, request: Request) -> AsyncGenerator[Chunk]:
         clock = self._http.clock(request)
+        request.sent.update({name: value for name, value in body.items() if name not in CONTENT})
         async with aclosing(self._http.events(path, body, clock)) as events:
             async for event in events:
                 if isinstance(event, dict) and event.get("error"):

@@ -8,6 +8,7 @@ from typing import Any
 
 from app.engines.base import RETRY, Endpoint, Engine, EngineError, ModelState, Request
 from app.engines.http import HttpConnection
+from app.engines.http_answers import told
 from app.engines.http_faults import cannot_be_read
 from app.engines.tgi_wire import Answer, generate_body, incomplete, model_of
 from app.tasks.chunks import Chunk
@@ -41,7 +42,8 @@ class TgiEngine(Engine):
             EngineError: the server does not answer.
         """
         try:
-            name = model_of(await self._http.get("/info", timeout))
+            info = await self._http.get("/info", timeout)
+            name = model_of(info)
             await self._http.check("/health", timeout)
         except ValueError as malformed:
             raise cannot_be_read(str(malformed)) from None
@@ -51,7 +53,7 @@ class TgiEngine(Engine):
             if error.code == "server_full":
                 raise EngineError("server_full", "The server says that its model is not healthy.", RETRY) from None
             raise
-        return [ModelState(name, "1", "ready", "")]
+        return [ModelState(name, "1", "ready", "", told(info, "model_sha"), told(info, "version"))]
 
     async def describe(self, model: str, timeout: float) -> dict[str, Any]:
         """It tells nothing of a model's inputs and outputs."""
@@ -69,6 +71,7 @@ class TgiEngine(Engine):
             EngineError: the request did not end with an answer.
         """
         body, answer, clock = generate_body(request), Answer(request.parameters), self._http.clock(request)
+        request.sent.update(body["parameters"])
         async with aclosing(self._http.events("/generate_stream", body, clock)) as events:
             async for event in events:
                 try:

@@ -5,6 +5,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from pydantic_core import to_json
+
 from app.db.engine import Database
 from app.db.tables.contexts import Prompt
 from app.queue.audit import KEYLESS, Actor
@@ -152,6 +154,7 @@ class QueueStore:
                 r.error_message,
                 r.gpu_seconds,
                 r.cost,
+                None if r.provenance is None else to_json(r.provenance, inf_nan_mode="null").decode(),
             ),
         )
         async with self._database.hot() as connection:

@@ -4,6 +4,7 @@ import random
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
 from app.db.tables.contexts import Prompt
@@ -163,6 +164,8 @@ class Release:
     error_message: str | None = None
     gpu_seconds: float = 0.0
     cost: float | None = None
+    # As `SettledColumns.provenance`.
+    provenance: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

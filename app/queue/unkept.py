@@ -20,9 +20,13 @@ WITH due AS MATERIALIZED (
     FROM due WHERE c.id = ANY (ARRAY[due.context_id]) AND c.owner_id = {NOBODY}
 ), dropped AS (
     DELETE FROM result_events e USING due WHERE e.result_id = ANY (ARRAY[due.id])
+), unsent AS (
+    UPDATE attempts a SET provenance = provenance || '{{"parameters": {{}}}}'
+    FROM due WHERE a.result_id = ANY (ARRAY[due.id])
 )
 UPDATE results r
 SET request = NULL, parameters = '{{}}', outputs = NULL, answer = NULL,
+    provenance = provenance || '{{"parameters": {{}}}}',
     output = CASE WHEN output IS NOT NULL THEN '' END
 FROM due WHERE r.id = ANY (ARRAY[due.id])
 """  # noqa: S608

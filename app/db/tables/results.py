@@ -82,6 +82,8 @@ class SettledColumns:
     completion_tokens: Annotated[int | None, Column(Integer)] = None
     # What the task `infer` came to: it has no text.
     answer: Annotated[dict[str, Any] | None, Column(JSONB(none_as_null=True), info=LARGE)] = None
+    # {"server", "kind", "engine_version", "model_revision", "parameters"}: what made it, as far as that was told.
+    provenance: Annotated[dict[str, Any] | None, Column(JSONB(none_as_null=True))] = None
 
 
 results = Table(
@@ -180,6 +182,8 @@ attempts = Table(
     Column("gpu_seconds", Double),
     # Dollars; null where the server's price was not known.
     Column("cost", Double),
+    # As that of a result.
+    Column("provenance", JSONB),
     CheckConstraint(
         "outcome IN ('completed', 'failed', 'retried', 'cancelled', 'expired', 'lease_lost')",
         name="outcome_known",

@@ -47,6 +47,7 @@ class TritonEngine(Engine):
         self._first_timeout = endpoint.timeouts.first_token
         # Whether a simulation answers, of the models that are ready; asked once.
         self._simulated: dict[tuple[str, str], bool] = {}
+        self._version = ""
 
     async def __aenter__(self) -> Self:
         return self
@@ -79,15 +80,25 @@ class TritonEngine(Engine):
         # A model of the repository that was never asked for has no state.
         models = [m for m in index.models if m.state]
         simulated = await self._ask_simulated({(m.name, m.version) for m in models if m.state == "READY"}, timeout)
+        engine = await self._ask_version(timeout)
         return [
             ModelState(
                 m.name,
                 m.version,
                 _STATES.get(m.state, "unavailable"),
                 SIMULATED if (m.name, m.version) in simulated else presentable(m.reason) if m.reason else "",
+                f"version {m.version}",
+                engine,
             )
             for m in models
         ]
+
+    async def _ask_version(self, timeout: float) -> str:
+        """Triton's own; asked once for each connection."""
+        if not self._version:
+            with suppress(InferenceServerException):
+                self._version = (await self._connection.calls.get_server_metadata(client_timeout=timeout)).version
+        return self._version
 
     async def _ask_simulated(self, ready: set[tuple[str, str]], timeout: float) -> set[tuple[str, str]]:
         """Those of the ready models behind which there is a simulation; one that does not tell is asked again later."""

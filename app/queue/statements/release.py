@@ -7,8 +7,8 @@ RELEASE = f"""
 WITH given AS (
     SELECT * FROM unnest(
         $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::float8[], $6::bool[], $7::text[], $8::text[], $9::float8[],
-        $10::float8[]
-    ) AS g(id, token, outcome, server, delay, spent, error_code, error_message, gpu_seconds, cost)
+        $10::float8[], $11::text[]
+    ) AS g(id, token, outcome, server, delay, spent, error_code, error_message, gpu_seconds, cost, provenance)
 ), released AS (
     UPDATE results r SET
         available_at = now() + make_interval(secs => g.delay),
@@ -21,12 +21,13 @@ WITH given AS (
     FROM given g
     WHERE {HELD}
     RETURNING r.id, r.attempt_count, r.dispatcher, r.server, old.attempt_started_at AS attempt_started_at,
-              g.outcome, g.spent, g.error_code, g.error_message, g.gpu_seconds, g.cost, r.owner_id, r.key_id, r.model
+              g.outcome, g.spent, g.error_code, g.error_message, g.gpu_seconds, g.cost, g.provenance,
+              r.owner_id, r.key_id, r.model
 ), recorded AS (
     INSERT INTO attempts (result_id, number, dispatcher, server, started_at, ended_at, outcome, error_code,
-                          error_message, gpu_seconds, cost)
+                          error_message, gpu_seconds, cost, provenance)
     SELECT id, attempt_count, dispatcher, server, attempt_started_at, now(), outcome, error_code, error_message,
-           gpu_seconds, cost
+           gpu_seconds, cost, provenance::jsonb
     FROM released WHERE spent
 ), counted AS (
     INSERT INTO usage (day, owner_id, key_id, model, requests, failures, prompt_tokens, completion_tokens,

@@ -33,15 +33,15 @@ WITH given AS (
     WHERE {HELD}
     RETURNING r.id, r.attempt_count, r.dispatcher, r.server, old.attempt_started_at AS attempt_started_at,
               g.outcome, g.spent, r.error_message, r.prompt_tokens, r.completion_tokens,
-              g.gpu_seconds, g.cost, {ENDED}
+              g.gpu_seconds, g.cost, r.provenance, {ENDED}
 ), kept AS (
     INSERT INTO output_files ({", ".join(name for name, _ in _OUTPUT_FILE)})
     SELECT f.* FROM {unnested(_OUTPUT_FILE, "f", after=len(_SETTLEMENT))} JOIN settled s ON s.id = f.result_id
 ), recorded AS (
     INSERT INTO attempts (result_id, number, dispatcher, server, started_at, ended_at, outcome, error_code,
-                          error_message, prompt_tokens, completion_tokens, gpu_seconds, cost)
+                          error_message, prompt_tokens, completion_tokens, gpu_seconds, cost, provenance)
     SELECT id, attempt_count, dispatcher, server, attempt_started_at, now(), outcome, error_code, error_message,
-           prompt_tokens, completion_tokens, gpu_seconds, cost
+           prompt_tokens, completion_tokens, gpu_seconds, cost, provenance
     FROM settled WHERE spent
 ), counted AS (
     {count_usage("prompt_tokens", "completion_tokens", "gpu_seconds", "cost")}

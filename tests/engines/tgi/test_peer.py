@@ -81,6 +81,14 @@ async def test_a_ticket_is_run_with_its_parameters(pair: Pair) -> None:
     assert [set(token) for token in ours] == [set(token) for token in known]
     (attempt,) = await pair.service.attempts(result["id"])
     assert attempt["server"].endswith("/tgi")
+    provenance = result["provenance"]
+    assert attempt["provenance"] == provenance
+    assert (provenance["server"], provenance["kind"]) == ("peer", "tgi")
+    assert provenance["engine_version"] == (await pair.peer.client.get("/tgi/info")).json()["version"]
+    assert provenance["parameters"] == {
+        "seed": 11, "stop": ["two"], "max_new_tokens": 512, "do_sample": True, "temperature": 0.7, "top_p": 0.9,
+        "top_k": 20, "top_n_tokens": 2, "details": True,
+    }  # fmt: skip
 
 
 async def test_what_it_generates_is_streamed(pair: Pair) -> None:

@@ -111,6 +111,12 @@ class ModelNotFound(NotFound):
     title = "No such model"
 
 
+class ModelNotReady(AppError):
+    code = "model_not_ready"
+    status = 503
+    title = "No server has the model ready"
+
+
 class ServerNotFound(NotFound):
     code = "server_not_found"
     title = "No such server"

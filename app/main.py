@@ -37,7 +37,7 @@ from app.api.health import is_untraced
 from app.api.http10 import Application
 from app.api.local import Connections
 from app.api.measure import Measure
-from app.api.openai import batches, chat, completions, embeddings, files, responses, tokens
+from app.api.openai import batches, chat, completions, embeddings, files, images, responses, tokens
 from app.api.openai import models as openai_models
 from app.api.problems import install_handlers, is_openai
 from app.api.proxy import Proxied
@@ -160,7 +160,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         pages_routes,
     ):
         app.include_router(module.router)
-    for openai_module in (chat, completions, responses, embeddings, files, batches, openai_models, tokens):
+    for openai_module in (chat, completions, responses, embeddings, images, files, batches, openai_models, tokens):
         app.include_router(openai_module.router)
     for face in (tgi, protollm, semoss):
         app.include_router(face.router)
@@ -188,7 +188,8 @@ def _lifespan(settings: Settings) -> Lifespan:
             limits = Limits(database)
             wishes = Wishes(catalog, fleet, ServerStore(database))
             results = Results(database, store, catalog, wishes, board, settings)
-            submissions = Submissions(store, contexts, results, catalog, limits, Inputs(catalog), wishes, settings)
+            inputs = Inputs(catalog)
+            submissions = Submissions(store, contexts, results, catalog, limits, inputs, wishes, settings)
             streams = Streams(database, results, settings)
             stored_files = Files(database, store, settings)
             backlog = BacklogGauges(database, catalog)
@@ -199,6 +200,7 @@ def _lifespan(settings: Settings) -> Lifespan:
                 contexts=contexts,
                 results=results,
                 submissions=submissions,
+                inputs=inputs,
                 outputs=Outputs(OutputStore(database), results),
                 streams=streams,
                 comparisons=Comparisons(database, store, contexts, results, submissions, limits, settings),

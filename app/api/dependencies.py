@@ -28,6 +28,7 @@ from app.services.comparisons import Comparisons
 from app.services.contexts import Contexts
 from app.services.files import Files
 from app.services.health import Health
+from app.services.inputs import Inputs
 from app.services.keys import Keys
 from app.services.limits import Limits
 from app.services.outputs import Outputs
@@ -52,6 +53,7 @@ class Services:
     contexts: Contexts
     results: Results
     submissions: Submissions
+    inputs: Inputs
     outputs: Outputs
     streams: Streams
     comparisons: Comparisons

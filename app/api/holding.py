@@ -3,26 +3,99 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+import re
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from functools import partial
-from typing import Any
 from uuid import UUID
 
 from fastapi import Request, Response
 
 from app.api import sse
 from app.api.dependencies import caller_of, services_of
-from app.errors import AppError, DatabaseUnavailable
+from app.api.wishes import wish_of
+from app.errors import AppError, DatabaseUnavailable, ServiceStopping
+from app.openai.answers import Row
+from app.openai.failures import OF_THE_REQUEST, STATUSES, GenerationFailed
+from app.openai.requests import Prepared
 from app.queue.ticket import Status
+from app.services.results import require_texts
 
 HOLD_SECONDS = 600.0
 DATABASE_RETRY_SECONDS = 1.0
 CLIENT_CLOSED_REQUEST = 499
 CANCEL_HEADER = "x-cancel-on-disconnect"
+IGNORED_HEADER = "x-ignored"
+_REFERENCE = re.compile(r"[\x21-\x7e]{1,200}")
 
 
-async def hold_until_final(request: Request, id_: UUID, stopping: AppError) -> Mapping[str, Any] | None:
+async def make_ticket(
+    request: Request,
+    prepared: Prepared,
+    key: str | None = None,
+    *,
+    streamed: bool = False,
+    priority: int = 0,
+    client_reference: str | None = None,
+) -> tuple[Row, bool]:
+    """The ticket's row, committed; True when an earlier request with the key had made it."""
+    row, replayed = await services_of(request).submissions.submit_prompt(
+        caller_of(request),
+        prepared.model,
+        prepared.prompt,
+        prepared.parameters,
+        kind=prepared.kind,
+        request=prepared.request,
+        streamed=streamed,
+        priority=priority,
+        client_reference=client_reference or _reference_of(request, prepared),
+        idempotency_key=key,
+        webhook=prepared.webhook,
+        kept=prepared.kept,
+        wish=wish_of(request),
+    )
+    require_texts(row)
+    return row, replayed
+
+
+def _reference_of(request: Request, prepared: Prepared) -> str | None:
+    """A request id of the client's own finds its ticket later, also where the answer never arrived."""
+    for given in (request.headers.get("x-request-id"), prepared.request.get("request_id")):
+        if given and _REFERENCE.fullmatch(given):
+            return str(given)
+    return None
+
+
+async def completed(request: Request, row: Row) -> Row | None:
+    """The completed result of a ticket; None when the client is gone.
+
+    Raises:
+        GenerationFailed: it failed.
+        ServiceStopping: this process ends before the ticket does.
+    """
+    final = await hold_until_final(request, row["id"], stopping(row))
+    if final is not None and final["status"] == Status.FAILED:
+        raise failure(final)
+    return final
+
+
+def failure(row: Row) -> AppError:
+    """The error of a failed result's row."""
+    code: str = row["error_code"]
+    status = STATUSES.get(code, 400 if code in OF_THE_REQUEST else 502)
+    return GenerationFailed(code, status, f"{row['error_message']} (result {row['id']})", None)
+
+
+def stopping(row: Row) -> AppError:
+    return ServiceStopping(
+        f"This process is stopping; the request goes on as result {row['id']}. GET /results/{row['id']} has the answer "
+        "once it is there.",
+        # Sent once more it would be a second ticket.
+        headers={"Retry-After": "2", "x-should-retry": "false"},
+    )
+
+
+async def hold_until_final(request: Request, id_: UUID, stopping: AppError) -> Row | None:
     """The final result, however long it takes; None when the client is gone.
 
     Raises:

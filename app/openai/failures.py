@@ -18,6 +18,8 @@ OF_THE_REQUEST = frozenset(
         "lora_not_found",
         "not_supported_by_model",
         "model_contract",
+        "model_refused",
+        "inputs_refused",
         "invalid_request",
         "request_refused",
         "message_too_large",

@@ -21,12 +21,14 @@ from app.prompts.tokenizers import Tokenizers
 from app.queue.ticket import PRIORITY_HIGHEST, PRIORITY_LOWEST
 from app.services.catalog import Catalog
 from app.services.contexts import Contexts
+from app.services.inputs import Inputs
 from app.services.results import Results
 from app.services.submissions import Submissions
 from app.services.webhooks import Webhook
 from app.storable import check_document
 from app.tasks.embed import EmbeddingParameters
 from app.tasks.generate import UNSUPPORTED_PARAMETER, SamplingParameters
+from app.tasks.infer import InferParameters
 
 # Named rather than unknown, so that the answer can say what to do instead.
 UNSUPPORTED = {
@@ -36,6 +38,9 @@ UNSUPPORTED = {
     "moderation": "nothing is moderated here",
     "prediction": "the engine takes no predicted output",
     "reasoning_effort": "is for chats, whose template may know it",
+    "style": "say it in the prompt",
+    "partial_images": "an image comes as a whole",
+    "output_compression": "images are PNGs",
     "suffix": "the engine cannot insert text",
     "web_search_options": "there is no web search; offer a tool of your own",
     "lora_name": "name the adapter as the model; GET /v1/models lists it",
@@ -80,7 +85,7 @@ class Prepared:
 
     model: str
     prompt: Prompt
-    parameters: SamplingParameters | EmbeddingParameters
+    parameters: SamplingParameters | EmbeddingParameters | InferParameters
     kind: str
     request: dict[str, Any]
     # As `accepted` gives it.
@@ -122,6 +127,8 @@ class Sources(Protocol):
     def results(self) -> Results: ...
     @property
     def submissions(self) -> Submissions: ...
+    @property
+    def inputs(self) -> Inputs: ...
 
 
 def _is(value: Any, only: Any) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from app.errors import OutputNotFound, Removed
@@ -54,3 +55,17 @@ class Outputs:
                 raise Removed(f"The output of result {file.key[0]} was deleted while it was read.")
             yield part
             sent += len(part)
+
+    async def elements(self, caller: Caller, result_id: UUID, output: Mapping[str, Any]) -> list[bytes]:
+        """Of an output of BYTES, as the stored answer has it, each element, whether it is a file or not.
+
+        Raises:
+            Removed: it was deleted meanwhile.
+        """
+        if output.get("data") is not None:
+            return [text.encode() for text in output["data"]]
+        elements = []
+        for element in range(len(output["files"])):
+            file = await self.get(caller, result_id, output["response"], output["name"], element)
+            elements.append(b"".join([part async for part in self.content(file)]))
+        return elements

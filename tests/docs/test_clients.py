@@ -39,8 +39,10 @@ PRINTS = {
     "Structured outputs": [r"\S.* -?\d+\n"],
     "Tools": [rf"(weather {{'place': .+}}\n)+{SIMULATED}\n"],
     "Embeddings": [rf"384 26\n{RANKED}"],
+    "Images": [r"picture-0\.png True PNG\npicture-1\.png True PNG\n"],
     "LoRA adapters": [
-        r"alice qwen3-0\.6b-lora\nbob qwen3-0\.6b-lora\ndemo None\nminilm None\nqwen3-0\.6b-lora None\n"
+        r"alice qwen3-0\.6b-lora\nbob qwen3-0\.6b-lora\ndemo None\nimage-rules None\nminilm None\n"
+        r"qwen3-0\.6b-lora None\n"
         r"alice \[simulated: alice\] \S.+\n"
     ],
     "Async": [rf"({SIMULATED}\n){{10}}"],
@@ -86,7 +88,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def triton(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[RunningTriton]:
-    server = start_triton(tmp_path_factory.mktemp("triton"), ("demo", "minilm", "qwen3-0.6b-lora"), repository)
+    server = start_triton(
+        tmp_path_factory.mktemp("triton"), ("demo", "minilm", "image-rules", "qwen3-0.6b-lora"), repository
+    )
     yield server
     server.stop()
 

@@ -1,6 +1,7 @@
 """docs/neighbours.md: every block is run as it stands, only the address differs."""
 
 import asyncio
+import base64
 import json
 import re
 import subprocess
@@ -10,20 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from app.config import Settings
 from tests.servers import RunningTriton, start_triton
-from tests.service import Service
+from tests.service import Service, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = (ROOT / "docs" / "neighbours.md").read_text()
 ADDRESS = "http://127.0.0.1:8887"
+MODELS = ("demo", "minilm", "image-rules", "ner-rules", "vision-rules")
 SIMULATED = r"\[simulated\] \S.+"
 
 
 @pytest.fixture(scope="session")
 def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
-    server = start_triton(tmp_path_factory.mktemp("triton"), ("demo", "minilm"), ROOT / "models")
+    server = start_triton(tmp_path_factory.mktemp("triton"), MODELS, ROOT / "models")
     yield server
     server.stop()
 
@@ -34,6 +37,18 @@ def make_settings(make_settings: Callable[..., Settings]) -> Callable[..., Setti
         return make_settings(**({"model_repository": str(ROOT / "models")} | changes))
 
     return make
+
+
+@pytest_asyncio.fixture
+async def service(service: Service) -> Service:
+    """Once it knows all models."""
+
+    async def known() -> bool:
+        models = (await service.client.get("/models/")).json()
+        return {each["name"] for each in models if each["state"] == "ready"} >= set(MODELS)
+
+    await eventually(known, "the models are known")
+    return service
 
 
 def block(heading: str, language: str) -> str:
@@ -83,11 +98,14 @@ async def test_protollm(service: Service) -> None:
 
 
 async def test_semoss(service: Service) -> None:
-    chat, generated, embedded, status, queue, health = await lines(service, "SEMOSS")
+    chat, generated, found, seen, drawn, embedded, status, queue, health = await lines(service, "SEMOSS")
     assert re.fullmatch(SIMULATED, json.loads(chat)["choices"][0]["message"]["content"], re.DOTALL)
     last = events_of(generated)[-1]
     assert last["status"] == "complete"
     assert re.fullmatch(SIMULATED, last["output"], re.DOTALL)
+    assert events_of(found)[-1]["output"] == "[PERSON_1] lived in London."
+    assert "8 x 4" in events_of(seen)[-1]["output"]
+    assert base64.b64decode(events_of(drawn)[-1]["image"]).startswith(b"\x89PNG")
     assert len(json.loads(embedded)["data"][0]["embedding"]) == 384
     assert json.loads(status) == {"status": "READY", "gpu": None, "queue": 0, "model": "demo", "type": "text"}
     assert queue == "queue_size 0"

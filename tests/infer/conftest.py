@@ -9,7 +9,7 @@ import pytest
 from nvidia_triton.local.settings import ROOT
 from tests.servers import TEST_MODELS, RunningTriton, start_triton
 
-MODELS = ("image-rules", "ner-rules", "vision-rules", "count", "echo", "tiny")
+MODELS = ("image-rules", "ner-rules", "vision-rules", "count", "echo", "tiny", "chat")
 
 
 @pytest.fixture(scope="package")

@@ -76,6 +76,7 @@ ROUTES: dict[tuple[str, str], Scope | None] = {
     ("POST", "/v1/responses/{response_id}/cancel"): SUBMITS,
     ("DELETE", "/v1/responses/{response_id}"): SUBMITS,
     ("POST", "/v1/embeddings"): SUBMITS,
+    ("POST", "/v1/images/generations"): SUBMITS,
     ("GET", "/v1/models"): READS,
     ("POST", "/tokenize"): READS,
     ("POST", "/detokenize"): READS,

@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -23,7 +24,7 @@ from schemathesis import checks
 
 from app.config import Settings
 from app.main import create_app
-from nvidia_triton.local.settings import free_ports
+from nvidia_triton.local.settings import ROOT, free_ports
 from tests.conftest import with_database
 from tests.postgres_server import RunningPostgres
 from tests.servers import TEST_MODELS, RunningTriton, start_triton
@@ -89,6 +90,8 @@ class Stack:
             body = {name: known.get(name, value) for name, value in body.items() if name not in ENTANGLED}
             if case.path in ("/v1/embeddings", "/api/embeddings"):
                 body["model"] = "embed"
+            if case.path == "/v1/images/generations":
+                body |= {"model": "image-rules", "size": "64x48", "num_inference_steps": 1}
             if case.path == "/tokenize":
                 body = {name: value for name, value in body.items() if name != "messages"} | {"prompt": "Hi."}
             if case.path == "/comparisons/":
@@ -157,20 +160,30 @@ async def _one_of_each(client: httpx.AsyncClient) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
-    server = start_triton(tmp_path_factory.mktemp("triton"), ("chat", "embed"))
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    models = tmp_path_factory.mktemp("models") / "models"
+    shutil.copytree(TEST_MODELS, models)
+    shutil.copytree(ROOT / "models" / "image-rules", models / "image-rules")
+    return models
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[RunningTriton]:
+    server = start_triton(tmp_path_factory.mktemp("triton"), ("chat", "embed", "image-rules"), repository)
     yield server
     server.stop()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def stack(
-    postgres: RunningPostgres, template: str, engine: RunningTriton, tmp_path_factory: pytest.TempPathFactory
+    postgres: RunningPostgres,
+    template: str,
+    engine: RunningTriton,
+    repository: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[Stack]:
     """In processes of their own: the tests here hold up this one's event loop."""
-    models = tmp_path_factory.mktemp("models") / "models"
-    shutil.copytree(TEST_MODELS, models)
-    trained("Once upon a time.").save(str(models / "chat" / "1" / "tokenizer.json"))
+    trained("Once upon a time.").save(str(repository / "chat" / "1" / "tokenizer.json"))
     name = f"test_{uuid4().hex}"
     connection = await asyncpg.connect(postgres.url)
     await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
@@ -179,7 +192,7 @@ async def stack(
         database_url=with_database(postgres.url, name),
         triton_urls=(engine.grpc_url,),
         api_port=free_ports(1)[0],
-        model_repository=str(models),
+        model_repository=str(repository),
         default_max_tokens=TOKENS,
         default_model="none",
         webhook_allow_private=True,
@@ -196,10 +209,10 @@ async def stack(
                 answer = await client.get("/health/ready")
             except httpx.TransportError:
                 return False
-            return answer.status_code == 200 and len(answer.json()["triton"][0]["ready_models"]) == 2
+            return answer.status_code == 200 and len(answer.json()["triton"][0]["ready_models"]) == 3
 
         async with httpx.AsyncClient(base_url=running.url, trust_env=False) as client:
-            await eventually(serving, "the API serves and sees both models", pause=0.2)
+            await eventually(serving, "the API serves and sees the models", pause=0.2)
         await running.fill()
         yield running
 

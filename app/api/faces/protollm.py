@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.api.dependencies import caller_of, services_of
-from app.api.faces.tickets import ERRORS, completed, make_ticket, mark, model_or_default
-from app.api.holding import CLIENT_CLOSED_REQUEST
+from app.api.faces.tickets import ERRORS, mark, model_or_default
+from app.api.holding import CLIENT_CLOSED_REQUEST, completed, make_ticket
 from app.api.security import WORK, GuardedRoute
 from app.api.tickets import JsonBytes
 from app.errors import InvalidRequest
@@ -105,9 +105,9 @@ async def _answered(request: Request, job: Job, messages: list[dict[str, str]]) 
     row, replayed = await make_ticket(
         request,
         prepared,
+        KEY_PREFIX + job.job_id,
         priority=(job.priority or 0) * PRIORITY_STEP,
         client_reference=job.job_id,
-        key=KEY_PREFIX + job.job_id,
     )
     final = await completed(request, row)
     if final is None:

@@ -11,9 +11,9 @@ from pydantic_core import to_json
 from app.api.dependencies import caller_of, services_of
 from app.api.faces.tgi_render import StreamTokens, render, tgi_error
 from app.api.faces.tgi_request import MAX_TOP_TOKENS, CompatibleRequest, GenerateRequest, prepare
-from app.api.faces.tickets import completed, followed, make_ticket, mark, model_or_default
+from app.api.faces.tickets import followed, mark, model_or_default
 from app.api.health import short_health
-from app.api.holding import CLIENT_CLOSED_REQUEST, stream_until_final
+from app.api.holding import CLIENT_CLOSED_REQUEST, completed, make_ticket, stream_until_final
 from app.api.openai.answers import Json
 from app.api.security import OPEN, READ, WORK, GuardedRoute
 from app.api.sse import event_bytes

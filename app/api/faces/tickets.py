@@ -8,14 +8,11 @@ from contextlib import aclosing
 from fastapi import Request, Response
 
 from app.api.dependencies import PROBLEM_CONTENT, caller_of, mark_replayed, problems, services_of
-from app.api.holding import hold_until_final
-from app.api.openai.answers import IGNORED_HEADER, reference_of
+from app.api.holding import IGNORED_HEADER, failure, stopping
 from app.api.openai.documents import OF_GENERATIONS
 from app.api.sse import never_gone
-from app.api.wishes import wish_of
-from app.errors import AppError, ServiceStopping, invalid
+from app.errors import invalid
 from app.openai.answers import Row
-from app.openai.failures import OF_THE_REQUEST, STATUSES, GenerationFailed
 from app.openai.requests import Prepared
 from app.queue.ticket import Status
 from app.services.catalog import shown
@@ -51,45 +48,6 @@ async def model_or_default(request: Request, named: str | None, field: str = "mo
     raise invalid(field, f"name the model{'' if embeds else ', or have DEFAULT_MODEL set'}: {there}")
 
 
-async def make_ticket(
-    request: Request,
-    prepared: Prepared,
-    *,
-    streamed: bool = False,
-    priority: int = 0,
-    client_reference: str | None = None,
-    key: str | None = None,
-) -> tuple[Row, bool]:
-    """The ticket's row, committed; True when an earlier request with the key had made it."""
-    return await services_of(request).submissions.submit_prompt(
-        caller_of(request),
-        prepared.model,
-        prepared.prompt,
-        prepared.parameters,
-        kind=prepared.kind,
-        request=prepared.request,
-        streamed=streamed,
-        priority=priority,
-        client_reference=client_reference or reference_of(request, prepared),
-        idempotency_key=key,
-        webhook=prepared.webhook,
-        wish=wish_of(request),
-    )
-
-
-async def completed(request: Request, row: Row) -> Row | None:
-    """The completed result of a ticket; None when the client is gone.
-
-    Raises:
-        GenerationFailed: it failed.
-        ServiceStopping: this process ends before the ticket does.
-    """
-    final = await hold_until_final(request, row["id"], stopping(row))
-    if final is not None and final["status"] == Status.FAILED:
-        raise failure(final)
-    return final
-
-
 async def followed(following: Following, row: Row) -> AsyncGenerator[Event | End]:
     """The events of a ticket, the last one that of a completed result.
 
@@ -105,21 +63,6 @@ async def followed(following: Following, row: Row) -> AsyncGenerator[Event | End
             if isinstance(item, End):
                 return
     raise stopping(row)
-
-
-def failure(row: Row) -> AppError:
-    """The error of a failed result's row."""
-    code: str = row["error_code"]
-    status = STATUSES.get(code, 400 if code in OF_THE_REQUEST else 502)
-    return GenerationFailed(code, status, f"{row['error_message']} (result {row['id']})", None)
-
-
-def stopping(row: Row) -> AppError:
-    return ServiceStopping(
-        f"This process is stopping; the request goes on as result {row['id']}. GET /results/{row['id']} has the answer "
-        "once it is there.",
-        headers={"Retry-After": "2"},
-    )
 
 
 def mark(response: Response, row: Row, prepared: Prepared, replayed: bool = False) -> Response:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Annotated, Any
 from uuid import UUID
@@ -14,9 +13,15 @@ from pydantic_core import to_json
 from starlette.background import BackgroundTask
 
 from app.api.dependencies import Services, caller_of, mark_replayed, services_of
-from app.api.holding import CLIENT_CLOSED_REQUEST, cancel_if_asked, hold_until_final, stream_until_final
+from app.api.holding import (
+    CLIENT_CLOSED_REQUEST,
+    IGNORED_HEADER,
+    cancel_if_asked,
+    hold_until_final,
+    make_ticket,
+    stream_until_final,
+)
 from app.api.openai.sse import error_event, stream_events
-from app.api.wishes import wish_of
 from app.errors import NotFound, ResultNotFound, ResultPending, ServiceStopping
 from app.openai.answers import Face, Row, model_of
 from app.openai.failures import failure_of
@@ -25,9 +30,6 @@ from app.openai.requests import Prepared
 from app.queue.ticket import Status
 from app.services.callers import Caller
 from app.services.results import require_texts
-
-IGNORED_HEADER = "x-ignored"
-_REFERENCE = re.compile(r"[\x21-\x7e]{1,200}")
 
 
 class Json(Response):
@@ -48,33 +50,12 @@ def _cursor(
 Cursor = Annotated[int | None, Depends(_cursor)]
 
 
-async def make_ticket(request: Request, prepared: Prepared, key: str | None, *, streamed: bool) -> tuple[Row, bool]:
-    """The ticket's row, committed; True when an earlier request with the key had made it."""
-    row, replayed = await services_of(request).submissions.submit_prompt(
-        caller_of(request),
-        prepared.model,
-        prepared.prompt,
-        prepared.parameters,
-        kind=prepared.kind,
-        request=prepared.request,
-        streamed=streamed,
-        priority=prepared.priority,
-        client_reference=reference_of(request, prepared),
-        idempotency_key=key,
-        webhook=prepared.webhook,
-        kept=prepared.kept,
-        wish=wish_of(request),
-    )
-    require_texts(row)
-    return row, replayed
-
-
 async def submit(
     request: Request, face: Face, prepared: Prepared, key: str | None, *, stream: bool = False, usage: bool = False
 ) -> Response:
     """Makes the ticket and answers as the client wants it."""
     services, caller = services_of(request), caller_of(request)
-    row, replayed = await make_ticket(request, prepared, key, streamed=stream)
+    row, replayed = await make_ticket(request, prepared, key, streamed=stream, priority=prepared.priority)
     response: Response
     if stream:
         response = await _streamed(request, services, caller, face, row, prepared.request, None, usage)
@@ -96,21 +77,40 @@ async def submit_several(
     merged: Callable[[Sequence[dict[str, Any]]], dict[str, Any]],
 ) -> Response:
     """Makes a ticket of each, and answers once all are completed; the first one's id is that of the answer."""
+    held = await hold_several(
+        request,
+        prepared,
+        key,
+        lambda row: hold(request, face, row["id"], repeatable=key is not None, kept=prepared[0].kept),
+    )
+    if held is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    rows, replayed = held
+    response = Json(merged([face.render(row, each.request) for row, each in zip(rows, prepared, strict=True)]))
+    forget_after(request, response, rows)
+    mark(response, prepared[0], replayed)
+    return response
+
+
+async def hold_several(
+    request: Request, prepared: Sequence[Prepared], key: str | None, held: Callable[[Row], Awaitable[Row | None]]
+) -> tuple[list[Row], bool] | None:
+    """A ticket of each, and the completed rows as `held` gives them; None when the client is gone.
+
+    True where earlier requests with the key had made all of them.
+    """
     keys = [key if key is None or not place else f"{key[:240]} {place}" for place in range(len(prepared))]
     made = await asyncio.gather(
-        *(make_ticket(request, each, own, streamed=False) for each, own in zip(prepared, keys, strict=True))
+        *(make_ticket(request, each, own, priority=each.priority) for each, own in zip(prepared, keys, strict=True))
     )
     finals = []
     for row, _ in made:
-        final = await hold(request, face, row["id"], repeatable=key is not None, kept=prepared[0].kept)
+        final = await held(row)
         if final is None:
             await asyncio.gather(*(cancel_if_asked(request, row["id"]) for row, _ in made))
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
+            return None
         finals.append(final)
-    response = Json(merged([face.render(row, each.request) for row, each in zip(finals, prepared, strict=True)]))
-    forget_after(request, response, finals)
-    mark(response, prepared[0], all(replayed for _, replayed in made))
-    return response
+    return finals, all(replayed for _, replayed in made)
 
 
 def mark(response: Response, prepared: Prepared, replayed: bool) -> None:
@@ -219,11 +219,3 @@ def stopping(face: Face, id_: UUID, repeatable: bool, kept: bool = True) -> Serv
         f"This process is stopping; the request goes on as {known}. {again}",
         headers={"Retry-After": "2", "x-should-retry": "true" if repeatable else "false"},
     )
-
-
-def reference_of(request: Request, prepared: Prepared) -> str | None:
-    """A request id of the client's own finds its ticket later, also where the answer never arrived."""
-    for given in (request.headers.get("x-request-id"), prepared.request.get("request_id")):
-        if given and _REFERENCE.fullmatch(given):
-            return str(given)
-    return None

@@ -9,8 +9,8 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from app.api.dependencies import IdempotencyKey, caller_of, services_of
-from app.api.holding import CLIENT_CLOSED_REQUEST, cancel_if_asked
-from app.api.openai.answers import Json, forget_after, forget_at_end, hold, make_ticket, mark, stopping
+from app.api.holding import CLIENT_CLOSED_REQUEST, cancel_if_asked, make_ticket
+from app.api.openai.answers import Json, forget_after, forget_at_end, hold, mark, stopping
 from app.api.openai.documents import ANSWERS, OBJECT, STREAM_OR_JSON
 from app.api.openai.sse import response_events
 from app.api.security import READ, SUBMIT, WORK, GuardedRoute
@@ -37,7 +37,7 @@ async def create_response(body: ResponseRequest, request: Request, key: Idempote
     """Makes a ticket, and answers with its end, with its stream, or at once where it runs in the background."""
     services, caller = services_of(request), caller_of(request)
     prepared = await prepare_response(services, caller, body)
-    row, replayed = await make_ticket(request, prepared, key, streamed=bool(body.stream))
+    row, replayed = await make_ticket(request, prepared, key, streamed=bool(body.stream), priority=prepared.priority)
     response: Response
     if body.stream:
         response = await _streamed(request, row, prepared.request, None)

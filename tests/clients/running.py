@@ -17,7 +17,7 @@ from nvidia_triton.local.settings import free_ports
 from tests.clients.stack import Stack
 from tests.clients.table import Client
 
-SECONDS = 300
+SECONDS = 600
 FINAL = "It is sunny in Paris."
 
 

@@ -15,7 +15,7 @@ from app.engines.triton.connection import Connection
 from app.engines.triton.control import TritonControl
 from app.engines.triton.embedding import embedding_contract
 from app.engines.triton.faults import classify_tensors, classify_text, classify_unary
-from app.engines.triton.tensors import inputs_of, is_final, outputs_of
+from app.engines.triton.tensors import add_inputs, is_final, new_request, outputs_of
 from app.engines.triton.vllm import decode, encode
 from app.tasks.chunks import Chunk
 from app.tasks.embed import EMBED
@@ -149,16 +149,12 @@ class TritonEngine(Engine):
             async for chunk in self._infer(request):
                 yield chunk
             return
-        call = {
-            "model_name": request.model,
-            "inputs": encode(request.prompt, request.parameters, stream=request.stream),
-            "request_id": request.request_id,
-        }
+        call = encode(request.model, request.request_id, request.prompt, request.parameters, stream=request.stream)
         idle, first = (request.idle_timeout, self._first_timeout) if request.stream else (None, None)
         async with aclosing(self._connection.messages(call, idle, request.run_timeout, first)) as messages:
-            async for result in messages:
+            async for response in messages:
                 try:
-                    chunk = decode(result)
+                    chunk = decode(response)
                 except ValueError as malformed:
                     raise EngineError(
                         "model_contract",
@@ -172,25 +168,22 @@ class TritonEngine(Engine):
 
     async def _infer(self, request: Request) -> AsyncGenerator[Chunk]:
         """A chunk for each response; a decoupled model sends any number."""
-        call = {
-            "model_name": request.model,
-            "inputs": inputs_of(request.inputs or ()),
-            "request_id": request.request_id,
-        }
+        call = new_request(request.model, request.request_id)
+        add_inputs(call, request.inputs or ())
         try:
             async with aclosing(
                 self._connection.messages(
                     call, request.idle_timeout, request.run_timeout, self._first_timeout, classify_tensors, may_end=True
                 )
             ) as messages:
-                async for result in messages:
+                async for response in messages:
                     try:
-                        outputs = outputs_of(result)
+                        outputs = outputs_of(response)
                     except ValueError as malformed:
                         raise EngineError(
                             "model_contract", "The model's answer cannot be read.", FINAL, raw=str(malformed)
                         ) from None
-                    final = is_final(result)
+                    final = is_final(response)
                     yield Chunk([], [], outputs=outputs, size=sum(each.size for each in outputs), final=final)
                     if final:
                         return
@@ -229,17 +222,14 @@ class TritonEngine(Engine):
             if left <= 0:
                 raise EngineError("run_timeout", "The embedding took longer than one attempt may.", RETRY)
             part = texts[start : start + contract.batch]
-            call = {
-                "model_name": request.model,
-                "inputs": contract.encode(part),
-                "request_id": request.request_id,
-            }
+            call = new_request(request.model, request.request_id)
+            contract.encode(call, part)
             async with aclosing(
                 self._connection.messages(call, request.idle_timeout, left, self._first_timeout)
             ) as messages:
-                result = await anext(messages)
+                response = await anext(messages)
             try:
-                found, counted = contract.decode(result, len(part))
+                found, counted = contract.decode(response, len(part))
             except ValueError as malformed:
                 raise EngineError(
                     "model_contract", "The model's answer is not one vector a text.", FINAL, raw=str(malformed)

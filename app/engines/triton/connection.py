@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
-from tritonclient.grpc import InferResult
 from tritonclient.grpc import aio as triton
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from app.engines.base import RETRY, EngineError
 from app.engines.triton.faults import MAX_MESSAGE_BYTES, classify_rpc, classify_text
@@ -46,40 +47,45 @@ LAST_READ_SECONDS = 2.0
 
 
 class Connection:
-    """To the address `host:port`; `calls` are Triton's own."""
+    """To the address `host:port`: `calls` ask for the server's state, and requests have a channel of their own."""
 
     def __init__(self, address: str, connect_timeout: float | None = None) -> None:
         self._address = address
         self._options = channel_options(connect_timeout)
-        self.calls = self._connect()
+        self._connect()
         self._ending: set[asyncio.Task[None]] = set()
 
-    def _connect(self) -> triton.InferenceServerClient:
-        return triton.InferenceServerClient(self._address, channel_args=self._options)
+    def _connect(self) -> None:
+        self.calls = triton.InferenceServerClient(self._address, channel_args=self._options)
+        self._channel = grpc.aio.insecure_channel(self._address, self._options)
+        self._infer = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelStreamInfer
 
     async def close(self) -> None:
         if self._ending:
             await asyncio.wait(self._ending)
         await self.calls.close()
+        await self._channel.close()
 
     async def reconnect(self) -> None:
-        """Starts over with a new channel: the old one may sit out a backoff of minutes after failed look-ups.
+        """Starts over with new channels: the old ones may sit out a backoff of minutes after failed look-ups.
 
-        Whatever is in flight on the old channel is lost.
+        Whatever is in flight on them is lost.
         """
-        old, self.calls = self.calls, self._connect()
-        await old.close()
+        calls, channel = self.calls, self._channel
+        self._connect()
+        await calls.close()
+        await channel.close()
 
     async def messages(
         self,
-        request: dict[str, Any],
+        request: service_pb2.ModelInferRequest,
         idle_timeout: float | None,
         run_timeout: float,
         first_timeout: float | None = None,
         classify: Callable[[str], EngineError] = classify_text,
         *,
         may_end: bool = False,
-    ) -> AsyncGenerator[InferResult]:
+    ) -> AsyncGenerator[service_pb2.ModelInferResponse]:
         """The messages of one request on a stream of its own, which is cancelled when the iterator is closed early.
 
         The first one may take `first_timeout`, where it is given; without `idle_timeout` only the whole is bounded.
@@ -91,45 +97,34 @@ class Connection:
             EngineError: an error instead of a message, or the end of the stream.
         """
 
-        async def requests() -> AsyncIterator[dict[str, Any]]:
-            yield request
-
-        stream = self.calls.stream_infer(requests(), stream_timeout=run_timeout, headers=outgoing() or None)
+        stream = self._infer(timeout=run_timeout, metadata=tuple(outgoing().items()) or None)
+        watch = _Watch(stream)
         said_all = False
         patience = first_timeout or idle_timeout
         try:
+            watch.wait(patience)
+            with suppress(asyncio.InvalidStateError):
+                # One that has failed already says so when it is read.
+                await _told(stream.write(request), watch)
+                await stream.done_writing()
             while True:
-                try:
-                    async with asyncio.timeout(patience):
-                        result, error = await anext(stream)
-                except StopAsyncIteration:
+                message = await _told(stream.read(), watch)
+                if message is grpc.aio.EOF:
                     if may_end:
                         said_all = True
                         return
                     raise EngineError(
                         "stream_ended", "The server ended the stream before the answer was complete.", RETRY
-                    ) from None
-                except TimeoutError:
-                    raise EngineError(
-                        "idle_timeout",
-                        f"The engine sent nothing for {patience:g} seconds.",
-                        RETRY,
-                        server_fault=True,
-                    ) from None
-                except grpc.aio.AioRpcError as failed:
-                    raise classify_rpc(failed.code(), failed.details() or "") from None
-                except asyncio.CancelledError:
-                    task = asyncio.current_task()
-                    if task is not None and task.cancelling():
-                        raise
-                    # An error inside the request iterator shows up as a cancel nobody asked for.
-                    raise EngineError("request_not_sent", "The request could not be put on the wire.", RETRY) from None
-                patience = idle_timeout
-                said_all = error is not None or is_final(result)
-                if error is not None:
-                    raise classify(error.message() or "")
-                yield result
+                    )
+                if message.error_message:
+                    said_all = True
+                    raise classify(message.error_message)
+                response = message.infer_response
+                said_all = is_final(response)
+                yield response
+                watch.wait(idle_timeout)
         finally:
+            watch.end()
             if said_all:
                 self._end(stream)
             else:
@@ -146,10 +141,67 @@ class Connection:
         task.add_done_callback(self._ending.discard)
 
 
+class _Watch:
+    """Cancels a call whose next message is not there in time: one timer for all of its messages."""
+
+    def __init__(self, stream: Any) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stream = stream
+        self._since = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        # Seconds; None where a message may take any time.
+        self.patience: float | None = None
+        self.over = False
+
+    def wait(self, patience: float | None) -> None:
+        """The next message is waited for from now on."""
+        self._since = self._loop.time()
+        if patience != self.patience or self._timer is None:
+            self.patience = patience
+            self.end()
+            if patience is not None:
+                self._timer = self._loop.call_later(patience, self._look)
+
+    def _look(self) -> None:
+        assert self.patience is not None
+        due = self._since + self.patience
+        if due > self._loop.time():
+            self._timer = self._loop.call_at(due, self._look)
+        else:
+            self.over = True
+            self._stream.cancel()
+
+    def end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+async def _told(step: Awaitable[Any], watch: _Watch) -> Any:
+    """
+    Raises:
+        EngineError: the call failed, or took too long.
+    """
+    try:
+        return await step
+    except grpc.aio.AioRpcError as failed:
+        raise classify_rpc(failed.code(), failed.details() or "") from None
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        if watch.over:
+            raise EngineError(
+                "idle_timeout", f"The engine sent nothing for {watch.patience:g} seconds.", RETRY, server_fault=True
+            ) from None
+        # The channel was closed under it.
+        raise EngineError("request_not_sent", "The request could not be put on the wire.", RETRY) from None
+
+
 async def _read_to_end(stream: Any) -> None:
     try:
         async with asyncio.timeout(LAST_READ_SECONDS):
-            async for _ in stream:
+            while await stream.read() is not grpc.aio.EOF:
                 pass
     except (TimeoutError, grpc.aio.AioRpcError):
         pass

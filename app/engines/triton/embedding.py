@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 from pydantic_core import from_json, to_json
-from tritonclient.grpc import InferInput, InferResult
+from tritonclient.grpc import InferResult, service_pb2
 
-from app.engines.triton.tensors import bool_input, bytes_input
+from app.engines.triton.tensors import add_flag, add_texts
 
 VLLM_INPUT = "embedding_request"
 TOKENS_OUTPUT = "num_input_tokens"
@@ -33,28 +33,22 @@ class EmbeddingContract:
     batch: int
     batched: bool = False
 
-    def encode(self, texts: Sequence[str]) -> list[InferInput]:
-        """The input tensors of one request for at most `batch` texts."""
+    def encode(self, request: service_pb2.ModelInferRequest, texts: Sequence[str]) -> None:
+        """Adds the input tensors for at most `batch` texts."""
         if self.input == VLLM_INPUT:
-            request = to_json({"input": texts[0], "pooling_params": {}}).decode()
-            return [
-                bytes_input("text_input", ""),
-                bytes_input(VLLM_INPUT, request),
-                bool_input("return_num_input_tokens", True),
-            ]
-        values = np.array([text.encode() for text in texts], dtype=np.object_)
-        if self.batched:
-            values = values.reshape(-1, 1)
-        tensor = InferInput(self.input, list(values.shape), "BYTES")
-        tensor.set_data_from_numpy(values)
-        return [tensor]
+            add_texts(request, "text_input", [""])
+            add_texts(request, VLLM_INPUT, [to_json({"input": texts[0], "pooling_params": {}}).decode()])
+            add_flag(request, "return_num_input_tokens", True)
+        else:
+            add_texts(request, self.input, texts, [len(texts), 1] if self.batched else None)
 
-    def decode(self, result: InferResult, count: int) -> tuple[list[str], int | None]:
+    def decode(self, response: service_pb2.ModelInferResponse, count: int) -> tuple[list[str], int | None]:
         """A vector for each of `count` texts, and the tokens they were made of where the model says.
 
         Raises:
             ValueError: the answer holds something else.
         """
+        result = InferResult(response)
         found = result.as_numpy(self.output)
         if found is None:
             raise ValueError(f"an answer without {self.output}")

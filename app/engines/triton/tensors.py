@@ -1,10 +1,11 @@
 """Tensors on the wire, and what every message of a stream tells. Pure, no I/O."""
 
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tritonclient.grpc import InferInput, InferResult
+from tritonclient.grpc import InferResult, service_pb2
 from tritonclient.utils import triton_to_np_dtype
 
 from app.tasks.outputs import LARGE_BYTES, Output, bytes_output
@@ -13,43 +14,121 @@ from app.tasks.tensors import elements_of
 BF16 = "BF16"
 
 
-def bytes_input(name: str, value: str) -> InferInput:
-    tensor = InferInput(name, [1], "BYTES")
-    tensor.set_data_from_numpy(np.array([value.encode()], dtype=np.object_))
-    return tensor
+# Of what a message holds besides texts; all numbers are little-endian.
+_NUMBERS = {
+    "UINT32": ("I", 4),
+    "INT32": ("i", 4),
+    "FP32": ("f", 4),
+    "UINT64": ("Q", 8),
+    "INT64": ("q", 8),
+    "FP64": ("d", 8),
+}
+_FLAGS = (b"\x00", b"\x01")
 
 
-def bool_input(name: str, value: bool) -> InferInput:
-    tensor = InferInput(name, [1], "BOOL")
-    tensor.set_data_from_numpy(np.array([value], dtype=np.bool_))
-    return tensor
+# A tensor as it came: its datatype and its bytes.
+Content = tuple[str, bytes]
 
 
-def is_final(result: InferResult) -> bool:
-    """Whether it is the last message of its request."""
-    return bool(result.get_response().parameters["triton_final_response"].bool_param)
+def new_request(model: str, request_id: str = "") -> service_pb2.ModelInferRequest:
+    return service_pb2.ModelInferRequest(model_name=model, id=request_id)
 
 
-def inputs_of(tensors: Sequence[Mapping[str, Any]]) -> list[InferInput]:
+def add_tensor(
+    request: service_pb2.ModelInferRequest, name: str, datatype: str, shape: Sequence[int], raw: bytes
+) -> None:
+    request.inputs.add(name=name, datatype=datatype, shape=shape)
+    request.raw_input_contents.append(raw)
+
+
+def add_texts(
+    request: service_pb2.ModelInferRequest, name: str, values: Sequence[str], shape: Sequence[int] | None = None
+) -> None:
+    """A tensor of BYTES, of one dimension unless its shape is given."""
+    add_tensor(
+        request, name, "BYTES", shape or [len(values)], b"".join(texts_content(value.encode()) for value in values)
+    )
+
+
+def add_flag(request: service_pb2.ModelInferRequest, name: str, value: bool) -> None:
+    add_tensor(request, name, "BOOL", [1], _FLAGS[value])
+
+
+def add_inputs(request: service_pb2.ModelInferRequest, tensors: Iterable[Mapping[str, Any]]) -> None:
     """The tensors of a context."""
-    inputs = []
     for tensor in tensors:
         datatype, shape = tensor["datatype"], tensor["shape"]
-        # The client takes BF16 as float32, and makes it shorter itself.
-        dtype = np.float32 if datatype == BF16 else triton_to_np_dtype(datatype)
-        made = InferInput(tensor["name"], shape, datatype)
-        made.set_data_from_numpy(np.array(elements_of(tensor), dtype=dtype).reshape(shape))
-        inputs.append(made)
-    return inputs
+        elements = elements_of(tensor)
+        if datatype == "BYTES":
+            raw = b"".join(map(texts_content, elements))
+        elif datatype == BF16:
+            # The higher half of a float32.
+            raw = (np.array(elements, "<f4").view("<u4") >> 16).astype("<u2").tobytes()
+        else:
+            raw = np.array(elements, triton_to_np_dtype(datatype)).tobytes()
+        add_tensor(request, tensor["name"], datatype, shape, raw)
 
 
-def outputs_of(result: InferResult) -> list[Output]:
+def texts_content(value: bytes) -> bytes:
+    """One element of a tensor of BYTES."""
+    return len(value).to_bytes(4, "little") + value
+
+
+def texts_of(content: Content) -> list[bytes]:
+    """The elements of a tensor of BYTES.
+
+    Raises:
+        ValueError: it is none.
+    """
+    datatype, raw = content
+    if datatype != "BYTES":
+        raise ValueError(f"{datatype} where a text belongs")
+    if int.from_bytes(raw[:4], "little") + 4 == len(raw):
+        return [raw[4:]]
+    texts, place = [], 0
+    while place < len(raw):
+        end = place + 4 + int.from_bytes(raw[place : place + 4], "little")
+        if end > len(raw):
+            raise ValueError("a text that is cut")
+        texts.append(raw[place + 4 : end])
+        place = end
+    return texts
+
+
+def numbers_of(content: Content) -> tuple[float, ...]:
+    """The elements of a tensor of numbers, one at least.
+
+    Raises:
+        ValueError: it is none.
+    """
+    datatype, raw = content
+    code, size = _NUMBERS.get(datatype, ("", 0))
+    if not size or not raw or len(raw) % size:
+        raise ValueError(f"{datatype} of {len(raw)} bytes where a number belongs")
+    return struct.unpack(f"<{len(raw) // size}{code}", raw)
+
+
+def contents_of(response: service_pb2.ModelInferResponse) -> dict[str, Content]:
+    """The tensors of one message, by name."""
+    return {
+        output.name: (output.datatype, raw)
+        for output, raw in zip(response.outputs, response.raw_output_contents, strict=False)
+    }
+
+
+def is_final(response: service_pb2.ModelInferResponse) -> bool:
+    """Whether it is the last message of its request."""
+    return bool(response.parameters["triton_final_response"].bool_param)
+
+
+def outputs_of(response: service_pb2.ModelInferResponse) -> list[Output]:
     """The tensors of one message.
 
     Raises:
         ValueError: one has no data.
     """
-    return [_output_of(result, each.name, each.datatype) for each in result.get_response().outputs]
+    result = InferResult(response)
+    return [_output_of(result, each.name, each.datatype) for each in response.outputs]
 
 
 def _output_of(result: InferResult, name: str, datatype: str) -> Output:

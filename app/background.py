@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from types import TracebackType
@@ -19,7 +20,31 @@ LONGEST_PAUSE_SECONDS = 10.0
 # One that ran for this long without a defect is well again.
 WELL_SECONDS = 60.0
 
+# A long loop gives way after working for this long; where that took longer than the second time, others are at work.
+SLICE_SECONDS = 0.002
+UNUSED_SECONDS = 0.0002
+
 Work = Callable[[], Awaitable[None]]
+
+
+class Pace:
+    """Keeps a long loop from holding up the process: `step` is awaited after each of its steps."""
+
+    def __init__(self) -> None:
+        self._resumed = time.monotonic()
+
+    async def step(self) -> None:
+        """Lets others go first from time to time, and gives them as much time as the loop where there are any."""
+        began = time.monotonic()
+        if began - self._resumed < SLICE_SECONDS:
+            return
+        # What has arrived meanwhile is seen in the first round of the event loop, and done before the second one ends.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        self._resumed = time.monotonic()
+        if self._resumed - began > UNUSED_SECONDS:
+            await asyncio.sleep(SLICE_SECONDS)
+            self._resumed = time.monotonic()
 
 
 async def restarted(name: str, work: Work) -> None:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from app.background import Pace
 from app.config import Settings
 from app.db.engine import Database
 from app.db.ids import uuid7
@@ -27,8 +28,6 @@ log = logger("batches")
 
 # Counting takes at most this share of the time.
 COUNT_SHARE = 0.05
-# After working for this long, everything else in the process gets as much time.
-SLICE_SECONDS = 0.002
 ROWS_AT_ONCE = 50
 REMOVE_BATCH = 100
 DEFECTS_LOGGED = 10
@@ -143,7 +142,7 @@ class Finalizer:
                 )
                 for completed, kind in ((True, "output"), (False, "error"))
             }
-            resumed = began
+            pace = Pace()
             async for row in _lines(connection, batch):
                 try:
                     completed, line = self._render(batch, row)
@@ -160,9 +159,7 @@ class Finalizer:
                 prompt_tokens += row["prompt_tokens"] or 0
                 completion_tokens += row["completion_tokens"] or 0
                 expired = expired or row["error_code"] == EXPIRED
-                if time.monotonic() - resumed > SLICE_SECONDS:
-                    await asyncio.sleep(SLICE_SECONDS)
-                    resumed = time.monotonic()
+                await pace.step()
             output, errors = await files[True].close(), await files[False].close()
             status = "completed"
             if batch["status"] == "cancelling":

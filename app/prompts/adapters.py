@@ -16,7 +16,7 @@ from app.config import Settings
 from app.errors import AdapterNotFound, InvalidRequest, ModelNotFound
 from app.services.callers import Caller
 from app.services.catalog import Catalog, model_not_found, shown
-from app.services.repository import ABSENT, VERSION, folder_of, stamp_of
+from app.services.repository import ABSENT, VERSION, files_of, stamp_of
 from app.telemetry import logger
 
 log = logger("adapters")
@@ -51,10 +51,10 @@ class Adapters:
 
     def of(self, model: str) -> Names | None:
         """The names of a model's adapters; None where it is not known, because the model's folder is not here."""
-        folder = folder_of(self._repository, model)
-        if folder is None:
+        of_version = (f"{VERSION}/{name}" for name in (ARGUMENTS_FILE, ADAPTERS_FILE))
+        files = files_of(self._repository, model, CONFIG_FILE, *of_version)
+        if files is None:
             return None
-        files = (folder / CONFIG_FILE, folder / VERSION / ARGUMENTS_FILE, folder / VERSION / ADAPTERS_FILE)
         stamps = tuple(map(stamp_of, files))
         read = self._read.get(model)
         if read is None or read[0] != stamps:

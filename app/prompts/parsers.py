@@ -14,7 +14,7 @@ from typing import Any
 from app.config import Settings
 from app.errors import ChatTemplateBroken
 from app.prompts.families import REASONING, TOOL_CALLS
-from app.services.repository import ABSENT, VERSION, folder_of, stamp_of
+from app.services.repository import ABSENT, VERSION, files_of, stamp_of
 
 PARSERS_FILE = "parsers.json"
 
@@ -41,13 +41,13 @@ class Parsers:
 
     def of(self, model: str) -> Named:
         """Raises ChatTemplateBroken: the file names no parser there is."""
-        folder = folder_of(self._repository, model)
-        if folder is None or not folder.exists():
+        files = files_of(self._repository, model, "", f"{VERSION}/{PARSERS_FILE}")
+        if files is None:
             return ELSEWHERE
-        file = folder / VERSION / PARSERS_FILE
+        folder, file = files
         stamp = stamp_of(file)
         if stamp == ABSENT:
-            return NONE
+            return NONE if folder.exists() else ELSEWHERE
         known = self._read.get(model)
         if known is None or known[0] != stamp:
             known = self._read[model] = (stamp, _named(model, file))

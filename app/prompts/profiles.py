@@ -13,7 +13,7 @@ from app.errors import ChatTemplateBroken
 from app.prompts.adapters import ARGUMENTS_FILE, CONFIG_FILE
 from app.prompts.parsers import PARSERS_FILE, Parsers
 from app.prompts.templates import TEMPLATE_FILE
-from app.services.repository import ABSENT, VERSION, folder_of, stamp_of
+from app.services.repository import ABSENT, VERSION, files_of, stamp_of
 
 # vLLM's own embedding input, or a vector as output.
 _EMBEDS = re.compile(r'"embedding_request"|output\s*\[[^\]]*TYPE_FP(?:16|32)')
@@ -59,14 +59,14 @@ class Profiles:
         self._read: dict[str, tuple[Stamps, Profile]] = {}
 
     def of(self, model: str) -> Profile:
-        folder = folder_of(self._repository, model)
-        if folder is None:
+        of_version = (f"{VERSION}/{name}" for name in (ARGUMENTS_FILE, TEMPLATE_FILE, PARSERS_FILE))
+        files = files_of(self._repository, model, CONFIG_FILE, *of_version)
+        if files is None:
             return UNKNOWN
-        files = (folder / CONFIG_FILE, folder / VERSION / ARGUMENTS_FILE, folder / VERSION / TEMPLATE_FILE)
-        stamps = (*map(stamp_of, files), stamp_of(folder / VERSION / PARSERS_FILE))
+        stamps = tuple(map(stamp_of, files))
         read = self._read.get(model)
         if read is None or read[0] != stamps:
-            read = self._read[model] = (stamps, self._profile(model, stamps, *files))
+            read = self._read[model] = (stamps, self._profile(model, stamps, *files[:3]))
         return read[1]
 
     def _profile(self, model: str, stamps: Stamps, config: Path, arguments: Path, template: Path) -> Profile:

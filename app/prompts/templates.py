@@ -22,7 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from app.config import Settings
 from app.errors import ChatTemplateBroken, ChatTemplateRefused, NoChatTemplate
-from app.services.repository import ABSENT, VERSION, folder_of, stamp_of
+from app.services.repository import ABSENT, VERSION, files_of, stamp_of
 
 TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_FILE = "tokenizer_config.json"
@@ -117,10 +117,9 @@ class Templates:
         return loaded.special_tokens["bos_token"] if loaded.adds_bos else ""
 
     def _load(self, model: str) -> _Loaded:
-        folder = folder_of(self._repository, model)
-        if folder is None:
+        files = files_of(self._repository, model, f"{VERSION}/{TEMPLATE_FILE}", f"{VERSION}/{TOKENIZER_FILE}")
+        if files is None:
             raise _missing(model)
-        files = (folder / VERSION / TEMPLATE_FILE, folder / VERSION / TOKENIZER_FILE)
         stamp = tuple(map(stamp_of, files))
         loaded = self._loaded.get(model)
         if loaded is not None and loaded.stamp == stamp:

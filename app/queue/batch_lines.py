@@ -99,7 +99,9 @@ def _cell(value: Any) -> str:
         return "\\N"
     if isinstance(value, datetime):
         return value.isoformat()
-    text = value if isinstance(value, str) else str(value)
-    if "\x00" in text:
+    if not isinstance(value, str):
+        # Ids and numbers have nothing to escape.
+        return str(value)
+    if "\x00" in value:
         raise ValueError("Postgres holds no text with NUL characters")
-    return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+    return value.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")

@@ -13,6 +13,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
+from app.background import Pace
 from app.config import Settings
 from app.db.engine import Database
 from app.db.ids import time_of, uuid7
@@ -36,8 +37,6 @@ MOST_LINES = 50_000
 ERRORS_SHOWN = 100
 LONGEST_CUSTOM_ID = 512
 LONGEST_VALUE_SHOWN = 60
-# After working for this long, everything else in the process gets as much time.
-SLICE_SECONDS = 0.002
 # Until this share of the window is left, everything that is sent by itself goes first.
 LAST_SHARE = 1 / 12
 PRIORITY = -50
@@ -162,7 +161,7 @@ class Check:
         self.problem_count = 0
 
     async def read(self, given: AsyncIterator[tuple[int, bytes | None]]) -> None:
-        began = time.monotonic()
+        pace = Pace()
         async for number, line in given:
             if line is not None and not line.strip():
                 continue
@@ -175,9 +174,7 @@ class Check:
                 await self._take(number, line)
             except LineError as error:
                 self.refuse(number, error)
-            if time.monotonic() - began > SLICE_SECONDS:
-                await asyncio.sleep(SLICE_SECONDS)
-                began = time.monotonic()
+            await pace.step()
         if not self.count:
             self.refuse(None, LineError("empty_file", "The file has no lines."))
 

@@ -1,5 +1,6 @@
 """The model repository as the API has it: what Triton does not tell of a model stands in the model's own folder."""
 
+from functools import lru_cache
 from pathlib import Path
 
 VERSION = "1"
@@ -11,6 +12,17 @@ def folder_of(repository: Path, model: str) -> Path | None:
     if "/" in model or "\\" in model or "\x00" in model or model in ("", ".", ".."):
         return None
     return repository / model
+
+
+@lru_cache(maxsize=1024)
+def files_of(repository: Path, model: str, *names: str) -> tuple[Path, ...] | None:
+    """The files of these names in the model's folder; otherwise as `folder_of`.
+
+    They are asked for with every request and every line of a batch, and putting paths together costs more than looking
+    whether the files have changed.
+    """
+    folder = folder_of(repository, model)
+    return None if folder is None else tuple(folder / name for name in names)
 
 
 def stamp_of(file: Path) -> tuple[int, int]:

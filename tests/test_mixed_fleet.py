@@ -203,7 +203,8 @@ async def test_a_credential_that_is_refused_is_final_and_says_whose_task_it_is(
     async with faulty_server(refuses) as server:
         entry = {"kind": "openai", "url": server.url, "credential": f"file:{tmp_path / 'key'}"}
         write(file, entry)
-        async with service(make_settings(triton_urls=(), triton_servers_file=file)) as running:
+        settings = make_settings(triton_urls=(), triton_servers_file=file, credential_directory=tmp_path)
+        async with service(settings) as running:
             await ready(running, "m", 1)
             result = await running.run(model="m", max_tokens=5)
             assert result["error"]["code"] == "server_refused"

@@ -120,7 +120,8 @@ class Credential:
             secret = ""
         secret = secret[:MAX_SECRET_CHARS].strip()
         if not secret or not (secret.isascii() and secret.isprintable()):
-            where = f"the environment variable {place}" if kind == "env" else "the file that the server's entry names"
+            file = "the file that the server's entry names, or that lies outside CREDENTIAL_DIRECTORY"
+            where = f"the environment variable {place}" if kind == "env" else file
             raise EngineError(
                 "server_refused",
                 f"The credential of this server is not in {where}. The administrator of this service has to mend that.",

@@ -100,6 +100,10 @@ class Choices:
                     Disposition.FINAL,
                 )
             self._asked = await asked_of(self._claim, engine.takes_messages, templates)
+            if self._asked.images and not engine.takes_images:
+                raise EngineError(
+                    "not_supported_by_model", f"A server of the kind {engine.kind} takes no images.", Disposition.FINAL
+                )
         except BaseException:
             self._fleet.release(self.lane)
             raise
@@ -200,6 +204,7 @@ class Choices:
                 asked=self._asked.request,
                 inputs=self._asked.inputs,
                 stream=stream,
+                images=self._asked.images,
             )
             if self.first is None:
                 self.first = request

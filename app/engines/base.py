@@ -174,6 +174,8 @@ class Request:
     stream: bool = True
     # Filled by an engine that asks for other parameters than those above, or by other names.
     sent: dict[str, Any] = field(default_factory=dict)
+    # Beside the prompt, each in base64.
+    images: list[str] = field(default_factory=list)
 
     @property
     def task(self) -> str:
@@ -228,6 +230,8 @@ class Engine(Protocol):
     takes_messages: bool = False
     # Whether a text can be had whole, in one message, and leaving the request stops its generation all the same.
     answers_whole: bool = False
+    # Whether images may come beside a prompt.
+    takes_images: bool = False
 
     def takes(self, task: str) -> bool:
         """Whether requests of this task may be sent to it."""

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.db.tables.contexts import Prompt
 from app.errors import NoChatTemplate, UnsupportedParameter, invalid
 from app.openai.messages import Message, for_template
+from app.openai.pictures import images_of, no_images, rendered
 from app.openai.requests import GenerationRequest, Prepared, Sources, checked, unsupported
 from app.openai.tools import NamedChoice, Tool, ToolUse
 from app.openai.written import PARSERS
@@ -95,6 +96,8 @@ async def prepare_chat(services: Sources, caller: Caller, body: ChatRequest | Ma
     try:
         # Only to see that the template takes it, and how it opens the answer: it is not stored.
         shown = await rendered_chat(services.templates, chosen.model, for_template(chat.messages), given)
+        if images_of(messages):
+            await _require_images(services, chosen.model)
     except (NoChatTemplate, UnsupportedParameter):
         # A server that takes messages has a template of its own, and may take parts that are no text.
         if not services.catalog.takes_messages(chosen.model):
@@ -118,7 +121,8 @@ async def rendered_chat(
     """
     goes_on = bool(asked.get("continue_final_message"))
     variables = effort_for_template(asked.get("reasoning_effort")) | (asked.get("chat_template_kwargs") or {})
-    prompt = await templates.render(
+    prompt = await rendered(
+        templates,
         model,
         messages,
         **variables,
@@ -126,7 +130,15 @@ async def rendered_chat(
         documents=asked.get("documents"),
         add_generation_prompt=not goes_on and asked.get("add_generation_prompt") is not False,
     )
-    return _without_end(prompt, messages[-1]["content"]) if goes_on else prompt
+    last = messages[-1]["content"]
+    return _without_end(prompt, last if isinstance(last, str) else "") if goes_on else prompt
+
+
+async def _require_images(services: Sources, model: str) -> None:
+    """Raises UnsupportedParameter where a server that has the model says that it has no input for images."""
+    described = await services.inputs.look(model)
+    if described is not None and all(each["name"] != "image" for each in described["inputs"]):
+        raise no_images(model, "it has no input `image`")
 
 
 def _without_end(prompt: str, content: str) -> str:

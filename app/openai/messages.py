@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from app.errors import invalid
+from app.openai.pictures import IMAGE_URL, place_of_image
 from app.openai.requests import unsupported
 from app.storable import check_document, parsed_json
 
@@ -49,7 +50,7 @@ class Message(BaseModel):
 
 
 def for_template(messages: list[Message]) -> list[dict[str, Any]]:
-    """Each content one text, and the arguments of tool calls as objects.
+    """Each content one text, or with images a list of parts, and the arguments of tool calls as objects.
 
     Raises:
         InvalidRequest, UnsupportedParameter: naming the message.
@@ -67,17 +68,20 @@ def _for_template(message: Message, where: str) -> dict[str, Any]:
         raise invalid(f"{where}.content", "is required")
     plain = message.model_dump(exclude_none=True)
     plain["role"] = ROLES.get(message.role, message.role)
-    plain["content"] = _text(message.content, where)
+    plain["content"] = _content(message.content, where)
     if message.tool_calls:
         plain["tool_calls"] = [_call(call) for call in message.tool_calls]
     return plain
 
 
-def _text(content: str | list[Part] | None, where: str) -> str:
+def _content(content: str | list[Part] | None, where: str) -> str | list[dict[str, str]]:
     if content is None or isinstance(content, str):
         return content or ""
-    texts = []
+    parts = []
     for place, part in enumerate(content):
+        if part.type == IMAGE_URL:
+            parts.append(place_of_image(part.model_extra or {}, f"{where}.content[{place}]"))
+            continue
         text = part.text if part.type in ("text", "input_text", "output_text") else part.refusal
         if text is None:
             name = f"{where}.content[{place}]"
@@ -86,8 +90,10 @@ def _text(content: str | list[Part] | None, where: str) -> str:
             raise unsupported(
                 f"{name}.type", f"{part.type[:50]!r} cannot be sent to a model here; parts of type text can"
             )
-        texts.append(text)
-    return "\n".join(texts)
+        parts.append({"type": "text", "text": text})
+    if any(part["type"] != "text" for part in parts):
+        return parts
+    return "\n".join(part["text"] for part in parts)
 
 
 def _call(call: Call) -> dict[str, Any]:

@@ -128,7 +128,7 @@ async def test_a_stored_prompt_is_compared_and_stays(service: Service) -> None:
                 "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,x"}}]}],
                 "entries": [{"model": "chat"}],
             },
-            "entries.0.messages[0].content[0].type",
+            "entries.0.messages[0].content[0].image_url",
         ),
         ({"content": "x", "entries": [{"model": "tiny", "parameters": {"lora_name": "x"}}] * 17}, "entries"),
         ({"content": "x", "entries": []}, "entries"),

@@ -216,7 +216,7 @@ IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url":
         *(
             ("chat/completions", CHAT | each, param)
             for each, param in (
-                ({"messages": IMAGE}, "messages[0].content[0].type"),
+                ({"messages": IMAGE}, "messages[0].content[0].image_url"),
                 ({"audio": {}}, "audio"),
                 ({"modalities": ["text", "audio"]}, "modalities"),
                 ({"functions": []}, "functions"),

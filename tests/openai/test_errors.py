@@ -36,7 +36,7 @@ def check_error(answer: httpx.Response, status: int, code: str, param: str | Non
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]},
             "unsupported_parameter",
-            "messages[0].content[0].type",
+            "messages[0].content[0].image_url",
         ),
         *(
             (

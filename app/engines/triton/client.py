@@ -40,6 +40,7 @@ class TritonEngine(Engine):
 
     kind = "triton"
     answers_whole = True
+    takes_images = True
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._address = endpoint.address
@@ -149,7 +150,14 @@ class TritonEngine(Engine):
             async for chunk in self._infer(request):
                 yield chunk
             return
-        call = encode(request.model, request.request_id, request.prompt, request.parameters, stream=request.stream)
+        call = encode(
+            request.model,
+            request.request_id,
+            request.prompt,
+            request.parameters,
+            stream=request.stream,
+            images=request.images,
+        )
         idle, first = (request.idle_timeout, self._first_timeout) if request.stream else (None, None)
         async with aclosing(self._connection.messages(call, idle, request.run_timeout, first)) as messages:
             async for response in messages:

@@ -79,6 +79,18 @@ IN_STREAM_RULES: tuple[Rule, ...] = (
         "This model cannot serve a request of the kind '{detail}'.",
     ),
     _rule(
+        r"(?P<detail>At most \d+ image\(s\) may be provided in one prompt)",
+        "invalid_request",
+        FINAL,
+        "The model takes fewer images: {detail}.",
+    ),
+    _rule(
+        r"cannot identify image file",
+        "invalid_request",
+        FINAL,
+        "The engine cannot read one of the images: send a PNG or a JPEG.",
+    ),
+    _rule(
         r"'NoneType' object has no attribute 'lora_name'|JSONDecodeError",
         "invalid_parameters",
         FINAL,

@@ -1,12 +1,14 @@
 """Payload to messages and back, for the vLLM backend's contract: pure, no I/O.
 
-Inputs are BYTES [1] and BOOL [1]. Outputs: text_output BYTES [1], finish_reason BYTES [1], num_input_tokens UINT32 []
+Inputs are BYTES [1] and BOOL [1], for images BYTES [-1].
+Outputs: text_output BYTES [1], finish_reason BYTES [1], num_input_tokens UINT32 []
 (0-d on the wire), num_output_tokens UINT32 [1] (per message when streaming), cumulative_logprob FP32 [1], logprobs
 BYTES [1]. A request asks for one text: with n > 1 the backend mixes the texts. A message comes for each token, so what
 reads it does without arrays.
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -31,9 +33,15 @@ _RETURNED_LOGPROBS = ("return_logprobs", "return_cumulative_logprob")
 
 
 def encode(
-    model: str, request_id: str, prompt: str, parameters: dict[str, Any], *, stream: bool = True
+    model: str,
+    request_id: str,
+    prompt: str,
+    parameters: dict[str, Any],
+    *,
+    stream: bool = True,
+    images: Sequence[str] = (),
 ) -> service_pb2.ModelInferRequest:
-    """One request; the prompt is not repeated in its answer."""
+    """One request; the prompt is not repeated in its answer, and has a place for each image, in base64."""
     if "structured_outputs" in parameters:
         # The backend wants this one as JSON text inside the JSON.
         parameters = parameters | {"structured_outputs": to_json(parameters["structured_outputs"]).decode()}
@@ -42,6 +50,8 @@ def encode(
     request.id = request_id
     request.raw_input_contents[0] = texts_content(prompt.encode())
     request.raw_input_contents[1] = texts_content(to_json(parameters))
+    if images:
+        add_texts(request, "image", images)
     return request
 
 

@@ -13,6 +13,7 @@ import traceback
 import installed
 import numpy as np
 import sim_args
+import sim_images
 import sim_sampling
 import sim_text
 import triton_python_backend_utils as pb_utils
@@ -82,6 +83,7 @@ class TritonPythonModel:
         if str(arguments.get("enable_lora", "")).lower() == "true":
             self._loras = list(_read_json(os.path.join(folder, "multi_lora.json"), "Triton backend cannot find {}."))
         sim_args.check(arguments)
+        self._most_images = sim_images.limit(arguments)
         path, reason = installed.weights(arguments)
         self._llama = None
         self._context = int(arguments.get("max_model_len") or 4096)
@@ -147,6 +149,7 @@ class TritonPythonModel:
         if "embedding_request" in inputs:
             raise ValueError(f"Model {self._name} does not support 'embed' request")
         prompt = inputs["text_input"].as_numpy()[0].decode("utf-8")
+        images = sim_images.opened(inputs.get("image"), self._most_images)
         stream = bool(_boolean(inputs, "stream"))
         exclude = _boolean(inputs, "exclude_input_in_output")
         prepend = not stream if exclude is None else not exclude
@@ -167,7 +170,8 @@ class TritonPythonModel:
 
         plan = Plan(self._settings, prompt, params.seed)
         room = self._context - input_tokens
-        job.completions = [complete(prompt, params, plan, room, index, lora) for index in range(params.n)]
+        mark = sim_text.mark(lora, images)
+        job.completions = [complete(prompt, params, plan, room, index, mark) for index in range(params.n)]
         job.input_tokens = input_tokens
         job.alternatives = params.logprobs
         return Sequences(job, job.completions, plan, stream)

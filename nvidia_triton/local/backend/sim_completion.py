@@ -61,11 +61,11 @@ def _entry(logprob: float, rank: int, token: str) -> dict:
     return {"logprob": logprob, "rank": rank, "decoded_token": token}
 
 
-def complete(prompt: str, params, plan, room: int, index: int, lora: str | None) -> Completion:
+def complete(prompt: str, params, plan, room: int, index: int, mark: str) -> Completion:
     """Generate sequence `index` of a request. `room` is the number of tokens that fit into the context."""
     limit = min(params.max_tokens, room)
     rng = _generator(prompt, params, index)
-    tokens = _natural(prompt, params, plan, limit, rng, sim_text.mark(lora))
+    tokens = _natural(prompt, params, plan, limit, rng, mark)
     finish = "stop"
     if len(tokens) > limit:
         del tokens[limit:]

@@ -84,9 +84,10 @@ def tokenize(text: str) -> list[str]:
     return [part for piece in tokens for part in (("", piece) if piece > "\uffff" else (piece,))]
 
 
-def mark(lora: str | None) -> str:
-    """What every text begins with; an adapter shows in it, where a real one would show in the style."""
-    return MARK if lora is None else f"{MARK[:-1]}: {lora}]"
+def mark(lora: str | None, images: int) -> str:
+    """What every text begins with; an adapter and images show in it, where a real model's text would show them."""
+    seen = f", {images} image{'s' if images > 1 else ''}" if images else ""
+    return f"{MARK[:-1]}{seen}{'' if lora is None else f': {lora}'}]"
 
 
 def token_id(token: str) -> int:

@@ -1,0 +1,124 @@
+"""Images in chats, on their way to the vLLM backend's input `image`."""
+
+import base64
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import openai
+import pytest
+from PIL import Image
+
+from app.config import Settings
+from app.engines.triton.vllm import encode
+from tests.servers import TEST_MODELS, RunningTriton, start_triton
+from tests.service import Service, eventually
+
+
+@pytest.fixture(scope="module")
+def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
+    server = start_triton(tmp_path_factory.mktemp("triton"), ("sees", "chat"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def make_settings(make_settings: Callable[..., Settings]) -> Callable[..., Settings]:
+    def make(**changes: object) -> Settings:
+        return make_settings(**({"model_repository": str(TEST_MODELS)} | changes))
+
+    return make
+
+
+def in_base64(colour: str) -> str:
+    file = io.BytesIO()
+    Image.new("RGB", (30, 20), colour).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def image(url: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url, "detail": "low"}}
+
+
+RED = image(f"data:image/png;base64,{in_base64('red')}")
+QUESTION = {"type": "text", "text": "What colour is it?"}
+
+
+def body(*parts: dict[str, Any], model: str = "sees") -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": list(parts)}], "max_tokens": 8}
+
+
+async def known(service: Service) -> None:
+    async def ready() -> bool:
+        models = (await service.client.get("/models/")).json()
+        return {each["name"] for each in models if each["state"] == "ready"} >= {"sees", "chat"}
+
+    await eventually(ready, "the models are known")
+
+
+async def test_images_come_to_the_model_with_their_places(service: Service, client: openai.AsyncOpenAI) -> None:
+    one = await client.chat.completions.create(**body(QUESTION, RED))
+    assert (one.choices[0].message.content or "").startswith("[simulated, 1 image]")
+    asked = body(RED, image(f"data:image/jpeg;base64,{in_base64('blue')}"), QUESTION)
+    two = "".join(
+        [
+            chunk.choices[0].delta.content or ""
+            async for chunk in await client.chat.completions.create(**asked, stream=True)
+        ]
+    )
+    assert two.startswith("[simulated, 2 images]")
+    (last, _) = (await service.client.get("/results/")).json()
+    context = (await service.client.get(f"/contexts/{last['context_id']}")).json()
+    assert context["content"].count("<|image_pad|>") == 2
+    assert context["content"].index("<|image_pad|>") < context["content"].index("What colour")
+
+
+async def test_texts_alone_are_as_they_were(client: openai.AsyncOpenAI) -> None:
+    said = await client.chat.completions.create(**body(QUESTION))
+    assert (said.choices[0].message.content or "").startswith("[simulated] ")
+
+
+REFUSED: tuple[tuple[dict[str, Any], str, str], ...] = (
+    (body(QUESTION, RED, model="chat"), "messages", "the model chat takes none: its chat template has no place"),
+    (body(image("https://example.org/cat.png")), "messages[0].content[0].image_url", "Nothing is fetched"),
+    (body(QUESTION, image("data:image/png;base64,nonsense!")), "messages[0].content[1].image_url", "no image"),
+    (body(image("data:,")), "messages[0].content[0].image_url", "data URL"),
+    (body({"type": "image_url"}), "messages[0].content[0].image_url", "data URL"),
+)
+
+
+async def test_what_no_model_could_see_is_refused(service: Service) -> None:
+    await known(service)
+    for asked, param, said in REFUSED:
+        answer = await service.client.post("/v1/chat/completions", json=asked)
+        assert answer.status_code == 400, answer.text
+        error = answer.json()["error"]
+        assert (error["code"], error["param"], said in error["message"]) == ("unsupported_parameter", param, True), (
+            error
+        )
+    assert (await service.client.get("/results/")).json() == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ((RED, RED, RED), "At most 2 image(s)"),
+        ((image("data:image/png;base64,QUJD"),), "cannot read one of the images"),
+    ],
+)
+async def test_what_the_model_cannot_see_fails_at_once(
+    service: Service, client: openai.AsyncOpenAI, parts: tuple[dict[str, Any], ...], said: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as failed:
+        await client.chat.completions.create(**body(*parts))
+    assert said in failed.value.message
+    (result,) = (await service.client.get("/results/")).json()
+    assert (result["attempt_count"], result["error"]["code"]) == (1, "invalid_request")
+
+
+def test_the_backend_is_sent_base64_without_the_head_of_a_data_url() -> None:
+    request = encode("sees", "1", "x", {}, images=["QUJD", "REVG"])
+    last = request.inputs[-1]
+    assert (last.name, last.datatype, list(last.shape)) == ("image", "BYTES", [2])
+    assert request.raw_input_contents[-1] == b"\4\0\0\0QUJD\4\0\0\0REVG"
+    assert "image" not in {each.name for each in encode("sees", "1", "x", {}).inputs}

@@ -149,6 +149,17 @@ class BatchNotFound(NotFound):
     title = "No such batch"
 
 
+class ConversationNotFound(NotFound):
+    code = "conversation_not_found"
+    title = "No such conversation"
+
+
+class ConversationTooLong(AppError):
+    code = "conversation_too_long"
+    status = 400
+    title = "The conversation is too long"
+
+
 class ComparisonNotFound(NotFound):
     code = "comparison_not_found"
     title = "No such comparison"

@@ -37,7 +37,7 @@ from app.api.health import is_untraced
 from app.api.http10 import Application
 from app.api.local import Connections
 from app.api.measure import Measure
-from app.api.openai import batches, chat, completions, embeddings, files, images, responses, tokens
+from app.api.openai import batches, chat, completions, conversations, embeddings, files, images, responses, tokens
 from app.api.openai import models as openai_models
 from app.api.problems import install_handlers, is_openai
 from app.api.proxy import Proxied
@@ -51,6 +51,7 @@ from app.db.engine import open_database
 from app.db.faults import DATABASE_FAULT, DatabaseFault
 from app.fleet.fleet import open_fleet
 from app.openai.batch_lines import preparing
+from app.openai.conversation_items import items_of_turn
 from app.prompts.adapters import Adapters
 from app.prompts.parsers import Parsers
 from app.prompts.profiles import Profiles
@@ -69,6 +70,7 @@ from app.services.batches import Batches
 from app.services.catalog import Catalog
 from app.services.comparisons import Comparisons
 from app.services.contexts import Contexts
+from app.services.conversations import Conversations
 from app.services.files import Files
 from app.services.health import Health, require_database
 from app.services.inputs import Inputs
@@ -160,7 +162,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         pages_routes,
     ):
         app.include_router(module.router)
-    for openai_module in (chat, completions, responses, embeddings, images, files, batches, openai_models, tokens):
+    for openai_module in (
+        *(chat, completions, responses, conversations, embeddings, images, files, batches, openai_models, tokens),
+    ):
         app.include_router(openai_module.router)
     for face in (tgi, protollm, semoss):
         app.include_router(face.router)
@@ -199,6 +203,7 @@ def _lifespan(settings: Settings) -> Lifespan:
                 settings=settings,
                 contexts=contexts,
                 results=results,
+                conversations=Conversations(database, settings, items_of_turn),
                 submissions=submissions,
                 inputs=inputs,
                 outputs=Outputs(OutputStore(database), results),

@@ -25,6 +25,7 @@ from app.dispatch.recovery import Recovery
 from app.dispatch.webhooks import deliver_forever, drop_deliveries_forever
 from app.fleet.fleet import open_fleet
 from app.openai.batch_lines import defective_line, render_line
+from app.openai.conversation_items import items_of_turn
 from app.prompts.templates import Templates
 from app.queue.audit import AuditStore
 from app.queue.events import STREAM_CHANNEL, EventStore
@@ -36,6 +37,7 @@ from app.queue.statements.channels import CANCEL_CHANNEL, QUEUED_CHANNEL
 from app.queue.store import QueueStore
 from app.queue.unkept import UnkeptStore
 from app.services.catalog import Catalog
+from app.services.conversations import Conversations
 from app.services.health import Health, require_database
 from app.telemetry import configure_logging, logger, tracing
 
@@ -75,7 +77,15 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         background.start("recovery", partial(recovery.watch, settings.probe_seconds))
         background.start("webhooks", partial(deliver_forever, database, settings, Result.of))
         background.start("deliveries", partial(drop_deliveries_forever, database))
-        for task, work in housekeeping(store, slots, UnkeptStore(database), AuditStore(database), events, settings):
+        for task, work in housekeeping(
+            store,
+            slots,
+            UnkeptStore(database),
+            Conversations(database, settings, items_of_turn),
+            AuditStore(database),
+            events,
+            settings,
+        ):
             background.start(task, work)
         for task, work in batch_work(database, settings, render_line, defective_line):
             background.start(task, work)

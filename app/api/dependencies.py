@@ -26,6 +26,7 @@ from app.services.callers import Caller
 from app.services.catalog import Catalog
 from app.services.comparisons import Comparisons
 from app.services.contexts import Contexts
+from app.services.conversations import Conversations
 from app.services.files import Files
 from app.services.health import Health
 from app.services.inputs import Inputs
@@ -52,6 +53,7 @@ class Services:
     settings: Settings
     contexts: Contexts
     results: Results
+    conversations: Conversations
     submissions: Submissions
     inputs: Inputs
     outputs: Outputs

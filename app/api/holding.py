@@ -52,6 +52,7 @@ async def make_ticket(
         idempotency_key=key,
         webhook=prepared.webhook,
         kept=prepared.kept,
+        turn=prepared.turn,
         wish=wish_of(request),
     )
     require_texts(row)

@@ -13,6 +13,7 @@ from app.queue.events import EventStore
 from app.queue.slots import SlotStore
 from app.queue.store import QueueStore
 from app.queue.unkept import UnkeptStore
+from app.services.conversations import Conversations
 from app.services.retention import oldest_kept
 
 REMOVE_BATCH = 1000
@@ -28,6 +29,7 @@ def housekeeping(
     store: QueueStore,
     slots: SlotStore,
     unkept: UnkeptStore,
+    conversations: Conversations,
     audit: AuditStore,
     events: EventStore,
     settings: Settings,
@@ -40,11 +42,14 @@ def housekeeping(
         ("request counts", TIDY_SECONDS, store.forget_requests),
         ("usage", TIDY_SECONDS, store.compact_usage),
         ("server slots", TIDY_SECONDS, slots.forget),
+        ("conversations", TIDY_SECONDS, partial(conversations.catch_up, DELIVERY_SECONDS)),
         ("unkept results", TIDY_SECONDS, partial(forget_unkept, unkept, DELIVERY_SECONDS)),
         ("events", TIDY_SECONDS, partial(drop_events, events, events_kept)),
     ]
     if settings.result_retention_days is not None:
         work.append(("retention", TIDY_SECONDS, partial(remove_old, store, settings.result_retention_days)))
+        old_conversations = partial(conversations.remove_old, settings.result_retention_days)
+        work.append(("old conversations", TIDY_SECONDS, old_conversations))
     if settings.audit_retention_days is not None:
         work.append(("audit", TIDY_SECONDS, partial(trim_audit, audit, settings.audit_retention_days)))
     return [(name, partial(_repeat, step, seconds)) for name, seconds, step in work]

@@ -13,7 +13,7 @@ from app.errors import AppError, LineDefective
 from app.openai import chat_render, completions, embeddings, responses_render
 from app.openai.chat_request import prepare_chat
 from app.openai.failures import CallsUnreadable, failure_of, openai_error, openai_status
-from app.openai.requests import Prepared, Sources
+from app.openai.requests import Prepared, Sources, unsupported
 from app.openai.responses_prepare import prepare_response
 from app.queue.ticket import CANCELLED, EXPIRED, Status
 from app.services.callers import Caller
@@ -56,6 +56,8 @@ def preparing(services: Sources) -> Prepare:
 
     async def prepare(caller: Caller, endpoint: str, body: Mapping[str, Any]) -> Line:
         made = await PREPARE[endpoint](services, caller, body)
+        if made.turn is not None:
+            raise unsupported("conversation", "the lines of a batch do not wait for each other; leave it out")
         parameters = services.submissions.for_engine(made.parameters, nested=False)
         return Line(made.model, made.prompt, parameters, made.kind, made.request, made.webhook, made.kept)
 

@@ -10,6 +10,7 @@ PREFIXES = {
     "text_completion": "cmpl-",
     "response": "resp_",
     "embedding": "embd-",
+    "conversation": "conv_",
     "file": "file-",
     "batch": "batch_",
 }

@@ -21,9 +21,10 @@ from app.prompts.tokenizers import Tokenizers
 from app.queue.ticket import PRIORITY_HIGHEST, PRIORITY_LOWEST
 from app.services.catalog import Catalog
 from app.services.contexts import Contexts
+from app.services.conversations import Conversations
 from app.services.inputs import Inputs
 from app.services.results import Results
-from app.services.submissions import Submissions
+from app.services.submissions import Submissions, Turn
 from app.services.webhooks import Webhook
 from app.storable import check_document
 from app.tasks.embed import EmbeddingParameters
@@ -92,6 +93,7 @@ class Prepared:
     webhook: dict[str, Any] | None = None
     # What the request asked for and does not get, as path=value.
     ignored: tuple[str, ...] = ()
+    turn: Turn | None = None
 
     @property
     def kept(self) -> bool:
@@ -125,6 +127,8 @@ class Sources(Protocol):
     def contexts(self) -> Contexts: ...
     @property
     def results(self) -> Results: ...
+    @property
+    def conversations(self) -> Conversations: ...
     @property
     def submissions(self) -> Submissions: ...
     @property

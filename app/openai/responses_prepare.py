@@ -7,19 +7,22 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
-from app.errors import InvalidRequest, NotFound, Removed, invalid
+from app.errors import ConversationTooLong, InvalidRequest, NotFound, Removed, invalid
 from app.openai.answers import Row, choices_of
 from app.openai.chat_request import prepare_chat
-from app.openai.ids import uuid_of
+from app.openai.conversation_items import ADDED
+from app.openai.ids import object_id, uuid_of
 from app.openai.item_references import resolved
 from app.openai.requests import GenerationRequest, Prepared, Sources, checked, renamed, unsupported
 from app.openai.responses_input import Messages, messages_of, spoken
-from app.openai.responses_request import KIND, NO_BUILT_IN, ResponseRequest, as_chat
+from app.openai.responses_request import KIND, NO_BUILT_IN, ConversationRef, ResponseRequest, as_chat
 from app.openai.tools import rendered
 from app.openai.written import PARSERS, read
 from app.queue.ticket import Status
 from app.services.callers import Caller
+from app.services.submissions import Turn
 
 # So many items are read at once; more of them take a while.
 ITEMS_AT_ONCE = 100
@@ -54,10 +57,14 @@ async def prepare_response(services: Sources, caller: Caller, body: ResponseRequ
         messages.append({"role": "system", "content": wanted.instructions})
     if wanted.previous_response_id is not None:
         messages += await _earlier(services, caller, wanted.previous_response_id)
+    conversation_id = None
+    if wanted.conversation is not None:
+        conversation_id, earlier = await _conversation(services, caller, wanted.conversation)
+        request["conversation"] = object_id("conversation", conversation_id)
+        messages += await _messages(earlier)
     items = await resolved(services, caller, wanted.input)
-    many = isinstance(items, list) and len(items) > ITEMS_AT_ONCE
-    # Beside a thread the loop goes on.
-    messages += await asyncio.to_thread(messages_of, items) if many else messages_of(items)
+    added = await _messages(items)
+    messages += added
     shared = wanted.model_dump(
         exclude_none=True,
         include={*GenerationRequest.model_fields, "parallel_tool_calls", "chat_template_kwargs"} - OWN,
@@ -69,7 +76,29 @@ async def prepare_response(services: Sources, caller: Caller, body: ResponseRequ
         raise renamed(error, lambda name: NAMES.get(name, "input" if name.startswith("messages[") else name)) from None
     if (parsers := prepared.request.get(PARSERS)) is not None:
         request[PARSERS] = parsers
-    return replace(prepared, kind=KIND, request=request, ignored=ignored)
+    turn = None
+    if conversation_id is not None:
+        turn = Turn(conversation_id, len(added))
+        request[ADDED] = turn.added
+    return replace(prepared, kind=KIND, request=request, ignored=ignored, turn=turn)
+
+
+async def _messages(items: str | list[dict[str, Any]] | None) -> Messages:
+    many = isinstance(items, list) and len(items) > ITEMS_AT_ONCE
+    # Beside a thread the loop goes on.
+    return await asyncio.to_thread(messages_of, items) if many else messages_of(items)
+
+
+async def _conversation(
+    services: Sources, caller: Caller, wanted: str | ConversationRef
+) -> tuple[UUID, list[dict[str, Any]]]:
+    """The conversation's id and its items."""
+    try:
+        id_ = uuid_of("conversation", wanted if isinstance(wanted, str) else wanted.id)
+        return id_, await services.conversations.items(caller, id_)
+    except (NotFound, ConversationTooLong) as error:
+        error.errors = [{"field": "conversation", "message": error.detail}]
+        raise
 
 
 def _functions(wanted: ResponseRequest) -> tuple[list[dict[str, Any]], tuple[str, ...]]:

@@ -56,6 +56,7 @@ def head_of(id_: UUID, created: int, model: str, request: Mapping[str, Any], sta
         "completed_at": None,
         "status": status,
         "background": bool(request.get("background")),
+        "conversation": {"id": request["conversation"]} if "conversation" in request else None,
         "error": None,
         "incomplete_details": None,
         "model": model,

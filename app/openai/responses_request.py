@@ -26,7 +26,6 @@ Includable = Literal[
     "code_interpreter_call.outputs",
 ]
 REFUSED = {
-    "conversation": "use previous_response_id",
     "logprobs": f"use include, with {LOGPROBS}",
     "max_completion_tokens": "use max_output_tokens",
     "max_tokens": "use max_output_tokens",
@@ -54,6 +53,12 @@ class Reasoning(BaseModel):
     effort: Effort | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
+
+
+class ConversationRef(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    id: str
 
 
 class TextFormat(BaseModel):
@@ -93,6 +98,7 @@ class ResponseRequest(GenerationRequest):
     )
     instructions: str | None = Field(None, description="a system message before all others; not inherited")
     previous_response_id: str | None = Field(None, description="goes on with its messages and its output")
+    conversation: str | ConversationRef | None = Field(None, description="goes on with its items, and adds to them")
     background: bool | None = Field(None, description="answers at once; ask GET /v1/responses/{id} for the end")
     max_output_tokens: int | None = None
     text: TextOptions | None = None
@@ -126,6 +132,8 @@ class ResponseRequest(GenerationRequest):
     def _asked_for_together(self) -> Self:
         if self.top_logprobs and LOGPROBS not in (self.include or ()):
             raise invalid("top_logprobs", f"needs include: [{LOGPROBS!r}]")
+        if self.conversation is not None and self.previous_response_id is not None:
+            raise invalid("conversation", "goes on from its own items; give it or previous_response_id")
         if self.background and self.store is False:
             raise invalid("background", "needs store: true, for its answer is fetched later")
         return self

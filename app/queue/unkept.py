@@ -9,11 +9,13 @@ from uuid import UUID
 from app.db.engine import Database
 from app.db.tables.owners import NOBODY
 
+# Those of a conversation are first added to it.
 # Of a final result: prompt, request, answer and events. A request that is null tells that they are gone.
 FORGET = f"""
 WITH due AS MATERIALIZED (
     SELECT id, context_id FROM results
     WHERE id = ANY ($1::uuid[]) AND NOT kept AND request IS NOT NULL AND status <> 'pending'
+      AND conversation_id IS NULL
     ORDER BY id FOR UPDATE
 ), unsaid AS (
     UPDATE contexts c SET content = NULL, messages = '[]', metadata = NULL
@@ -34,7 +36,7 @@ FROM due WHERE r.id = ANY (ARRAY[due.id])
 LEFT_BEHIND = """
 SELECT r.id FROM results r
 WHERE NOT r.kept AND r.request IS NOT NULL AND r.status <> 'pending'
-  AND r.completed_at < now() - make_interval(secs => $1)
+  AND r.completed_at < now() - make_interval(secs => $1) AND r.conversation_id IS NULL
   AND (r.batch_id IS NULL OR NOT EXISTS (SELECT FROM batches b WHERE b.id = r.batch_id AND b.lease_until IS NOT NULL))
 ORDER BY r.id LIMIT $2
 """

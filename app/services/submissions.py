@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from pydantic_core import PydanticCustomError
@@ -34,9 +34,19 @@ from app.telemetry import tracing
 from app.telemetry.metrics import SUBMITTED, model_label
 
 # What a retry has anew: everything else it takes from the ticket it tries again.
-OF_ONE_TICKET = {"id", "owner_id", "key_id", "created_at", "rank", "expires_at", "retry_of", "streamed", "trace_parent"}
+OF_ONE_TICKET = {
+    *("id", "owner_id", "key_id", "created_at", "rank", "expires_at", "retry_of", "streamed", "trace_parent"),
+    "conversation_id",
+}
 
 NO_PARAMETERS = "are for texts, and this context holds tensors: what a model is told besides is an input of its own"
+
+
+class Turn(NamedTuple):
+    """A conversation that a response belongs to, and how many of its messages, the last ones, it adds."""
+
+    conversation_id: UUID
+    added: int
 
 
 class Submissions:
@@ -135,6 +145,7 @@ class Submissions:
         webhook: dict[str, Any] | None = None,
         kept: bool = True,
         wish: Wish = ANY,
+        turn: Turn | None = None,
     ) -> tuple[Mapping[str, Any], bool]:
         """Stores a prompt and its ticket in one statement; otherwise as `submit`. Tensors are as `stored` gives them.
 
@@ -145,6 +156,10 @@ class Submissions:
         await self._wishes.require(wish)
         if prompt.inputs is not None:
             await self._inputs.require(model, prompt.inputs)
+        said = prompt.messages
+        if said is not None and turn is not None:
+            # Meanwhile the conversation may have gone on.
+            said = said[len(said) - turn.added :]
         submission = self.ticket(
             caller,
             uuid7(),
@@ -158,7 +173,7 @@ class Submissions:
                 idempotency_key,
                 kind,
                 model,
-                prompt.messages or prompt.content or prompt.inputs,
+                said or prompt.content or prompt.inputs,
                 prompt.metadata,
                 engine_parameters,
                 request,
@@ -180,6 +195,7 @@ class Submissions:
                 webhook=webhook or caller.webhook,
                 kept=kept,
                 wish=wish.stored,
+                conversation_id=None if turn is None else turn.conversation_id,
             ),
         )
 

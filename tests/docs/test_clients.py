@@ -35,6 +35,9 @@ PRINTS = {
     "Chat": [rf"{SIMULATED}\nchatcmpl-[0-9a-f]{{32}} \d+\n"],
     "Streaming": [rf"{SIMULATED}\n\d+ tokens\n"],
     "In the background": [rf"completed {SIMULATED}\ncompleted {SIMULATED}\n", rf"{SIMULATED}\n"],
+    "Conversations": [
+        rf"user What is a queue\?\nassistant {SIMULATED}\nuser And a stack\?\nassistant {SIMULATED}\n",
+    ],
     "Batches": [rf"completed 20\n(haiku-\d+ {SIMULATED}\n){{20}}"],
     "Structured outputs": [r"\S.* -?\d+\n"],
     "Tools": [rf"(weather {{'place': .+}}\n)+{SIMULATED}\n"],
@@ -245,7 +248,6 @@ IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url":
             for name, value in (
                 ("n", 1),
                 ("max_tokens", 5),
-                ("conversation", "c"),
                 ("prompt", {"id": "p"}),
             )
         ),

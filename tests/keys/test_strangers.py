@@ -70,6 +70,14 @@ class Owned:
             native,
         )
         self.ids["name"] = "picture"
+        conversation = uuid7()
+        await rows.execute("INSERT INTO conversations (id, owner_id) VALUES ($1, $2)", conversation, owner_id)
+        self.ids["conversation_id"], self.ids["item_id"] = object_id("conversation", conversation), "msg_secret"
+        await rows.execute(
+            "INSERT INTO conversation_items (conversation_id, item_id, item) VALUES ($1, 'msg_secret', $2)",
+            conversation,
+            json.dumps({"id": "msg_secret", "type": "message", "role": "user", "content": MESSAGES}),
+        )
         self.ids["comparison_id"] = str(uuid7())
         await rows.execute(
             "INSERT INTO comparisons (id, owner_id, context_id, with_prompt, result_ids, models)"

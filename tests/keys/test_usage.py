@@ -19,11 +19,14 @@ from app.db.tables.contexts import Prompt
 from app.db.tables.results import SettledColumns
 from app.dispatch.janitor import housekeeping
 from app.errors import DatabaseUnavailable
+from app.openai.conversation_items import items_of_turn
 from app.queue.audit import AuditStore
 from app.queue.events import EventStore
+from app.queue.slots import SlotStore
 from app.queue.store import QueueStore
 from app.queue.ticket import Claim, Outcome, Settlement, Status, Submission
 from app.queue.unkept import UnkeptStore
+from app.services.conversations import Conversations
 from tests.api.test_bad_input import check_problem
 from tests.keys.conftest import MakeKey, bearer
 from tests.service import Service, eventually, running_api, running_dispatcher
@@ -199,7 +202,17 @@ async def test_the_dispatcher_compacts(
 ) -> None:
     for _ in range(3):
         await use(rows, "local")
-    work = dict(housekeeping(store, UnkeptStore(database), AuditStore(database), EventStore(database), make_settings()))
+    work = dict(
+        housekeeping(
+            store,
+            SlotStore(database),
+            UnkeptStore(database),
+            Conversations(database, make_settings(), items_of_turn),
+            AuditStore(database),
+            EventStore(database),
+            make_settings(),
+        )
+    )
     async with Background() as background:
         background.start("usage", work["usage"])
 

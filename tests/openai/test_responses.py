@@ -515,7 +515,6 @@ async def test_the_same_key_gives_the_same_response(client: openai.AsyncOpenAI) 
         ({"temperature": 3}, "temperature"),
         ({"store": False, "background": True}, "background"),
         ({"truncation": "middle"}, "truncation"),
-        ({"conversation": "conv_1"}, "conversation"),
         ({"reasoning": {"effort": "utmost"}}, "reasoning.effort"),
         ({"text": {"verbosity": "shrill"}}, "text.verbosity"),
         ({"include": ["everything"]}, "include[0]"),

@@ -160,7 +160,7 @@ async def hold(request: Request, face: Face, id_: UUID, *, repeatable: bool, kep
     row = await hold_until_final(request, id_, stopping(face, id_, repeatable, kept))
     if row is not None and row["status"] == Status.FAILED:
         if not row["kept"]:
-            await services_of(request).results.forget([id_])
+            await _forget(request, [row])
         raise failure_of(row, face.kind)
     if row is not None:
         require_texts(row)
@@ -169,8 +169,8 @@ async def hold(request: Request, face: Face, id_: UUID, *, repeatable: bool, kep
 
 def forget_after(request: Request, response: Response, rows: Sequence[Row]) -> None:
     """Has the texts of those that are not kept removed once the response is sent."""
-    if ids := [row["id"] for row in rows if not row["kept"]]:
-        response.background = BackgroundTask(services_of(request).results.forget, ids)
+    if unkept := [row for row in rows if not row["kept"]]:
+        response.background = BackgroundTask(_forget, request, unkept)
 
 
 async def forget_at_end(request: Request, row: Row, body: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
@@ -181,7 +181,15 @@ async def forget_at_end(request: Request, row: Row, body: AsyncGenerator[bytes])
                 yield part
     finally:
         if not row["kept"]:
-            await services_of(request).results.forget([row["id"]])
+            await _forget(request, [row])
+
+
+async def _forget(request: Request, rows: Sequence[Row]) -> None:
+    services = services_of(request)
+    for row in rows:
+        if row["conversation_id"] is not None:
+            await services.conversations.catch_up_with(row["conversation_id"])
+    await services.results.forget([row["id"] for row in rows])
 
 
 async def _streamed(

@@ -37,19 +37,19 @@ class ExpiresAfter(BaseModel):
     seconds: Annotated[int, Field(ge=SHORTEST_SECONDS, le=LONGEST_SECONDS)]
 
 
+Metadata = Annotated[
+    dict[Annotated[StorableText, Field(max_length=64)], Annotated[StorableText, Field(max_length=512)]],
+    Field(max_length=16),
+]
+
+
 class BatchRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     input_file_id: StorableText
     endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
     completion_window: Literal["24h"]
-    metadata: (
-        Annotated[
-            dict[Annotated[StorableText, Field(max_length=64)], Annotated[StorableText, Field(max_length=512)]],
-            Field(max_length=16),
-        ]
-        | None
-    ) = None
+    metadata: Metadata | None = None
     output_expires_after: ExpiresAfter | None = None
 
 

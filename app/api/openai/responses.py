@@ -98,6 +98,8 @@ async def delete_response(response_id: str, request: Request) -> Response:
     row = await _find(request, response_id)
     if not Status(row["status"]).final:
         raise ResultPending(f"{response_id} has not ended: cancel it or wait for its end, then delete it.")
+    if row["conversation_id"] is not None:
+        await services_of(request).conversations.catch_up_with(row["conversation_id"])
     await services_of(request).contexts.delete_result(caller_of(request), row["id"])
     return Json({"id": response_id, "object": KIND, "deleted": True})
 

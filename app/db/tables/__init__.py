@@ -3,6 +3,7 @@
 from app.db.tables.base import metadata
 from app.db.tables.comparisons import comparisons
 from app.db.tables.contexts import contexts
+from app.db.tables.conversations import conversation_items, conversations
 from app.db.tables.files import batches, file_chunks, files
 from app.db.tables.models import models, set_aside_models
 from app.db.tables.owners import api_keys, audit, idempotency_keys, owners, request_counts, usage
@@ -17,6 +18,8 @@ __all__ = [
     "batches",
     "comparisons",
     "contexts",
+    "conversation_items",
+    "conversations",
     "file_chunks",
     "files",
     "idempotency_keys",

@@ -64,6 +64,8 @@ class SubmittedColumns(ClaimedColumns):
     retry_of: Annotated[UUID | None, Column(UUIDType)] = None
     # False for `store: false`: prompt, request and answer are removed once the answer was delivered, or could not be.
     kept: Annotated[bool, Column(Boolean, nullable=False, server_default="true")] = True
+    # The conversation to which its input and output are still to be added.
+    conversation_id: Annotated[UUID | None, Column(UUIDType)] = None
     # {"url", "events"}: whom to tell of the end.
     webhook: Annotated[dict[str, Any] | None, Column(JSONB(none_as_null=True))] = None
     # The servers that may run it: `server:NAME` or `kinds:KIND,KIND`, '' for any.
@@ -158,6 +160,7 @@ results = Table(
         "id",
         postgresql_where=text("client_reference IS NOT NULL"),
     ),
+    Index("results_by_conversation", "conversation_id", postgresql_where=text("conversation_id IS NOT NULL")),
     # Those whose texts are still there.
     Index("results_unkept", "id", postgresql_where=text("NOT kept AND request IS NOT NULL")),
     # Room on each page, so that claims and renewals, which touch no index, stay on it.

@@ -108,6 +108,9 @@ class Settings(BaseSettings):
     max_owner_file_bytes: int = Field(
         10 * 1024**3, ge=0, description="what the files of one owner may come to, in bytes; 0 for no bound"
     )
+    flex_price_factor: float = Field(
+        1.0, ge=0, le=1, description="of a server's price, what a request with `service_tier: flex` costs"
+    )
     spool_bytes: int = Field(
         1024**3,
         ge=1024,

@@ -9,6 +9,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from pydantic_core import from_json
+
 from app.background import Pace
 from app.config import Settings
 from app.db.engine import Database
@@ -31,6 +33,8 @@ COUNT_SHARE = 0.05
 ROWS_AT_ONCE = 50
 REMOVE_BATCH = 100
 DEFECTS_LOGGED = 10
+# Of the lines that failed, the batch names the first.
+FAILURES_SHOWN = 10
 TIDY_SECONDS = 60.0
 
 SIZES = f"""
@@ -126,6 +130,7 @@ class Finalizer:
     async def _finalize(self, batch: Row) -> None:
         began = time.monotonic()
         counts = {True: 0, False: 0}
+        shown: list[dict[str, Any]] = []
         prompt_tokens = completion_tokens = defects = 0
         expired = False
         name = f"batch_{batch['id'].hex}"
@@ -156,6 +161,8 @@ class Finalizer:
                     completed, line = False, self._render_defective(row)
                 await files[completed].write(line)
                 counts[completed] += 1
+                if not completed and len(shown) < FAILURES_SHOWN:
+                    shown.append(_failure(row["batch_line"], line))
                 prompt_tokens += row["prompt_tokens"] or 0
                 completion_tokens += row["completion_tokens"] or 0
                 expired = expired or row["error_code"] == EXPIRED
@@ -172,6 +179,7 @@ class Finalizer:
                 status,
                 (output["id"] if output else None, errors["id"] if errors else None),
                 (counts[True], counts[False], prompt_tokens, completion_tokens),
+                {"total": counts[False], "data": shown} if shown else None,
             )
         log.info(
             "batch ended",
@@ -182,6 +190,13 @@ class Finalizer:
             defective=defects,
             seconds=round(time.monotonic() - began, 2),
         )
+
+
+def _failure(number: int, line: bytes) -> dict[str, Any]:
+    """What the batch itself says of a line in its error file."""
+    document = from_json(line)
+    error = document["error"] or document["response"]["body"]["error"]
+    return {"line": number, "code": error["code"], "message": error["message"], "param": error.get("param")}
 
 
 async def _lines(connection: Any, batch: Row) -> AsyncIterator[Row]:

@@ -198,7 +198,9 @@ class Dispatcher:
         return slots
 
     def _start(self, claim: Claim) -> None:
-        run = self._runs[claim.token] = Run(claim, streamed=claim.streamed)
+        run = self._runs[claim.token] = Run(
+            claim, streamed=claim.streamed, price_factor=self._settings.flex_price_factor if claim.flex else 1.0
+        )
         run.task = asyncio.create_task(self._work(run))
         if self._stopping:
             # Claimed just before the stop: it goes back before it starts.

@@ -68,6 +68,8 @@ class Run:
     settling: bool = False
     # Whether somebody follows it, or its sender asked for a stream.
     streamed: bool = False
+    # Of the server's price, what it costs.
+    price_factor: float = 1.0
     answer: Accumulator = field(init=False)
 
     def __post_init__(self) -> None:
@@ -266,7 +268,8 @@ def _used(run: Run) -> Used:
     seconds = run.choices.used_seconds() if run.choices else None
     if run.lane is None or seconds is None:
         return Used()
-    return Used(seconds, _cost(run.lane.server.entry, run.answer, seconds))
+    cost = _cost(run.lane.server.entry, run.answer, seconds)
+    return Used(seconds, None if cost is None else cost * run.price_factor)
 
 
 def _cost(server: ServerEntry, answer: Accumulator, seconds: float) -> float | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
-from uuid import UUID
 
 from app.services.streams import Delta
 
@@ -27,13 +26,13 @@ class Face:
     """One kind of object: how a completed result is rendered, and how its stream is.
 
     `chunks` takes the result's id, when it was made (Unix seconds), the model, the stored request, and whether the
-    usage is asked for.
+    usage is asked for; where several prompts may be streamed together, also the index of its first choice.
     """
 
     kind: str
     path: str
     render: Callable[[Row, Mapping[str, Any]], dict[str, Any]]
-    chunks: Callable[[UUID, int, str, Mapping[str, Any], bool], Chunks] | None = None
+    chunks: Callable[..., Chunks] | None = None
 
 
 def model_of(row: Row, request: Mapping[str, Any]) -> str:

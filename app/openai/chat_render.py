@@ -14,6 +14,7 @@ from app.openai.ids import object_id
 from app.openai.tools import rendered
 from app.openai.written import Part, Reader, read
 from app.prompts.toolcalls import call_id
+from app.queue.ticket import FLEX
 from app.services.streams import Delta
 
 
@@ -54,7 +55,14 @@ def render_chat(row: Row, request: Mapping[str, Any]) -> dict[str, Any]:
         "choices": choices,
         "usage": usage_of(row),
         "system_fingerprint": None,
+        **_tier(request),
     }
+
+
+def _tier(request: Mapping[str, Any]) -> dict[str, str]:
+    """The tier that a request had, where it asked for one."""
+    asked = request.get("service_tier")
+    return {} if asked is None else {"service_tier": asked if asked == FLEX else "default"}
 
 
 def _shaped(logprobs: list[dict[str, Any]] | None, request: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -72,6 +80,7 @@ class ChatChunks:
             "created": created,
             "model": model,
             "system_fingerprint": None,
+            **_tier(request),
         }
         self._request = request
         self._usage = usage

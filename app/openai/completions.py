@@ -60,8 +60,6 @@ async def prepare_completions(
         raise unsupported("best_of", "all choices are returned; leave it out and send n")
     if wanted.echo and wanted.logprobs is not None:
         raise unsupported("echo", "the backend returns no log probabilities of the prompt; leave out logprobs or echo")
-    if len(prompts) > 1 and wanted.stream:
-        raise unsupported("prompt", "takes one prompt where the answer is streamed; send a request for each")
     parameters = wanted.sampling(lora_name=chosen.adapter)
     webhook = accepted(wanted.webhook, services.settings)
     longest = services.settings.max_content_chars
@@ -150,7 +148,11 @@ def _shaped(
 class CompletionChunks:
     """Makes OpenAI's `text_completion` chunks."""
 
-    def __init__(self, id_: UUID, created: int, model: str, request: Mapping[str, Any], usage: bool) -> None:
+    def __init__(
+        self, id_: UUID, created: int, model: str, request: Mapping[str, Any], usage: bool, first: int = 0
+    ) -> None:
+        """`first` is the index of its first choice: more than 0 where others come before it in one answer."""
+        self._first = first
         self._head = {"id": object_id(KIND, id_), "object": KIND, "created": created, "model": model}
         self._request = request
         self._usage = usage
@@ -177,7 +179,7 @@ class CompletionChunks:
     def _chunk(
         self, index: int, text: str, reason: str | None = None, logprobs: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+        choice = {"index": self._first + index, "text": text, "logprobs": logprobs, "finish_reason": reason}
         return self._head | {"choices": [choice]} | ({"usage": None} if self._usage else {})
 
 

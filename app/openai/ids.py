@@ -3,7 +3,7 @@
 import re
 from uuid import UUID
 
-from app.errors import NotFound
+from app.errors import BatchNotFound, ConversationNotFound, FileNotFound, NotFound
 
 PREFIXES = {
     "chat.completion": "chatcmpl-",
@@ -14,6 +14,8 @@ PREFIXES = {
     "file": "file-",
     "batch": "batch_",
 }
+# Kinds whose ids are not found with a code of their own.
+MISSING = {"file": FileNotFound, "batch": BatchNotFound, "conversation": ConversationNotFound}
 _HEX = re.compile(r"[0-9a-f]{32}")
 
 
@@ -25,5 +27,6 @@ def uuid_of(kind: str, text: str) -> UUID:
     """Raises NotFound for a text that is no id of this kind."""
     digits = text.removeprefix(PREFIXES[kind])
     if digits == text or not _HEX.fullmatch(digits):
-        raise NotFound(f"No {kind} has the id {text[:100]!r}; such ids look like {PREFIXES[kind]}0192f3….")
+        missing = MISSING.get(kind, NotFound)
+        raise missing(f"No {kind} has the id {text[:100]!r}; such ids look like {PREFIXES[kind]}0192f3….")
     return UUID(digits)

@@ -18,7 +18,7 @@ from app.prompts.parsers import Parsers
 from app.prompts.profiles import Profiles
 from app.prompts.templates import Templates
 from app.prompts.tokenizers import Tokenizers
-from app.queue.ticket import PRIORITY_HIGHEST, PRIORITY_LOWEST
+from app.queue.ticket import FLEX, FLEX_PRIORITY, PRIORITY_HIGHEST, PRIORITY_LOWEST
 from app.services.catalog import Catalog
 from app.services.contexts import Contexts
 from app.services.conversations import Conversations
@@ -68,7 +68,6 @@ WITHOUT_EFFECT = frozenset(
         "prompt_cache_options",
         "prompt_cache_retention",
         "safety_identifier",
-        "service_tier",
         "truncation",
         "user",
         "verbosity",
@@ -103,7 +102,8 @@ class Prepared:
     @property
     def priority(self) -> int:
         """As tickets have it: higher goes first."""
-        return max(PRIORITY_LOWEST, min(PRIORITY_HIGHEST, -int(self.request.get("priority") or 0)))
+        highest = FLEX_PRIORITY if self.request.get("service_tier") == FLEX else PRIORITY_HIGHEST
+        return max(PRIORITY_LOWEST, min(highest, -int(self.request.get("priority") or 0)))
 
 
 class Sources(Protocol):
@@ -210,7 +210,9 @@ class GenerationRequest(OpenAIRequest):
     stream_options: StreamOptions | None = None
     metadata: dict[str, str] | None = Field(None, description="stored with the context")
     store: bool | None = Field(None, description="false removes prompt and answer once delivered; else both are kept")
-    service_tier: Literal["auto", "default"] | None = None
+    service_tier: Literal["auto", "default", "flex"] | None = Field(
+        None, description="flex yields to all others, as batches do, and may cost less; the others are the same"
+    )
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None

@@ -13,7 +13,7 @@ from app.openai.ids import object_id
 from app.openai.responses_request import KIND, as_chat, wants_logprobs
 from app.openai.written import Segment, read
 from app.prompts.toolcalls import call_id
-from app.queue.ticket import CANCELLED, Phase, Status
+from app.queue.ticket import CANCELLED, FLEX, Phase, Status
 from app.services.results import phase
 
 # Those of the request that the answer repeats, where they were given.
@@ -65,7 +65,7 @@ def head_of(id_: UUID, created: int, model: str, request: Mapping[str, Any], sta
         "metadata": request.get("metadata", {}),
         "parallel_tool_calls": request.get("parallel_tool_calls", True),
         "reasoning": {"effort": None, "summary": None, **request.get("reasoning", {})},
-        "service_tier": "default",
+        "service_tier": FLEX if request.get("service_tier") == FLEX else "default",
         "store": request.get("store", True),
         "text": {"format": {"type": "text"}, **request.get("text", {})},
         "tool_choice": request.get("tool_choice", "auto"),

@@ -127,7 +127,7 @@ FINISH = f"""
 WITH ended AS (
     UPDATE batches SET
         status = $3, output_file_id = $4, error_file_id = $5, completed = $6, failed = $7,
-        prompt_tokens = $8, completion_tokens = $9, lease_until = NULL,
+        prompt_tokens = $8, completion_tokens = $9, errors = $10, lease_until = NULL,
         completed_at = CASE $3 WHEN 'completed' THEN now() END,
         expired_at = CASE $3 WHEN 'expired' THEN now() END,
         cancelled_at = CASE $3 WHEN 'cancelled' THEN now() END
@@ -308,15 +308,17 @@ class BatchStore:
         status: str,
         files: tuple[UUID | None, UUID | None],
         counts: tuple[int, int, int, int],
+        errors: dict[str, Any] | None,
     ) -> None:
         """Makes the batch final, in the transaction that wrote its files.
 
-        `counts` are the lines completed and failed, and the tokens of their prompts and completions.
+        `counts` are the lines completed and failed, and the tokens of their prompts and completions; `errors` tells of
+        those that failed.
 
         Raises:
             LeaseLost: the transaction must not be committed.
         """
-        if not await connection.fetch(FINISH, batch["id"], batch["lease_token"], status, *files, *counts):
+        if not await connection.fetch(FINISH, batch["id"], batch["lease_token"], status, *files, *counts, errors):
             raise LeaseLost
 
     async def pending_room(self, key_id: UUID) -> tuple[int, int] | None:

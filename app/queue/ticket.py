@@ -47,6 +47,8 @@ CANCELLED_MESSAGE = "The result was cancelled on request."
 EXPIRED_MESSAGE = "The result was not finished before its expires_at; send the context again to retry."
 
 PRIORITY_LOWEST, PRIORITY_HIGHEST = -100, 100
+# The service tier of requests that yield to the rest, at the priority that the lines of batches have.
+FLEX, FLEX_PRIORITY = "flex", -50
 BACKOFF_FIRST_SECONDS = 1.0
 BACKOFF_LONGEST_SECONDS = 60.0
 
@@ -113,6 +115,11 @@ class Claim(ClaimedColumns):
     # How long it waited since the submit; None where it was claimed before.
     queued_seconds: float | None = None
     slot: int | None = None
+
+    @property
+    def flex(self) -> bool:
+        """Whether it may cost less, because it yields to the rest."""
+        return self.request is not None and self.request.get("service_tier") == FLEX
 
 
 @dataclass(frozen=True, slots=True)

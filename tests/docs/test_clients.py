@@ -183,6 +183,7 @@ FUNCTION: dict[str, Any] = {"type": "function", "function": {"name": "f", "stric
                 {"user": "u", "safety_identifier": "s", "prompt_cache_key": "k"},
                 {"service_tier": "auto"},
                 {"service_tier": "default"},
+                {"service_tier": "flex"},
                 {"tools": [FUNCTION]},
                 {"stream": True, "stream_options": {"include_obfuscation": False, "continuous_usage_stats": True}},
                 {"stream": False, "stream_options": {"include_usage": True}},
@@ -237,7 +238,6 @@ IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url":
             for each, param in (
                 ({"suffix": "end"}, "suffix"),
                 ({"best_of": 2}, "best_of"),
-                ({"prompt": ["a", "b"], "stream": True}, "prompt"),
                 ({"echo": True, "logprobs": 1}, "echo"),
                 ({"logit_bias": {"50256": -100}}, "logit_bias"),
             )

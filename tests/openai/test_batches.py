@@ -119,7 +119,7 @@ async def test_what_fails_is_in_the_error_file(client: openai.AsyncOpenAI) -> No
         client,
         [line(name, prompt(text)) for name, text in texts.items()],
         metadata={"job": "nightly"},
-        output_expires_after={"anchor": "created_at", "seconds": 7200},
+        output_expires_after={"anchor": "created_at", "seconds": 7200.0},  # type: ignore[dict-item]
     )
     batch = await ended(client, batch)
     assert (batch.status, batch.metadata) == ("completed", {"job": "nightly"})
@@ -133,6 +133,12 @@ async def test_what_fails_is_in_the_error_file(client: openai.AsyncOpenAI) -> No
     for each in errors:
         assert (each["error"], each["response"]["status_code"]) == (None, 400)
         assert each["response"]["body"]["error"]["code"] == refused.value.code == "context_length_exceeded"
+    # The batch itself names them too.
+    assert batch.errors is not None
+    assert [(each.line, each.code) for each in batch.errors.data or []] == [
+        (2, "context_length_exceeded"),
+        (4, "context_length_exceeded"),
+    ]
     assert batch.error_file_id is not None
     file = await client.files.retrieve(batch.error_file_id)
     assert file.expires_at is not None

@@ -64,10 +64,35 @@ async def test_echo_puts_the_prompt_first(client: openai.AsyncOpenAI) -> None:
     assert "".join(chunk.choices[0].text for chunk in chunks) == "Tell me." + plain
 
 
+async def test_several_prompts_are_streamed_together(client: openai.AsyncOpenAI, service: Service) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "prompt": ["One.", "Two.", "Three."], "max_tokens": 6, "seed": 2, "n": 2}
+    whole = await client.completions.create(**asked)
+    options: Any = {"stream": True, "stream_options": {"include_usage": True}, "store": False}
+    chunks = [chunk async for chunk in await client.completions.create(**asked, extra_body=options, stream=True)]
+    texts = [""] * 6
+    reasons = {}
+    for chunk in chunks[:-1]:
+        (choice,) = chunk.choices
+        texts[choice.index] += choice.text
+        if choice.finish_reason:
+            reasons[choice.index] = choice.finish_reason
+    assert texts == [choice.text for choice in whole.choices]
+    assert reasons == {choice.index: choice.finish_reason for choice in whole.choices}
+    assert (chunks[-1].choices, chunks[-1].usage) == ([], whole.usage)
+    assert len({chunk.id for chunk in chunks}) == 1
+    rows = (await service.client.get("/results/")).json()
+    assert [row["kept"] for row in rows] == [False] * 3 + [True] * 3
+
+
+async def test_a_failure_among_several_ends_their_stream(service: Service) -> None:
+    body = {"model": "tiny", "prompt": ["One.", "too long " * 5000], "stream": True, "max_tokens": 5}
+    answer = await service.client.post("/v1/completions", json=body)
+    assert "context_length_exceeded" in answer.text
+
+
 @pytest.mark.parametrize(
     ("changes", "param"),
     [
-        ({"prompt": ["a", "b"], "stream": True}, "prompt"),
         ({"prompt": ["a", 1]}, "prompt"),
         ({"prompt": ["a"] * 129}, "prompt"),
         ({"prompt": [1, 2]}, "prompt"),

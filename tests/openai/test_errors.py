@@ -66,7 +66,7 @@ def check_error(answer: httpx.Response, status: int, code: str, param: str | Non
         ({"response_format": {"type": "json_schema"}}, "invalid_request", "response_format.json_schema"),
         ({"guided_regex": "a", "guided_choice": ["b"]}, "invalid_request", "structured_outputs"),
         ({"guided_regex": "a", "response_format": {"type": "json_object"}}, "invalid_request", "guided_regex"),
-        ({"service_tier": "flex"}, "invalid_request", "service_tier"),
+        ({"service_tier": "priority"}, "invalid_request", "service_tier"),
         ({"use_beam_search": True}, "unsupported_parameter", "use_beam_search"),
         ({"length_penalty": True}, "unsupported_parameter", "length_penalty"),
         ({"return_token_ids": True}, "unsupported_parameter", "return_token_ids"),
@@ -123,6 +123,9 @@ async def test_bodies_that_are_none(make_settings: Callable[..., Settings]) -> N
 
 async def test_addresses_that_are_none(api: Service) -> None:
     check_error(await api.client.get("/v1/nothing"), 404, "not_found")
+    for kind in ("file", "batch", "conversation"):
+        plural = {"batch": "batches"}.get(kind, f"{kind}s")
+        check_error(await api.client.get(f"/v1/{plural}/{kind}"), 404, f"{kind}_not_found")
     answer = await api.client.get("/v1/chat/completions")
     check_error(answer, 405, "method_not_allowed")
     assert "POST" in answer.headers["allow"]

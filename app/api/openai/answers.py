@@ -21,7 +21,7 @@ from app.api.holding import (
     make_ticket,
     stream_until_final,
 )
-from app.api.openai.sse import error_event, stream_events
+from app.api.openai.sse import error_event, several_streams, stream_events
 from app.errors import NotFound, ResultNotFound, ResultPending, ServiceStopping
 from app.openai.answers import Face, Row, model_of
 from app.openai.failures import failure_of
@@ -75,8 +75,16 @@ async def submit_several(
     prepared: Sequence[Prepared],
     key: str | None,
     merged: Callable[[Sequence[dict[str, Any]]], dict[str, Any]],
+    *,
+    stream: bool = False,
+    usage: bool = False,
 ) -> Response:
-    """Makes a ticket of each, and answers once all are completed; the first one's id is that of the answer."""
+    """Makes a ticket of each, and answers with all at their end, or streams them; the answer has the first one's id."""
+    if stream:
+        made = await _make_several(request, prepared, key, streamed=True)
+        streamed = await _streamed_together(request, face, [row for row, _ in made], prepared[0].request, usage)
+        mark(streamed, prepared[0], all(replayed for _, replayed in made))
+        return streamed
     held = await hold_several(
         request,
         prepared,
@@ -99,10 +107,7 @@ async def hold_several(
 
     True where earlier requests with the key had made all of them.
     """
-    keys = [key if key is None or not place else f"{key[:240]} {place}" for place in range(len(prepared))]
-    made = await asyncio.gather(
-        *(make_ticket(request, each, own, priority=each.priority) for each, own in zip(prepared, keys, strict=True))
-    )
+    made = await _make_several(request, prepared, key, streamed=False)
     finals = []
     for row, _ in made:
         final = await held(row)
@@ -111,6 +116,18 @@ async def hold_several(
             return None
         finals.append(final)
     return finals, all(replayed for _, replayed in made)
+
+
+async def _make_several(
+    request: Request, prepared: Sequence[Prepared], key: str | None, *, streamed: bool
+) -> list[tuple[Row, bool]]:
+    keys = [key if key is None or not place else f"{key[:240]} {place}" for place in range(len(prepared))]
+    return await asyncio.gather(
+        *(
+            make_ticket(request, each, own, streamed=streamed, priority=each.priority)
+            for each, own in zip(prepared, keys, strict=True)
+        )
+    )
 
 
 def mark(response: Response, prepared: Prepared, replayed: bool) -> None:
@@ -173,15 +190,15 @@ def forget_after(request: Request, response: Response, rows: Sequence[Row]) -> N
         response.background = BackgroundTask(_forget, request, unkept)
 
 
-async def forget_at_end(request: Request, row: Row, body: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+async def forget_at_end(request: Request, rows: Sequence[Row], body: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
     """As `forget_after`, for a stream."""
     try:
         async with aclosing(body):
             async for part in body:
                 yield part
     finally:
-        if not row["kept"]:
-            await _forget(request, [row])
+        if unkept := [row for row in rows if not row["kept"]]:
+            await _forget(request, unkept)
 
 
 async def _forget(request: Request, rows: Sequence[Row]) -> None:
@@ -211,7 +228,28 @@ async def _streamed(
     chunks = face.chunks(id_, int(row["created_at"].timestamp()), model_of(row, stored), stored, usage)
 
     body = stream_events(following, chunks, face.kind, after, stopping(face, id_, repeatable=True, kept=row["kept"]))
-    return await stream_until_final(request, id_, forget_at_end(request, row, body), error_event)
+    return await stream_until_final(request, id_, forget_at_end(request, [row], body), error_event)
+
+
+async def _streamed_together(
+    request: Request, face: Face, rows: Sequence[Row], stored: Mapping[str, Any], usage: bool
+) -> Response:
+    assert face.chunks is not None
+    services, caller = services_of(request), caller_of(request)
+    followings = [await services.streams.open(caller, row["id"]) for row in rows]
+    first, many = rows[0], stored.get("n") or 1
+    head = (first["id"], int(first["created_at"].timestamp()), model_of(first, stored))
+    chunks = [face.chunks(*head, each["request"], False, many * place) for place, each in enumerate(rows)]
+    total = {
+        "id": object_id(face.kind, head[0]),
+        "object": face.kind,
+        "created": head[1],
+        "model": head[2],
+        "choices": [],
+    }
+    goes_on = stopping(face, head[0], repeatable=False, kept=first["kept"])
+    body = several_streams(followings, chunks, face.kind, total if usage else None, goes_on)
+    return await stream_until_final(request, head[0], forget_at_end(request, rows, body), error_event)
 
 
 def stopping(face: Face, id_: UUID, repeatable: bool, kept: bool = True) -> ServiceStopping:

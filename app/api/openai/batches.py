@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.api.dependencies import IdempotencyKey, caller_of, mark_replayed, services_of
 from app.api.openai.documents import openai_errors
@@ -30,11 +30,16 @@ MOMENTS = (
 )
 
 
+def whole(value: Any) -> Any:
+    """JSON's integers are numbers without a fraction, 3600.0 among them."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class ExpiresAfter(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     anchor: Literal["created_at"]
-    seconds: Annotated[int, Field(ge=SHORTEST_SECONDS, le=LONGEST_SECONDS)]
+    seconds: Annotated[int, BeforeValidator(whole), Field(ge=SHORTEST_SECONDS, le=LONGEST_SECONDS)]
 
 
 Metadata = Annotated[

@@ -18,7 +18,10 @@ async def create_completion(body: CompletionRequest, request: Request, key: Idem
     """Runs a prompt as a ticket, and holds the connection for the answer or streams it."""
     prepared, *more = await prepare_completions(services_of(request), caller_of(request), body)
     if more:
-        return await submit_several(request, FACE, [prepared, *more], key, merged)
+        several = [prepared, *more]
+        return await submit_several(
+            request, FACE, several, key, merged, stream=bool(body.stream), usage=body.wants_usage
+        )
     return await submit(request, FACE, prepared, key, stream=bool(body.stream), usage=body.wants_usage)
 
 

@@ -158,6 +158,6 @@ async def _streamed(request: Request, row: Row, stored: dict[str, Any], after: i
     events = ResponseEvents(id_, int(row["created_at"].timestamp()), model_of(row, stored), stored)
     goes_on = stopping(FACE, id_, repeatable=True, kept=row["kept"])
     return EventStream(
-        forget_at_end(request, row, response_events(following, events, after, goes_on)),
+        forget_at_end(request, [row], response_events(following, events, after, goes_on)),
         partial(cancel_if_asked, request, id_),
     )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, suppress
 from typing import Any
 
 from pydantic_core import to_json
 
 from app.api.sse import never_gone
 from app.errors import AppError, StreamRestarted
-from app.openai.answers import Chunks
+from app.openai.answers import Chunks, usage_of
 from app.openai.failures import failure_of, openai_error
 from app.openai.responses_stream import BEFORE_TEXT, ResponseEvents, sequence_of
 from app.queue.ticket import Status
@@ -51,6 +52,69 @@ async def stream_events(
             yield start + _lines(chunks.end(item.row), item.sequence) + DONE
             return
     raise stopping
+
+
+async def several_streams(
+    followings: Sequence[Following],
+    chunks: Sequence[Chunks],
+    kind: str,
+    usage: dict[str, Any] | None,
+    stopping: AppError,
+) -> AsyncGenerator[bytes]:
+    """The chunks of several results as one stream, without a sequence to go on from.
+
+    `usage` is the chunk that tells their usage together, None where nobody asks for it.
+
+    Raises:
+        AppError: what ends the stream before the end of all.
+    """
+    rows: list[Mapping[str, Any]] = []
+
+    async def told(following: Following, makes: Chunks) -> AsyncGenerator[bytes]:
+        start = _lines(makes.start(), None)
+        async with aclosing(following.events(never_gone)) as items:
+            async for item in items:
+                if isinstance(item, Event):
+                    made = [chunk for delta in item.deltas for chunk in makes.delta(delta)]
+                else:
+                    if item.row["status"] == Status.FAILED:
+                        raise failure_of(item.row, kind)
+                    rows.append(item.row)
+                    made = makes.end(item.row)
+                if made:
+                    yield start + _lines(made, None)
+                    start = b""
+                if isinstance(item, End):
+                    return
+        raise stopping
+
+    async with aclosing(_merged([told(*each) for each in zip(followings, chunks, strict=True)])) as parts:
+        async for part in parts:
+            yield part
+    if usage is not None:
+        each = [usage_of(row) for row in rows]
+        yield _data(usage | {"usage": {name: sum(one[name] for one in each) for name in each[0]}})
+    yield DONE
+
+
+async def _merged(streams: Sequence[AsyncGenerator[bytes]]) -> AsyncGenerator[bytes]:
+    """What several say, as they say it."""
+    waiting = {asyncio.ensure_future(anext(stream)): stream for stream in streams}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                stream = waiting.pop(task)
+                with suppress(StopAsyncIteration):
+                    part = task.result()
+                    waiting[asyncio.ensure_future(anext(stream))] = stream
+                    yield part
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        for stream in streams:
+            await stream.aclose()
 
 
 def error_event(error: AppError) -> bytes:

@@ -31,7 +31,7 @@ from app.api import usage as usage_routes
 from app.api import webhooks as webhooks_routes
 from app.api.body_room import BodyRoom
 from app.api.dependencies import PROBLEM_CONTENT, Services
-from app.api.faces import protollm, semoss, tgi
+from app.api.faces import anthropic, protollm, semoss, tgi
 from app.api.head import Head
 from app.api.health import is_untraced
 from app.api.http10 import Application
@@ -100,6 +100,7 @@ CORS: dict[str, Any] = {
         "Link",
         "Location",
         "Preference-Applied",
+        "Request-Id",
         "Retry-After",
         "WWW-Authenticate",
         "X-Ignored",
@@ -166,7 +167,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         *(chat, completions, responses, conversations, embeddings, images, files, batches, openai_models, tokens),
     ):
         app.include_router(openai_module.router)
-    for face in (tgi, protollm, semoss):
+    for face in (anthropic, tgi, protollm, semoss):
         app.include_router(face.router)
     require_declared(app, open_paths)
     _document_problems(app)

@@ -1,4 +1,5 @@
-"""Errors, all in one place: as application/problem+json (RFC 9457), below /v1 as OpenAI has them, below /tgi as TGI."""
+"""Errors, all in one place: as application/problem+json (RFC 9457), below /v1 as OpenAI has them or, for its clients,
+Anthropic, below /tgi as TGI."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import Scope
 
+from app.anthropic.failures import anthropic_error
 from app.api.faces.tgi_render import tgi_error, tgi_status
 from app.db.faults import is_unavailable
 from app.errors import (
@@ -32,6 +34,9 @@ MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:triton-tickets:error:"
 MESSAGE_CHARS = 500
 OPENAI_PREFIX, TGI_PREFIX = "/v1", "/tgi"
+MESSAGES_PREFIX, MODELS_PREFIX = "/v1/messages", "/v1/models"
+# By the first Anthropic's clients are known where OpenAI's have the same path; the other has the request's id for them.
+ANTHROPIC_VERSION, ANTHROPIC_ID = b"anthropic-version", "request-id"
 # What vLLM's clients find beside it.
 OPENAI_PATHS = ("/tokenize", "/detokenize")
 
@@ -68,8 +73,20 @@ def _below(path: str, prefix: str) -> bool:
     return path == prefix or path.startswith(prefix + "/")
 
 
-def error_response(path: str, error: AppError) -> Response:
-    """In the shape that clients of this path expect."""
+def is_anthropic(scope: Scope) -> bool:
+    path = route_path(scope)
+    if _below(path, MODELS_PREFIX):
+        return any(name == ANTHROPIC_VERSION for name, _ in scope["headers"])
+    return _below(path, MESSAGES_PREFIX)
+
+
+def error_response(scope: Scope, error: AppError) -> Response:
+    """In the shape that the client expects."""
+    path = route_path(scope)
+    if is_anthropic(scope):
+        id_: str = scope["state"]["request_id"]
+        headers = {**(error.headers or {}), ANTHROPIC_ID: id_}
+        return Response(to_json(anthropic_error(error, id_)), openai_status(error), headers, "application/json")
     if is_openai(path):
         document = to_json({"error": openai_error(error)})
         return Response(document, openai_status(error), error.headers, "application/json")
@@ -82,17 +99,17 @@ def install_handlers(app: FastAPI) -> None:
     @app.exception_handler(AppError)
     async def render(request: Request, error: Exception) -> Response:
         assert isinstance(error, AppError)
-        return error_response(route_path(request.scope), error)
+        return error_response(request.scope, error)
 
     @app.exception_handler(RequestValidationError)
     async def render_validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return error_response(route_path(request.scope), _from_validation(request, error))
+        return error_response(request.scope, _from_validation(request, error))
 
     @app.exception_handler(HTTPException)
     async def render_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return error_response(route_path(request.scope), _from_http(request, error))
+        return error_response(request.scope, _from_http(request, error))
 
     @app.exception_handler(Exception)
     async def render_defect(request: Request, error: Exception) -> Response:
@@ -102,7 +119,7 @@ def install_handlers(app: FastAPI) -> None:
                 "The service failed on this request. The cause is in its log; nothing is wrong with yours."
             )
         failure.headers["X-Request-Id"] = getattr(request.state, "request_id", "")
-        return error_response(route_path(request.scope), failure)
+        return error_response(request.scope, failure)
 
 
 def _from_validation(request: Request, error: RequestValidationError) -> AppError:

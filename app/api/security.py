@@ -22,7 +22,7 @@ from starlette.types import Scope as Connection
 
 from app.api.body import StrictJsonRoute, receive_body
 from app.api.dependencies import Services
-from app.api.problems import error_response, route_path
+from app.api.problems import error_response
 from app.config import KeylessAccess
 from app.errors import MalformedPath, ScopeMissing, Unauthorized
 from app.services.callers import ANONYMOUS, LOCAL, Caller, Scope
@@ -116,9 +116,7 @@ async def authenticate(services: Services, scope: Connection) -> Caller:
     Raises:
         Unauthorized: it has no API key that is valid, and needs one.
     """
-    given = next((value for name, value in scope["headers"] if name == b"authorization"), b"").decode("latin-1")
-    scheme, _, key = given.partition(" ")
-    key = key.strip() if scheme.lower() == "bearer" else ""
+    key = _given_key(scope)
     if KEY.fullmatch(key):
         caller = await services.keys.caller(key)
     else:
@@ -136,6 +134,15 @@ async def authenticate(services: Services, scope: Connection) -> Caller:
         caller = keyless
     scope["state"]["caller"] = caller
     return caller
+
+
+def _given_key(scope: Connection) -> str:
+    """The bearer token or, as Anthropic's clients send a key, `x-api-key`; a text that may be none."""
+    headers = {name: value for name, value in reversed(scope["headers"]) if name in (b"authorization", b"x-api-key")}
+    scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    token = token.strip() if scheme.lower() == "bearer" else ""
+    other = headers.get(b"x-api-key", b"").decode("latin-1").strip()
+    return other if other and not KEY.fullmatch(token) else token
 
 
 def _keyless(services: Services, scope: Connection) -> Caller | None:
@@ -184,7 +191,7 @@ class Entrance:
 
         if CONTROL.search(scope["path"]):
             error = MalformedPath("The path holds a control character, raw or as %00 to %1F, %7F or %C2%80 to %C2%9F.")
-            await error_response(route_path(scope), error)(scope, receive, send)
+            await error_response(scope, error)(scope, receive, send)
             return
         await self._app(scope, receive, with_limits)
 

@@ -23,7 +23,7 @@ _SAME = (
 # Of a chat's request, what goes on as it came.
 _OF_CHATS = (
     *("tools", "tool_choice", "parallel_tool_calls", "response_format", "chat_template_kwargs", "documents"),
-    *("add_generation_prompt", "reasoning_effort"),
+    *("add_generation_prompt", "continue_final_message", "reasoning_effort"),
 )
 # As `owned_by` in the list of models names llama.cpp's server.
 LLAMA_CPP = "llamacpp"
@@ -47,6 +47,9 @@ def chat_body(request: Request, messages: Sequence[Any], owner: str) -> dict[str
         body |= {"logprobs": True, "top_logprobs": parameters["logprobs"]}
     asked = request.asked or {}
     body |= {name: asked[name] for name in _OF_CHATS if asked.get(name) is not None}
+    if body.get("continue_final_message"):
+        # vLLM's server would begin a new one otherwise.
+        body["add_generation_prompt"] = False
     form = parameters.get("structured_outputs")
     if owner == LLAMA_CPP and _is_forced(asked.get("tool_choice")) and form:
         # It has no way of its own to make any model call: the schema of the calls is one.

@@ -9,6 +9,7 @@ PREFIXES = {
     "chat.completion": "chatcmpl-",
     "text_completion": "cmpl-",
     "response": "resp_",
+    "message": "msg_",
     "embedding": "embd-",
     "conversation": "conv_",
     "file": "file-",

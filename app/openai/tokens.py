@@ -51,16 +51,16 @@ async def tokens_of(sources: Sources, caller: Caller, body: TokenizeRequest) -> 
         return chosen.model, await sources.tokenizers.encode(chosen.model, body.prompt, special=special)
     chat = {name: getattr(body, name) for name in OF_A_CHAT if getattr(body, name) is not None}
     prepared = await prepare_chat(sources, caller, checked(ChatRequest, chat | {"model": body.model}))
-    return prepared.model, await _encoded(sources, prepared, special)
+    return prepared.model, await encoded(sources, prepared, special)
 
 
 async def input_tokens(sources: Sources, caller: Caller, body: ResponseRequest) -> int:
     """How many tokens the prompt of a response has, that of the conversation before it too."""
     prepared = await prepare_response(sources, caller, body)
-    return len(await _encoded(sources, prepared, special=True))
+    return len(await encoded(sources, prepared, special=True))
 
 
-async def _encoded(sources: Sources, prepared: Prepared, special: bool) -> list[int]:
+async def encoded(sources: Sources, prepared: Prepared, special: bool) -> list[int]:
     messages = prepared.prompt.messages or []
     text = await chat_prompt(sources.templates, prepared.model, messages, prepared.kind, prepared.request)
     return await sources.tokenizers.encode(prepared.model, text, special=special)

@@ -19,7 +19,7 @@ MOST_TOOLS = 128
 class FunctionTool(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -76,7 +76,7 @@ class ToolUse:
                 raise invalid("tool_choice", "needs tools")
             self.mode = "none"
         if self.name and self.name not in self.functions:
-            raise invalid("tool_choice", f"tools has no function named {self.name[:64]!r}")
+            raise invalid("tool_choice", f"tools has no function named {self.name[:128]!r}")
 
     @property
     def parsed(self) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from app.anthropic import parameters as of_messages
 from app.config import Settings
 from app.errors import LineDefective
 from app.openai.batch_lines import NOT_RUN
@@ -280,6 +281,19 @@ async def test_what_the_table_says_is_so(api: Service, name: str) -> None:
             continue
         answer = await api.client.post(f"/v1/{path}", json=body | {parameter: "x"})
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, parameter), parameter
+
+
+def test_the_table_of_messages_is_that_of_the_code() -> None:
+    assert of_messages.table() in CLIENTS
+
+
+async def test_what_the_table_of_messages_says_is_so(api: Service) -> None:
+    body = {"model": "demo", "max_tokens": 5, "messages": [{"role": "user", "content": "Hi."}]}
+    for name, becomes, _ in of_messages.rows():
+        if becomes != "honoured":
+            answer = await api.client.post("/v1/messages", json=body | {name: {"x": "y"}} | {"model": "none"})
+            named = answer.json()["error"]["message"].startswith(f"{name}: ")
+            assert (answer.status_code, named) == ((400, True) if becomes == "refused" else (404, False)), name
 
 
 def test_the_codes_of_batches_are_documented() -> None:

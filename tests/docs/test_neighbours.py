@@ -77,6 +77,15 @@ def events_of(text: str) -> list[dict[str, Any]]:
     return [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
 
 
+async def test_anthropic(service: Service) -> None:
+    whole, streamed, models = await lines(service, "Anthropic")
+    assert re.fullmatch(SIMULATED, json.loads(whole)["content"][0]["text"], re.DOTALL)
+    assert [event["type"] for event in events_of(streamed)][-1] == "message_stop"
+    assert [model["id"] for model in json.loads(models)["data"]] == ["demo", "minilm"]
+    printed = await run(service, block("Anthropic", "python"), sys.executable)
+    assert re.fullmatch(rf"({SIMULATED}\n){{2}}", printed)
+
+
 async def test_text_generation_inference(service: Service) -> None:
     generated, streamed, info = await lines(service, "Text Generation Inference")
     answer = json.loads(generated)

@@ -100,6 +100,8 @@ ROUTES: dict[tuple[str, str], Scope | None] = {
     ("GET", "/v1/batches"): READS,
     ("GET", "/v1/batches/{batch_id}"): READS,
     ("POST", "/v1/batches/{batch_id}/cancel"): SUBMITS,
+    ("POST", "/v1/messages"): SUBMITS,
+    ("POST", "/v1/messages/count_tokens"): READS,
     ("POST", "/tgi"): SUBMITS,
     ("POST", "/tgi/"): SUBMITS,
     ("POST", "/tgi/generate"): SUBMITS,

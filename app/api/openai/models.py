@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path, Query, Request
 
+from app.anthropic.models import model_info, model_page
 from app.api.dependencies import caller_of, services_of
 from app.api.openai.documents import openai_errors
+from app.api.problems import is_anthropic
 from app.api.security import READ, GuardedRoute
 from app.errors import ModelNotFound
 from app.prompts.adapters import Chosen
@@ -16,14 +18,24 @@ from app.prompts.profiles import Profile
 from app.services.catalog import CatalogEntry
 
 OWNER = "triton"
+MOST_MODELS = 1000
+OF_ANTHROPIC = "with the header `anthropic-version`"
 
 router = APIRouter(prefix="/v1/models", tags=["openai"], route_class=GuardedRoute, dependencies=[READ])
 
 
 @router.get("", responses=openai_errors())
 @router.get("/", responses=openai_errors(), include_in_schema=False)
-async def list_openai_models(request: Request) -> dict[str, Any]:
-    """All models that take requests, and their adapters with the model as `parent`; not all need be `ready`."""
+async def list_openai_models(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=MOST_MODELS, description=OF_ANTHROPIC)] = 20,
+    after_id: Annotated[str | None, Query(max_length=255, description=OF_ANTHROPIC)] = None,
+    before_id: Annotated[str | None, Query(max_length=255, description=OF_ANTHROPIC)] = None,
+) -> dict[str, Any]:
+    """All models that take requests, and their adapters with the model as `parent`; not all need be `ready`.
+
+    With the header `anthropic-version` they are listed in Anthropic's form, in pages.
+    """
     services = services_of(request)
     entries = {entry.name: entry for entry in await services.catalog.models()}
     since = await services.catalog.first_seen()
@@ -34,6 +46,8 @@ async def list_openai_models(request: Request) -> dict[str, Any]:
         for id_, chosen in sorted(ids.items())
         if caller.may_use(chosen.model, chosen.adapter)
     ]
+    if is_anthropic(request.scope):
+        return model_page(data, limit, after_id, before_id)
     return {"object": "list", "data": data}
 
 
@@ -47,7 +61,8 @@ async def get_openai_model(
     since = await services.catalog.first_seen()
     for entry in await services.catalog.models():
         if entry.name == chosen.model:
-            return _rendered(model, chosen, entry, since, services.profiles.of(chosen.model))
+            found = _rendered(model, chosen, entry, since, services.profiles.of(chosen.model))
+            return model_info(found) if is_anthropic(request.scope) else found
     raise ModelNotFound(f"No server has ever served a model named {model!r}.")
 
 

@@ -8,7 +8,7 @@ from openai import AsyncOpenAI
 set_tracing_disabled(True)  # traces go to OpenAI
 agent = Agent(name="assistant", model="demo")  # reads OPENAI_BASE_URL and OPENAI_API_KEY
 # end of setup
-from agents import ModelSettings, OpenAIResponsesModel, SQLiteSession, function_tool
+from agents import ModelSettings, OpenAIConversationsSession, OpenAIResponsesModel, SQLiteSession, function_tool
 from pydantic import BaseModel
 
 
@@ -67,6 +67,13 @@ async def main():
     print("passed: chat completions")
     await check(lambda name: OpenAIResponsesModel(name, client), "responses")
     print("passed: responses")
+
+    plain = Agent(name="assistant", model="demo", model_settings=SHORT)
+    session = OpenAIConversationsSession()
+    await Runner.run(plain, QUESTION, session=session)
+    await Runner.run(plain, "And of Spain?", session=session)
+    assert len(await session.get_items()) == 4
+    print("passed: conversations")
 
 
 asyncio.run(main())

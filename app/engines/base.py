@@ -56,6 +56,15 @@ class EngineError(Exception):
         self.retry_after: float | None = None
 
 
+def no_prompt_logprobs(who: str) -> EngineError:
+    return EngineError(
+        "not_supported_by_model",
+        f"{who} returns no log probabilities of the prompt: leave out prompt_logprobs, or echo beside logprobs. vLLM's "
+        "own server (a server of the kind openai) returns them, and so does the local engine that runs a real model.",
+        FINAL,
+    )
+
+
 class NotLoaded(EngineError):
     """A model that could not be loaded or unloaded; `refused` says that the server takes no such orders."""
 

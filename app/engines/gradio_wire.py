@@ -166,6 +166,7 @@ class _Chat:
     def of(cls, request: Request) -> _Chat:
         asked = request.asked or {}
         wants = [name for name in ("structured_outputs", "logprobs", "lora_name") if request.parameters.get(name)]
+        wants += ["prompt_logprobs"] if request.parameters.get("prompt_logprobs") is not None else []
         wants += ["tools"] if asked.get("tools") and asked.get("tool_choice") != "none" else []
         if wants:
             raise EngineError("not_supported_by_model", f"A Gradio app takes texts only, no {', '.join(wants)}.", FINAL)

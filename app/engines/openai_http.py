@@ -136,7 +136,8 @@ class OpenAIEngine(Engine):
         """A server that knows chats only is sent the prompt as what a user says."""
         if not self._only_chats:
             body = completion_body(request, self._owner)
-            answer = Answer(request.parameters.get("max_tokens"))
+            echoed = "" if request.parameters.get("prompt_logprobs") is None else request.prompt
+            answer = Answer(request.parameters.get("max_tokens"), echoed=echoed)
             begun = False
             try:
                 async with aclosing(self._stream("/completions", body, answer, request)) as chunks:

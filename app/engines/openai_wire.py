@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from app.engines.base import FINAL, EngineError, Request
+from app.engines.base import FINAL, EngineError, Request, no_prompt_logprobs
 from app.engines.http_answers import count_of, likelihood_of, size_of, text_of, token_of
 from app.tasks.chunks import Chunk
 
@@ -40,9 +40,11 @@ def chat_body(request: Request, messages: Sequence[Any], owner: str) -> dict[str
     Raises:
         EngineError: it asks for what this API has no words for.
     """
+    parameters = request.parameters
+    if parameters.get("prompt_logprobs") is not None:
+        raise no_prompt_logprobs("A chat on this server")
     body = _common(request)
     body["messages"] = messages
-    parameters = request.parameters
     if parameters.get("logprobs") is not None:
         body |= {"logprobs": True, "top_logprobs": parameters["logprobs"]}
     asked = request.asked or {}
@@ -69,6 +71,11 @@ def completion_body(request: Request, owner: str) -> dict[str, Any]:
     body["prompt"] = request.prompt
     if request.parameters.get("logprobs") is not None:
         body["logprobs"] = request.parameters["logprobs"]
+    if (alternatives := request.parameters.get("prompt_logprobs")) is not None:
+        if owner == LLAMA_CPP:
+            raise no_prompt_logprobs("llama.cpp's server")
+        # In a stream, vLLM's server tells them with the prompt that it repeats.
+        body |= {"echo": True, "logprobs": max(alternatives, body.get("logprobs", 0))}
     form = request.parameters.get("structured_outputs") or {}
     if owner == LLAMA_CPP and not form.keys().isdisjoint(("json", "json_object")):
         # Of completions it knows no response_format.
@@ -116,12 +123,14 @@ class Answer:
     """Reads the events of one answer, a chat's or a completion's, streamed or whole.
 
     Tool calls and reasoning become text, in the forms in which open models write them, and as which the service reads
-    them: `choice` is the request's tool_choice.
+    them: `choice` is the request's tool_choice. The text begins with `echoed`, which is no part of the answer, though
+    its tokens come before those of the answer.
     """
 
-    def __init__(self, max_tokens: int | None = None, choice: Any = None) -> None:
+    def __init__(self, max_tokens: int | None = None, choice: Any = None, echoed: str = "") -> None:
         self.finished = False
         self._choice = choice
+        self._echoed = echoed
         self._most = None if max_tokens is None else max_tokens * _PARTS_PER_TOKEN + _MORE_PARTS
         self._prompt_tokens: int | None = None
         self._completion_tokens: int | None = None
@@ -144,7 +153,7 @@ class Answer:
                 raise ValueError("a choice that is no object")
             # One was asked for.
             if choice.get("index") in (0, None):
-                self._add(chunk, choice)
+                self._add(chunk, self._without_prompt(choice))
         prompt, completion = usage_of(event)
         # Some servers tell it once, some with each event what it has come to.
         self._prompt_tokens = self._prompt_tokens if prompt is None else prompt
@@ -155,6 +164,20 @@ class Answer:
         """The final chunk, with the server's own count of tokens in the place of ours."""
         left = 0 if self._completion_tokens is None else self._completion_tokens - self._counted
         return Chunk([], [], self._prompt_tokens, [left], final=True)
+
+    def _without_prompt(self, choice: dict[str, Any]) -> dict[str, Any]:
+        """
+        Raises:
+            EngineError: the server does not repeat the prompt, and so tells nothing of its tokens.
+        """
+        text = text_of(choice.get("text"))
+        if not self._echoed or not (text or choice.get("finish_reason")):
+            return choice
+        known = text[: len(self._echoed)]
+        if not known or not self._echoed.startswith(known) or _logprobs(choice.get("logprobs")) is None:
+            raise no_prompt_logprobs("This server")
+        self._echoed = self._echoed[len(known) :]
+        return choice | {"text": text[len(known) :]}
 
     def _add(self, chunk: Chunk, choice: dict[str, Any]) -> None:
         part = choice.get("delta") or choice.get("message") or {}

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.engines.base import FINAL, RETRY, EngineError, Request
+from app.engines.base import FINAL, RETRY, EngineError, Request, no_prompt_logprobs
 from app.engines.http_answers import count_of, likelihood_of, size_of, text_of, token_of
 from app.engines.http_faults import classify_status
 from app.tasks.chunks import Chunk
@@ -57,6 +57,8 @@ def generate_body(request: Request) -> dict[str, Any]:
             asked["top_p"] = given["top_p"]
         if given.get("top_k", 0) > 0:
             asked["top_k"] = given["top_k"]
+    if given.get("prompt_logprobs") is not None:
+        raise no_prompt_logprobs("This service's engine for Text Generation Inference")
     if given.get("logprobs"):
         asked["top_n_tokens"] = given["logprobs"]
     if form := given.get("structured_outputs"):

@@ -31,7 +31,13 @@ class CompletionRequest(GenerationRequest):
         examples=["Once upon a time"],
     )
     logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
-    echo: bool | None = Field(None, description="puts the prompt before the text")
+    echo: bool | None = Field(
+        None,
+        description="puts the prompt before the text, with `logprobs` its tokens too",
+    )
+    prompt_logprobs: Annotated[
+        int | None, Field(ge=0, le=20, description="vLLM's: alternatives at each token of the prompt")
+    ] = None
     best_of: int | None = Field(None, description="n is all it may be")
 
 
@@ -58,9 +64,9 @@ async def prepare_completions(
     prompts = _prompts(wanted.prompt)
     if wanted.best_of is not None and wanted.best_of != (wanted.n or 1):
         raise unsupported("best_of", "all choices are returned; leave it out and send n")
-    if wanted.echo and wanted.logprobs is not None:
-        raise unsupported("echo", "the backend returns no log probabilities of the prompt; leave out logprobs or echo")
-    parameters = wanted.sampling(lora_name=chosen.adapter)
+    of_prompt = [wanted.prompt_logprobs, wanted.logprobs if wanted.echo else None]
+    alternatives = max((each for each in of_prompt if each is not None), default=None)
+    parameters = wanted.sampling(lora_name=chosen.adapter, prompt_logprobs=alternatives)
     webhook = accepted(wanted.webhook, services.settings)
     longest = services.settings.max_content_chars
     made = []
@@ -129,13 +135,29 @@ def render_completion(row: Row, request: Mapping[str, Any]) -> dict[str, Any]:
             {
                 "index": each["index"],
                 "text": before + each["text"],
-                "logprobs": _shaped(each["logprobs"], request),
+                "logprobs": _shaped(_told(each["logprobs"], row, request), request),
                 "finish_reason": each["finish_reason"],
+                **_of_prompt(each["logprobs"], row, request),
             }
             for each in choices_of(row)
         ],
         "usage": usage_of(row),
     }
+
+
+def _told(logprobs: list[dict[str, Any]] | None, row: Row, request: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The tokens of what is shown: without those of the prompt where it is not repeated."""
+    hidden = request.get("prompt_logprobs") is not None and not request.get("echo")
+    return logprobs[row["prompt_tokens"] or 0 :] if logprobs and hidden else logprobs
+
+
+def _of_prompt(logprobs: list[dict[str, Any]] | None, row: Row, request: Mapping[str, Any]) -> dict[str, Any]:
+    """`prompt_logprobs` as vLLM has it: null for the first token, of which nothing is told."""
+    asked = request.get("prompt_logprobs")
+    if asked is None:
+        return {}
+    tokens = (logprobs or [])[: row["prompt_tokens"] or 0]
+    return {"prompt_logprobs": shapes.of_prompt(tokens, asked)}
 
 
 def _shaped(

@@ -35,14 +35,34 @@ def of_completion(tokens: Sequence[Token] | None, alternatives: int, offset: int
     for token in tokens:
         chosen = _chosen(token)
         text = _text(chosen)
+        first = _is_first(chosen)
         shape["tokens"].append(text)
-        shape["token_logprobs"].append(_number(chosen))
+        shape["token_logprobs"].append(None if first else _number(chosen))
         shape["text_offset"].append(offset)
-        shape["top_logprobs"].append(
-            {_text(each): _number(each) for each in (*reversed(_likeliest(token, alternatives)), chosen)}
-        )
+        likely = {_text(each): _number(each) for each in (*reversed(_likeliest(token, alternatives)), chosen)}
+        shape["top_logprobs"].append(None if first else likely)
         offset += len(text)
     return shape
+
+
+def of_prompt(tokens: Sequence[Token], alternatives: int) -> list[dict[str, Any] | None]:
+    """vLLM's `prompt_logprobs`: the tokens by id."""
+    shown: list[dict[str, Any] | None] = []
+    for token in tokens:
+        chosen = _chosen(token)
+        likely = [*_likeliest(token, alternatives), chosen]
+        entries = {id_: _plain(entry) for id_, entry in token.items() if any(entry is each for each in likely)}
+        shown.append(None if _is_first(chosen) else entries)
+    return shown
+
+
+def _plain(entry: dict[str, Any]) -> dict[str, Any]:
+    return {"logprob": _number(entry), "rank": entry.get("rank"), "decoded_token": _text(entry)}
+
+
+def _is_first(chosen: dict[str, Any]) -> bool:
+    """Whether it is the first of a prompt, of which an engine tells no log probability."""
+    return chosen.get("logprob") is None
 
 
 def _chosen(token: Token) -> dict[str, Any]:

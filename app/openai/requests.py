@@ -45,7 +45,7 @@ UNSUPPORTED = {
     "suffix": "the engine cannot insert text",
     "web_search_options": "there is no web search; offer a tool of your own",
     "lora_name": "name the adapter as the model; GET /v1/models lists it",
-    "prompt_logprobs": "the backend returns no log probabilities of the prompt",
+    "prompt_logprobs": "is for completions",
 }
 _NO_BEAMS = "the engine samples only, without beam search"
 _NO_IDS = "the backend returns text, not token ids"

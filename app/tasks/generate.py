@@ -89,6 +89,9 @@ class SamplingParameters(BaseModel):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, gt=0, le=2)
     logprobs: int | None = Field(None, ge=0, le=1000, description="alternatives per token; engines allow 20")
+    prompt_logprobs: int | None = Field(
+        None, ge=0, le=1000, description="the same for the tokens of the prompt, told before those of the text"
+    )
     logit_bias: NoBias | None = Field(None, description="refused unless it is empty: the engines cannot take it")
     allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=MAX_ALLOWED_TOKENS)] | None = None
     ignore_eos: bool | None = None

@@ -134,6 +134,21 @@ async def test_a_text_keeps_to_its_constraint(client: Client, constraint: dict[s
     assert message.strings("finish_reason") == ["stop"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_tokens_of_a_prompt_are_as_likely_as_if_they_were_generated(client: Client, stream: bool) -> None:
+    generated = await answer(client, logprobs=2, max_tokens=3)
+    expected = [next(iter(row.values()))["logprob"] for row in json.loads(generated.strings("logprobs")[0])]
+    sampling = {"temperature": 0, "max_tokens": 1, "prompt_logprobs": 2}
+    first, *_ = await client.ask("demo", QUESTION + generated.text[0], sampling=sampling, stream=stream)
+    rows = json.loads(first.strings("prompt_logprobs")[0])
+    assert len(rows) == first.outputs["num_input_tokens"].item()
+    assert [entry["logprob"] for entry in rows[0].values()] == [None]
+    told = [next(iter(row.values())) for row in rows]
+    assert "".join(entry["decoded_token"] for entry in told) == QUESTION + generated.text[0]
+    assert [entry["logprob"] for entry in told[-3:]] == pytest.approx(expected, abs=0.05)
+    assert {len(row) for row in rows[1:]} <= {2, 3}
+
+
 async def test_json_keeps_to_its_schema(client: Client) -> None:
     schema = {
         "type": "object",
@@ -150,7 +165,6 @@ async def test_json_keeps_to_its_schema(client: Client) -> None:
     ("sampling", "text"),
     [
         ({"n": 2, "temperature": 1}, "The local engine, llama.cpp, does not support n above 1."),
-        ({"prompt_logprobs": 1}, "The local engine, llama.cpp, does not support prompt_logprobs."),
         ({"truncate_prompt_tokens": 5}, "The local engine, llama.cpp, does not support truncate_prompt_tokens."),
         ({"logprobs": 21}, "Requested sample logprobs of 21, which is greater than max allowed: 20"),
         ({"stop_token_ids": [999_999]}, "token_id(s) [999999] in stop_token_ids contain out-of-vocab token ids."),

@@ -10,13 +10,23 @@ from typing import Any, Self
 from pydantic_core import from_json
 from tritonclient.utils import InferenceServerException
 
-from app.engines.base import FINAL, RETRY, Endpoint, Engine, EngineError, ModelState, Request, presentable
+from app.engines.base import (
+    FINAL,
+    RETRY,
+    Endpoint,
+    Engine,
+    EngineError,
+    ModelState,
+    Request,
+    no_prompt_logprobs,
+    presentable,
+)
 from app.engines.triton.connection import Connection
 from app.engines.triton.control import TritonControl
 from app.engines.triton.embedding import embedding_contract
 from app.engines.triton.faults import classify_tensors, classify_text, classify_unary
 from app.engines.triton.tensors import add_inputs, is_final, new_request, outputs_of
-from app.engines.triton.vllm import decode, encode
+from app.engines.triton.vllm import PROMPT_LOGPROBS, decode, encode
 from app.tasks.chunks import Chunk
 from app.tasks.embed import EMBED
 from app.tasks.generate import GENERATE
@@ -150,6 +160,8 @@ class TritonEngine(Engine):
             async for chunk in self._infer(request):
                 yield chunk
             return
+        if request.parameters.get(PROMPT_LOGPROBS) is not None:
+            await self._require_prompt_logprobs(request.model, request.idle_timeout)
         call = encode(
             request.model,
             request.request_id,
@@ -173,6 +185,14 @@ class TritonEngine(Engine):
                 yield chunk
                 if chunk.final:
                     return
+
+    async def _require_prompt_logprobs(self, model: str, timeout: float) -> None:
+        try:
+            metadata = await self._connection.calls.get_model_metadata(model, client_timeout=timeout)
+        except InferenceServerException as error:
+            raise classify_unary(error) from None
+        if all(output.name != PROMPT_LOGPROBS for output in metadata.outputs):
+            raise no_prompt_logprobs("Triton's vLLM backend")
 
     async def _infer(self, request: Request) -> AsyncGenerator[Chunk]:
         """A chunk for each response; a decoupled model sends any number."""

@@ -30,6 +30,8 @@ from app.tasks.chunks import Chunk
 NOT_FINISHED = b"None"
 _RETURNED = ("return_finish_reason", "return_num_input_tokens", "return_num_output_tokens")
 _RETURNED_LOGPROBS = ("return_logprobs", "return_cumulative_logprob")
+# Not of the vLLM backend: an output of engines that tell of the prompt's tokens too.
+PROMPT_LOGPROBS = "prompt_logprobs"
 
 
 def encode(
@@ -94,15 +96,20 @@ def decode(response: service_pb2.ModelInferResponse) -> Chunk:
     if (content := contents.get("logprobs")) is not None:
         logprobs = texts_of(content)
         chunk.size += sum(map(len, logprobs))
-        # Postgres takes no NUL, not even escaped, and a token may well be one.
-        chunk.logprobs = [_chosen(from_json(value.replace(b"\\u0000", b"\\ufffd"))) for value in logprobs]
+        chunk.logprobs = [_tokens(value) for value in logprobs]
+    if (content := contents.get(PROMPT_LOGPROBS)) is not None:
+        of_prompt = texts_of(content)
+        chunk.size += sum(map(len, of_prompt))
+        chunk.logprobs = [[*(_tokens(of_prompt[0]) or ()), *((chunk.logprobs or [None])[0] or ())]]
     if (content := contents.get("cumulative_logprob")) is not None:
         chunk.cumulative_logprobs = [value if math.isfinite(value) else None for value in numbers_of(content)]
     return chunk
 
 
-def _chosen(tokens: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+def _tokens(value: bytes) -> list[dict[str, Any]] | None:
     """Marks the token that was taken: the engine names it first, and jsonb keeps no order."""
+    # Postgres takes no NUL, not even escaped, and a token may well be one.
+    tokens: list[dict[str, Any]] | None = from_json(value.replace(b"\\u0000", b"\\ufffd"))
     for token in tokens or ():
         for entry in token.values():
             entry["chosen"] = True

@@ -7,14 +7,13 @@ from llama_engine import STEP_TOKENS, Engine, Request
 from llama_grammar import Grammars
 from llama_library import Model
 from llama_sampling import Sampler
-from llama_text import Generation
+from llama_text import Generation, told
 
 # Beside one request as long as the context, all others find room for prompts and answers of this many tokens.
 CELLS_PER_SLOT = 256
 # The service and its database need the rest of a machine.
 MAX_THREADS = 4
 _UNSUPPORTED = (
-    "prompt_logprobs",
     "extra_args",
     "truncate_prompt_tokens",
     "output_kind",
@@ -56,7 +55,14 @@ class Llama:
         self._check(params)
         grammar = None if params.structured_outputs is None else self._grammars.compile(params.structured_outputs)
         generation = Generation(params, self.model, min(params.max_tokens, self.context - len(prompt)))
-        return Request(job, prompt, generation, Sampler(params, prompt, self.model, grammar), stream)
+        sampler = Sampler(params, prompt, self.model, grammar)
+        return Request(job, prompt, generation, sampler, stream, params.prompt_logprobs)
+
+    def prompt_logprobs(self, request: Request) -> list[dict]:
+        """For each token of its prompt the token, then the likeliest at its place; nothing tells of the first one."""
+        first, pieces = request.prompt[0], self.model.pieces
+        told_first = {first: {"logprob": None, "rank": None, "decoded_token": pieces[first].decode(errors="replace")}}
+        return [told_first, *told(request.prompt_rows, pieces)]
 
     def _check(self, params) -> None:
         refused = [name for name in _UNSUPPORTED if getattr(params, name) not in (None, False)]

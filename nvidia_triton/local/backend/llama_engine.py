@@ -7,6 +7,7 @@ import traceback
 from collections import deque
 
 import sim_faults
+from llama_sampling import ranked
 from llama_text import Generation
 
 DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
@@ -27,6 +28,8 @@ class Request:
         "last_token_at",
         "place",
         "prompt",
+        "prompt_alternatives",
+        "prompt_rows",
         "sampler",
         "sent",
         "slot",
@@ -34,12 +37,17 @@ class Request:
         "token_seconds",
     )
 
-    def __init__(self, job, prompt: list[int], generation: Generation, sampler, stream: bool) -> None:
+    def __init__(
+        self, job, prompt: list[int], generation: Generation, sampler, stream: bool, prompt_alternatives: int | None
+    ) -> None:
         self.job = job  # what answers: send(), fail(), cancelled(), is_cancelled()
         self.prompt = prompt
         self.completions = [generation]
         self.sampler = sampler
         self.stream = stream
+        # As many likeliest tokens are told at each place of the prompt; None where nothing of it is.
+        self.prompt_alternatives = prompt_alternatives
+        self.prompt_rows: list[dict] = []
         self.slot = -1
         self.place = 0  # tokens of prompt and answer that the cache holds
         self.done = 0  # tokens generated
@@ -142,14 +150,20 @@ class Engine:
     def _step(self) -> None:
         rows: list[tuple[int, int, int, bool]] = []
         due: list[tuple[Request, int]] = []
+        read: list[tuple[Request, int, int]] = []
         for request, count in self._shares():
             last = len(request.prompt) + request.done - 1
             for place in range(request.place, request.place + count):
-                rows.append((self._token(request, place), place, request.slot, place == last))
+                inside = request.prompt_alternatives is not None and place < len(request.prompt) - 1
+                if inside:
+                    read.append((request, request.prompt[place + 1], len(rows)))
+                rows.append((self._token(request, place), place, request.slot, inside or place == last))
             request.place += count
             if request.place > last:
                 due.append((request, len(rows) - 1))
         self._model.decode(rows)
+        for request, token, row in read:
+            request.prompt_rows.append(ranked(self._model.logits(row), token, request.prompt_alternatives))
         for request, row in due:
             self._advance(request, row)
 

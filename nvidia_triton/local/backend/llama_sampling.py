@@ -43,7 +43,7 @@ class Sampler:
             self._grammar.accept(token)
         self._output.append(token)
         self._counts[token] = self._counts.get(token, 0) + 1
-        return token, None if raw is None else _ranked(raw, token, params.logprobs)
+        return token, None if raw is None else ranked(raw, token, params.logprobs)
 
     def _constrain(self, scores: np.ndarray) -> None:
         params = self._params
@@ -110,7 +110,8 @@ def _nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
     return order[: int(np.searchsorted(sums, goal)) + 1]
 
 
-def _ranked(raw: np.ndarray, token: int, alternatives: int) -> dict:
+def ranked(raw: np.ndarray, token: int, alternatives: int) -> dict:
+    """The token first, then the likeliest: id -> (log probability, rank)."""
     top = float(raw.max())
     scale = top + float(np.log(np.exp(raw - top).sum(dtype=np.float64)))
     row = {token: (float(raw[token]) - scale, int((raw > raw[token]).sum()) + 1)}

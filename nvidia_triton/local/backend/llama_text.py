@@ -51,14 +51,7 @@ class Generation:
 
     def logprobs(self, start: int, stop: int, _: int) -> list[dict]:
         """For each token the chosen one, then its likeliest alternatives."""
-        pieces = self._model.pieces
-        return [
-            {
-                token: {"logprob": logprob, "rank": rank, "decoded_token": pieces[token].decode(errors="replace")}
-                for token, (logprob, rank) in row.items()
-            }
-            for row in self._rows[start:stop]
-        ]
+        return told(self._rows[start:stop], self._model.pieces)
 
     def _readable(self, token: int, ended: bool) -> bool:
         if ended and not self._params.include_stop_str_in_output:
@@ -81,3 +74,14 @@ class Generation:
         self.text = self.text[: end if params.include_stop_str_in_output else begin]
         self.finish = "stop"
         return True
+
+
+def told(rows: list[dict], pieces: list[bytes]) -> list[dict]:
+    """Ranked tokens as vLLM tells them."""
+    return [
+        {
+            token: {"logprob": logprob, "rank": rank, "decoded_token": pieces[token].decode(errors="replace")}
+            for token, (logprob, rank) in row.items()
+        }
+        for row in rows
+    ]

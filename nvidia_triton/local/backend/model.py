@@ -62,6 +62,9 @@ class TritonPythonModel:
         if _is_simulated(pb_utils.get_model_dir()):
             # Never sent: the one place where a ready model can tell its clients that nothing real answers.
             config.add_output({"name": "simulation", "data_type": "TYPE_STRING", "dims": [1]})
+        else:
+            # Beyond the real backend, which computes them and keeps them to itself.
+            config.add_output({"name": "prompt_logprobs", "data_type": "TYPE_STRING", "dims": [1]})
         config.set_model_transaction_policy({"decoupled": True})
         config.set_max_batch_size(0)
         return config
@@ -163,6 +166,8 @@ class TritonPythonModel:
         if tokens is not None:
             request = self._llama.prepare(job, tokens, params, stream)
             job.completions, job.input_tokens, job.alternatives = request.completions, input_tokens, params.logprobs
+            if params.prompt_logprobs is not None:
+                job.prompt_logprobs = lambda: self._llama.prompt_logprobs(request)
             return request
         params.verify_logit_bias()
         params.verify_tokens(sim_text.VOCABULARY_SIZE)
@@ -231,6 +236,7 @@ class _Job:
         "completions",
         "input_tokens",
         "is_cancelled",
+        "prompt_logprobs",
     )
 
     def __init__(self, request, inputs: dict, log, prepend: str) -> None:
@@ -241,6 +247,8 @@ class _Job:
         self._flags = {name: _boolean(inputs, f"return_{name}") for name in _RETURNED}
         # Of the last message, by position: characters and tokens of the sequence that stood there.
         self._sent: list[tuple[int, int]] | None = None
+        # What the first message tells of the prompt's tokens, where it was asked for.
+        self.prompt_logprobs = None
 
     def send(self, before: int, count: int, finished: bool, stream: bool) -> None:
         """Answer with tokens `before` to `count` of the sequences that are in the engine's last message.
@@ -296,6 +304,9 @@ class _Job:
                 for each, old, new in parts
             ]
             tensors.append(pb_utils.Tensor("logprobs", np.array(rows, dtype=np.object_)))
+        if self.prompt_logprobs is not None and not before:
+            rows = [_json(self.prompt_logprobs())]
+            tensors.append(pb_utils.Tensor("prompt_logprobs", np.array(rows, dtype=np.object_)))
         if wanted["num_input_tokens"]:
             # 0-d, as the real backend sends it, whatever the configuration declares.
             tensors.append(pb_utils.Tensor("num_input_tokens", np.array(self.input_tokens, dtype=np.uint32)))

@@ -176,7 +176,7 @@ async def test_a_body_not_declared_as_json_is_refused(api: Service, content_type
             {"parameters": {"structured_outputs": {"json_object": False, "regex": "a"}}},
             "parameters.structured_outputs.json_object",
         ),
-        ({"parameters": {"prompt_logprobs": 1}}, "parameters.prompt_logprobs"),
+        ({"parameters": {"prompt_logprobs": -1}}, "parameters.prompt_logprobs"),
         ({"parameters": {"stream": True}}, "parameters.stream"),
     ],
 )

@@ -239,7 +239,6 @@ IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url":
             for each, param in (
                 ({"suffix": "end"}, "suffix"),
                 ({"best_of": 2}, "best_of"),
-                ({"echo": True, "logprobs": 1}, "echo"),
                 ({"logit_bias": {"50256": -100}}, "logit_bias"),
             )
         ),

@@ -99,7 +99,7 @@ async def test_a_failure_among_several_ends_their_stream(service: Service) -> No
         ({"prompt": ""}, "prompt"),
         ({"suffix": "end"}, "suffix"),
         ({"best_of": 3}, "best_of"),
-        ({"echo": True, "logprobs": 1}, "echo"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
         ({"logprobs": 21}, "logprobs"),
         ({"stream_options": {"include_all": True}}, "stream_options.include_all"),
     ],

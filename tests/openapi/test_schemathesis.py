@@ -19,6 +19,7 @@ import requests
 import schemathesis
 from hypothesis import HealthCheck, settings
 from openai import types
+from openai.types.conversations import Conversation
 from pydantic import BaseModel
 from schemathesis import checks
 
@@ -56,6 +57,7 @@ OBJECTS: dict[str, type[BaseModel]] = {
     "model": types.Model,
     "file": types.FileObject,
     "batch": types.Batch,
+    "conversation": Conversation,
 }
 
 schema = schemathesis.openapi.from_dict(create_app(Settings()).openapi())
@@ -100,6 +102,12 @@ class Stack:
                 body["tokens"] = [1, 2, 3]
             if case.path.startswith("/v1/responses"):
                 body["input"] = body.get("input") or "Hi."
+                # Each is a way to go on, and there is one at most.
+                body.pop("conversation", None)
+            if case.path.startswith("/v1/conversations"):
+                body["items"] = [{"role": "user", "content": "Hi."}]
+                if case.path.endswith("{conversation_id}"):
+                    del body["items"]
             if case.path.startswith(FACES):
                 body["model"] = body.get("model") or known["model"]
             if isinstance(meta := body.get("meta"), dict):
@@ -141,7 +149,14 @@ async def _one_of_each(client: httpx.AsyncClient) -> dict[str, Any]:
     response = (await made("POST", "/v1/responses", json={"model": "chat", "input": "Hi."}))["id"]
     comparison = await made("POST", "/comparisons/", json={"content": "Hi.", "entries": [{"model": "chat"}]})
     await made("GET", f"/comparisons/{comparison['id']}", headers={"Prefer": "wait=30"})
+    item = {"role": "user", "content": "Hi."}
+    conversation, other = [await made("POST", "/v1/conversations", json={"items": [item]}) for _ in range(2)]
+    items = await made("GET", f"/v1/conversations/{other['id']}/items")
     return {
+        "conversation_id": conversation["id"],
+        # One whose items are there also when the other one is deleted.
+        "/v1/conversations/{conversation_id}/items/{item_id}:conversation_id": other["id"],
+        "item_id": items["first_id"],
         "context_id": context["id"],
         "comparison_id": comparison["id"],
         "result_id": ticket["result_id"],

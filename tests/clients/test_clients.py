@@ -17,6 +17,8 @@ from tests.clients.table import SCRIPTS, Client, document, load
 INSTALL_SECONDS = 20.0
 # No client is begun after this; the others of the day are skipped.
 LAST_BEGIN_SECONDS = 40.0
+# A client that hangs fails, and holds nobody up for as long as `make test-clients` would let it.
+CLIENT_SECONDS = 120.0
 CHEAP = [each for each in load() if each.cheap]
 TODAYS = CHEAP[datetime.now(UTC).toordinal() % 3 :: 3]
 
@@ -57,7 +59,7 @@ async def test_a_third_of_the_small_clients_works(tmp_path: Path) -> None:
                 if time.monotonic() - begin > LAST_BEGIN_SECONDS:
                     skipped[client.name] = f'no time was left: make test-clients CLIENTS="{client.name}"'
                     continue
-                outcomes[client.name] = (await run(client, folder, stack)).reason
+                outcomes[client.name] = (await run(client, folder, stack, CLIENT_SECONDS)).reason
     assert outcomes == dict.fromkeys(outcomes, "")
     if skipped:
         pytest.skip(f"these clients are NOT tested: {skipped}")

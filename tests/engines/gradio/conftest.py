@@ -54,7 +54,7 @@ class RunningApp:
         self._process.wait()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def gradio_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     app = RunningApp(tmp_path_factory.mktemp("gradio") / "app.log")
     yield app

@@ -119,7 +119,8 @@ class Claim(ClaimedColumns):
     @property
     def flex(self) -> bool:
         """Whether it may cost less, because it yields to the rest."""
-        return self.request is not None and self.request.get("service_tier") == FLEX
+        # A stored request that is damaged keeps no claim from its run.
+        return isinstance(self.request, dict) and self.request.get("service_tier") == FLEX
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,7 @@ async def test_anthropic(service: Service) -> None:
     whole, streamed, models = await lines(service, "Anthropic")
     assert re.fullmatch(SIMULATED, json.loads(whole)["content"][0]["text"], re.DOTALL)
     assert [event["type"] for event in events_of(streamed)][-1] == "message_stop"
-    assert [model["id"] for model in json.loads(models)["data"]] == ["demo", "minilm"]
+    assert {"demo", "minilm"} <= {model["id"] for model in json.loads(models)["data"]}
     printed = await run(service, block("Anthropic", "python"), sys.executable)
     assert re.fullmatch(rf"({SIMULATED}\n){{2}}", printed)
 

@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import pytest
 from jsonschema import validate
+from tritonclient.utils import InferenceServerException
 
 from nvidia_triton.contract.wire import RETURNED, Client
 from tests.servers import RunningTriton
@@ -250,10 +251,10 @@ async def test_nul_in_the_prompt(client: Client) -> None:
     assert message.text[0].startswith("a\0b")
 
 
-async def test_images_are_ignored(client: Client) -> None:
+async def test_what_is_no_image_is_an_error(client: Client) -> None:
     image = base64.b64encode(b"not an image")
-    [message] = await client.ask("tiny", PROMPT, more={"image": ([image, image], "BYTES")})
-    assert message.text[0].startswith("[simulated]")
+    with pytest.raises(InferenceServerException, match="cannot identify image file"):
+        await client.ask("tiny", PROMPT, more={"image": ([image, image], "BYTES")})
 
 
 async def test_request_parameters_stand_in_for_sampling_parameters(client: Client) -> None:

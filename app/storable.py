@@ -7,7 +7,7 @@ would notice.
 import math
 from typing import Annotated, Any, NoReturn
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BaseModel, model_validator
 from pydantic_core import PydanticCustomError, from_json
 
 # A list, an object or a key costs about as much as ten numbers.
@@ -83,6 +83,15 @@ def check_document(value: Any) -> Any:
                 elif type(each) is list:
                     pending.append(each)
     return value
+
+
+class Storable(BaseModel):
+    """A document of a client, all of which can be stored, what the model does not know included."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _storable(cls, value: Any) -> Any:
+        return check_document(value)
 
 
 StorableText = Annotated[str, AfterValidator(_text)]

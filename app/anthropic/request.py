@@ -14,7 +14,7 @@ from app.errors import InvalidRequest, invalid
 from app.openai.chat_request import MOST_MESSAGES, prepare_chat
 from app.openai.requests import CLOSED, Prepared, Sources, checked_at, unsupported
 from app.services.callers import Caller
-from app.storable import check_document
+from app.storable import Storable
 
 KIND = "message"
 # As many blocks are read at once; more of them take a while.
@@ -101,7 +101,7 @@ class ToolChoice(_Closed):
     disable_parallel_tool_use: bool | None = None
 
 
-class CountRequest(BaseModel):
+class CountRequest(Storable):
     """What is counted, and all that a message may ask for. A parameter that is null counts as left out."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, json_schema_extra=CLOSED)
@@ -129,11 +129,6 @@ class CountRequest(BaseModel):
     top_k: Annotated[int | None, Field(ge=-1, lt=2**31)] = None
     metadata: Metadata | None = Field(None, description="`user_id` is stored with the request")
     stream: bool | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _storable(cls, value: Any) -> Any:
-        return check_document(value)
 
     @model_validator(mode="after")
     def _nothing_unknown(self) -> Self:

@@ -26,7 +26,7 @@ from app.services.inputs import Inputs
 from app.services.results import Results
 from app.services.submissions import Submissions, Turn
 from app.services.webhooks import Webhook
-from app.storable import check_document
+from app.storable import Storable
 from app.tasks.embed import EmbeddingParameters
 from app.tasks.generate import UNSUPPORTED_PARAMETER, SamplingParameters
 from app.tasks.infer import InferParameters
@@ -147,7 +147,7 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = Field(None, description="the usage is known at the end only")
 
 
-class OpenAIRequest(BaseModel):
+class OpenAIRequest(Storable):
     """What all requests share. A parameter that is null counts as left out."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, json_schema_extra=CLOSED)
@@ -155,11 +155,6 @@ class OpenAIRequest(BaseModel):
     model: Annotated[str, Field(min_length=1, max_length=255, examples=["demo"])]
     user: str | None = Field(None, description="stored with the request")
     webhook: Webhook | None = Field(None, description="whom to tell of the end; else whom the API key names")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _storable(cls, value: Any) -> Any:
-        return check_document(value)
 
     @model_validator(mode="after")
     def _nothing_unknown(self) -> Self:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.dependencies import caller_of, services_of
 from app.api.faces.tickets import ERRORS, mark, model_or_default
@@ -16,7 +16,7 @@ from app.errors import InvalidRequest
 from app.openai.chat_render import render_chat
 from app.openai.chat_request import prepare_chat
 from app.openai.requests import renamed
-from app.storable import StorableText, check_document
+from app.storable import Storable, StorableText
 
 # The idempotency key of a job, apart from those that clients send themselves.
 KEY_PREFIX = "protollm:"
@@ -35,7 +35,7 @@ class Meta(BaseModel):
     model: Annotated[StorableText | None, Field(max_length=255)] = None
 
 
-class Job(BaseModel):
+class Job(Storable):
     model_config = ConfigDict(strict=True)
 
     job_id: Annotated[
@@ -47,11 +47,6 @@ class Job(BaseModel):
     ]
     meta: Meta
     priority: Annotated[int | None, Field(ge=0, le=5)] = Field(None, description="5 is served first")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _storable(cls, value: Any) -> Any:
-        return check_document(value)
 
 
 class Prompt(Job):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field
 
 from app.api.dependencies import caller_of, services_of
 from app.api.faces.tickets import model_or_default
@@ -17,7 +17,7 @@ from app.errors import invalid
 from app.openai.chat_request import prepare_chat
 from app.openai.requests import Prepared
 from app.services.inputs import inputs_of
-from app.storable import StorableText, check_document
+from app.storable import Storable, StorableText
 from app.tasks.infer import InferParameters
 from app.tasks.purposes import ENTITIES, IMAGE, VISION, Purpose, purpose_of
 
@@ -28,15 +28,10 @@ OF_IMAGES_ALONE = frozenset(IMAGE.fields) - {"prompt", "seed"}
 WITHOUT_EFFECT = frozenset({"model", "consistency_decoder", "file_name"})
 
 
-class Body(BaseModel):
+class Body(Storable):
     model_config = ConfigDict(extra="allow", strict=True)
 
     model: Annotated[StorableText | None, Field(max_length=255)] = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _storable(cls, value: Any) -> Any:
-        return check_document(value)
 
     def given(self) -> dict[str, Any]:
         return {name: value for name, value in self.model_dump().items() if value is not None}

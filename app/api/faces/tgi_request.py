@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError, from_json
 
 from app.db.tables.contexts import Prompt
@@ -12,7 +12,7 @@ from app.errors import invalid
 from app.openai.requests import Prepared, Sources, checked, unsupported
 from app.prompts.adapters import SEPARATOR
 from app.services.callers import Caller
-from app.storable import StorableText, check_document
+from app.storable import Storable, StorableText, check_document
 from app.tasks.generate import MAX_CHOICES, SamplingParameters
 
 KIND = "tgi"
@@ -64,7 +64,7 @@ class Parameters(BaseModel):
         )
 
 
-class GenerateRequest(BaseModel):
+class GenerateRequest(Storable):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     inputs: Annotated[StorableText, Field(min_length=1, examples=["What is Deep Learning?"])]
@@ -72,11 +72,6 @@ class GenerateRequest(BaseModel):
     model: Annotated[StorableText | None, Field(max_length=255)] = Field(
         None, description="not in TGI: which model answers, where there are several"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _storable(cls, value: Any) -> Any:
-        return check_document(value)
 
 
 class CompatibleRequest(GenerateRequest):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field
 
 from app.api.dependencies import caller_of, services_of
 from app.api.openai.batches import Metadata
@@ -16,19 +16,14 @@ from app.api.security import READ, SUBMIT, GuardedRoute
 from app.errors import invalid
 from app.openai.conversation_items import stored_items
 from app.openai.ids import object_id, uuid_of
-from app.storable import check_document
+from app.storable import Storable
 
 KIND = "conversation"
 Items = Annotated[list[dict[str, Any]], Field(max_length=20)]
 
 
-class Body(BaseModel):
+class Body(Storable):
     model_config = ConfigDict(extra="forbid", strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _storable(cls, value: Any) -> Any:
-        return check_document(value)
 
 
 class NewConversation(Body):

@@ -53,7 +53,6 @@ class Dispatcher:
         name: str,
     ) -> None:
         self._store = store
-        self._events = events
         self._event_writer = EventWriter(events)
         self._fleet = fleet
         self._templates = templates

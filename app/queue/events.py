@@ -76,7 +76,6 @@ SELECT streamed AND coalesce(completed_at < now() - make_interval(secs => $3), f
 FROM results WHERE id = $1 AND owner_id = $2
 """
 
-FOLLOWED = "SELECT id FROM results WHERE id = ANY ($1::uuid[]) AND streamed"
 
 LAST = """
 SELECT g.id, (SELECT e.sequence FROM result_events e WHERE e.result_id = g.id ORDER BY e.sequence DESC LIMIT 1) AS last
@@ -178,11 +177,6 @@ class EventStore:
         async with self._database.hot() as connection:
             row = await connection.fetchrow(FOLLOW, id_, owner_id, kept_seconds)
         return None if row is None else bool(row["expired"])
-
-    async def followed(self, ids: Sequence[UUID]) -> list[UUID]:
-        """Those of the given results that somebody follows."""
-        async with self._database.hot() as connection:
-            return [row[0] for row in await connection.fetch(FOLLOWED, ids)]
 
     async def last(self, ids: Sequence[UUID]) -> dict[UUID, int]:
         """The highest sequence stored of each result, -1 for none."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from uuid import UUID
 
 from app.errors import InvalidRequest, NotFound, Removed, StreamExpired, StreamRestarted, invalid
 from app.services.callers import Caller
+from app.services.merging import merged
 from app.services.streams import End, Event, Following, Streams
 
 
@@ -79,49 +79,30 @@ class ComparisonStream:
             return _Opened(None)
 
     async def parts(self) -> AsyncGenerator[Part]:
-        """What comes after the positions, until all results have ended, or this process stops.
+        """What comes after the positions, until all results have ended, or this process stops."""
+        async with aclosing(merged([self._follow(*each) for each in self._opened.items()])) as parts:
+            async for part in parts:
+                yield part
 
-        A reader that is slow holds up the reading of all.
-        """
-        queue: asyncio.Queue[Part | Exception | None] = asyncio.Queue(maxsize=len(self._ids))
-        tasks = [asyncio.create_task(self._follow(place, opened, queue)) for place, opened in self._opened.items()]
+    async def _follow(self, place: int, opened: _Opened) -> AsyncGenerator[Part]:
+        """The parts of one result."""
+        following = opened.following
+        if following is None:
+            yield Part(place, Signal.REMOVED)
+        elif opened.restarted:
+            yield Part(place, Signal.RESTARTED)
         try:
-            left = len(tasks)
-            while left:
-                part = await queue.get()
-                if isinstance(part, Exception):
-                    raise part
-                if part is None:
-                    left -= 1
-                else:
-                    yield part
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _follow(self, place: int, opened: _Opened, queue: asyncio.Queue[Part | Exception | None]) -> None:
-        """Puts the parts of one result, and None or an error at the end."""
-        try:
-            following = opened.following
-            if following is None:
-                await queue.put(Part(place, Signal.REMOVED))
-            elif opened.restarted:
-                await queue.put(Part(place, Signal.RESTARTED))
             while following is not None:
                 try:
                     async with aclosing(following.events(_never_gone)) as events:
                         async for item in events:
-                            await queue.put(Part(place, item))
+                            yield Part(place, item)
                     following = None
                 except StreamRestarted:
-                    await queue.put(Part(place, Signal.RESTARTED))
+                    yield Part(place, Signal.RESTARTED)
                     following = await self._streams.open(self._caller, self._ids[place])
         except (NotFound, Removed):
-            await queue.put(Part(place, Signal.REMOVED))
-        except Exception as error:
-            await queue.put(error)
-        await queue.put(None)
+            yield Part(place, Signal.REMOVED)
 
 
 async def _never_gone() -> bool:

@@ -220,7 +220,6 @@ async def test_the_statements_stay_on_their_indexes(history: Any) -> None:
     await history.execute("VACUUM ANALYZE result_events")
     given = [row["id"] for row in ids]
     check(await plan(history, events.READ, given, [-1] * 20), "result_events_pkey", 20)
-    check(await plan(history, events.FOLLOWED, given), "results_pkey", 20)
     check(await plan(history, events.FOLLOW, given[0], 0, 600.0), "results_by_owner", 2)
     written = await plan(history, events.WRITE, given, [uuid4()] * 20, [0] * 20, ["1"] * 20, True)
     check(written, "results_pkey", 20)

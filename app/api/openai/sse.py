@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any
 
 from pydantic_core import to_json
@@ -15,6 +14,7 @@ from app.openai.answers import Chunks, usage_of
 from app.openai.failures import failure_of, openai_error
 from app.openai.responses_stream import BEFORE_TEXT, ResponseEvents, sequence_of
 from app.queue.ticket import Status
+from app.services.merging import merged
 from app.services.streams import End, Event, Following
 
 DONE = b"data: [DONE]\n\n"
@@ -88,33 +88,13 @@ async def several_streams(
                     return
         raise stopping
 
-    async with aclosing(_merged([told(*each) for each in zip(followings, chunks, strict=True)])) as parts:
+    async with aclosing(merged([told(*each) for each in zip(followings, chunks, strict=True)])) as parts:
         async for part in parts:
             yield part
     if usage is not None:
         each = [usage_of(row) for row in rows]
         yield _data(usage | {"usage": {name: sum(one[name] for one in each) for name in each[0]}})
     yield DONE
-
-
-async def _merged(streams: Sequence[AsyncGenerator[bytes]]) -> AsyncGenerator[bytes]:
-    """What several say, as they say it."""
-    waiting = {asyncio.ensure_future(anext(stream)): stream for stream in streams}
-    try:
-        while waiting:
-            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                stream = waiting.pop(task)
-                with suppress(StopAsyncIteration):
-                    part = task.result()
-                    waiting[asyncio.ensure_future(anext(stream))] = stream
-                    yield part
-    finally:
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
-        for stream in streams:
-            await stream.aclose()
 
 
 def error_event(error: AppError) -> bytes:

@@ -7,8 +7,10 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import pytest
+
 from nvidia_triton.local.process import shielded
-from nvidia_triton.local.settings import free_ports
+from nvidia_triton.local.settings import ROOT, free_ports
 from nvidia_triton.local.triton import HOST, TritonServer, clean_up_after
 
 TEST_MODELS = Path(__file__).with_name("models")
@@ -122,3 +124,10 @@ def start_triton(
     )
     running.start(wait=wait)
     return running
+
+
+def start_demo(work_dir: Path) -> RunningTriton:
+    """Start a server with `demo`, which runs for real here: the other tests' models are simulated."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("ENGINE")
+        return start_triton(work_dir, ("demo",), ROOT / "models")

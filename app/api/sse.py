@@ -84,8 +84,3 @@ class EventStream(Response):
             with suppress(asyncio.CancelledError, OSError):
                 await speaking
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def never_gone() -> bool:
-    """For those whose reading ends by itself when the client goes away, as an EventStream's does."""
-    return False

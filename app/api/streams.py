@@ -11,8 +11,9 @@ from app.api.dependencies import caller_of, problems, services_of
 from app.api.problems import problem_document
 from app.api.schemas import Result
 from app.api.security import READ, GuardedRoute
-from app.api.sse import EventStream, event_bytes, never_gone
+from app.api.sse import EventStream, event_bytes
 from app.errors import AppError, InvalidRequest
+from app.services.results import never_gone
 from app.services.streams import End, Event, Following
 
 RETRY_MILLISECONDS = 1000

@@ -11,6 +11,7 @@ from uuid import UUID
 from app.errors import InvalidRequest, NotFound, Removed, StreamExpired, StreamRestarted, invalid
 from app.services.callers import Caller
 from app.services.merging import merged
+from app.services.results import never_gone
 from app.services.streams import End, Event, Following, Streams
 
 
@@ -94,7 +95,7 @@ class ComparisonStream:
         try:
             while following is not None:
                 try:
-                    async with aclosing(following.events(_never_gone)) as events:
+                    async with aclosing(following.events(never_gone)) as events:
                         async for item in events:
                             yield Part(place, item)
                     following = None
@@ -103,8 +104,3 @@ class ComparisonStream:
                     following = await self._streams.open(self._caller, self._ids[place])
         except (NotFound, Removed):
             yield Part(place, Signal.REMOVED)
-
-
-async def _never_gone() -> bool:
-    """Whose client goes away cancels the reading."""
-    return False

@@ -200,3 +200,8 @@ def require_texts(row: Mapping[str, Any]) -> None:
             f"Result {row['id']} came with store: false: its answer was delivered, or nobody waited for it, and was "
             "removed. Send the request again, with another Idempotency-Key if it had one."
         )
+
+
+async def never_gone() -> bool:
+    """For readers that are cancelled when their client goes away, as an EventStream's are."""
+    return False

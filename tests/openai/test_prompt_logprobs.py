@@ -10,10 +10,9 @@ import openai
 import pytest
 
 from app.config import Settings
-from nvidia_triton.local.settings import ROOT
 from tests.faulty_http import Asked, Behaviour, event, faulty_server, head
 from tests.openai.conftest import client_of
-from tests.servers import RunningTriton, start_triton
+from tests.servers import RunningTriton, start_demo
 from tests.service import eventually, running_api, running_dispatcher
 
 QUESTION = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
@@ -23,9 +22,7 @@ ANSWER = "The capital of France is"
 @pytest.fixture(scope="session")
 def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
     """With a model that runs for real."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.delenv("ENGINE")
-        server = start_triton(tmp_path_factory.mktemp("triton"), ("demo",), ROOT / "models")
+    server = start_demo(tmp_path_factory.mktemp("triton"))
     yield server
     server.stop()
 

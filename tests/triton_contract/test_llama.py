@@ -14,7 +14,7 @@ import tritonclient.grpc.aio as triton
 from nvidia_triton.contract.probe import Subject
 from nvidia_triton.contract.wire import Client, Message, read
 from tests.engine import busy, generated
-from tests.servers import RunningTriton, start_triton
+from tests.servers import RunningTriton, start_demo
 from tests.service import eventually
 
 from .verdicts import assert_as_documented
@@ -27,9 +27,7 @@ ANSWER = "The capital of France is Paris."
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
-    with pytest.MonkeyPatch.context() as environment:
-        environment.delenv("ENGINE")
-        running = start_triton(tmp_path_factory.mktemp("triton"), ("demo",), ROOT / "models")
+    running = start_demo(tmp_path_factory.mktemp("triton"))
     yield running
     running.kill()
 

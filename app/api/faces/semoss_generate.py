@@ -14,14 +14,14 @@ from app.api.faces.semoss_request import GenerateBody, prepare_generate
 from app.api.faces.tickets import ERRORS, mark
 from app.api.holding import DATABASE_RETRY_SECONDS, failure, make_ticket, stopping, stream_until_final
 from app.api.security import WORK, GuardedRoute
-from app.api.sse import event_bytes, never_gone
+from app.api.sse import event_bytes
 from app.errors import AppError, DatabaseUnavailable
 from app.openai import chat_render
 from app.openai.answers import Row, model_of, usage_of
 from app.openai.images import in_base64
 from app.openai.requests import Prepared
 from app.queue.ticket import Status
-from app.services.results import Waiting
+from app.services.results import Waiting, never_gone
 from app.tasks.purposes import ENTITIES, IMAGE, Purpose, output_of
 
 # How often a waiting client is told its position, in seconds.

@@ -10,12 +10,12 @@ from fastapi import Request, Response
 from app.api.dependencies import PROBLEM_CONTENT, caller_of, mark_replayed, problems, services_of
 from app.api.holding import IGNORED_HEADER, failure, stopping
 from app.api.openai.documents import OF_GENERATIONS
-from app.api.sse import never_gone
 from app.errors import invalid
 from app.openai.answers import Row
 from app.openai.requests import Prepared
 from app.queue.ticket import Status
 from app.services.catalog import shown
+from app.services.results import never_gone
 from app.services.streams import End, Event, Following
 
 RESULT_HEADER = "x-result-id"

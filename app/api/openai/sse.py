@@ -8,13 +8,13 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from app.api.sse import never_gone
 from app.errors import AppError, StreamRestarted
 from app.openai.answers import Chunks, usage_of
 from app.openai.failures import failure_of, openai_error
 from app.openai.responses_stream import BEFORE_TEXT, ResponseEvents, sequence_of
 from app.queue.ticket import Status
 from app.services.merging import merged
+from app.services.results import never_gone
 from app.services.streams import End, Event, Following
 
 DONE = b"data: [DONE]\n\n"

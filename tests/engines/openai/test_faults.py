@@ -18,6 +18,7 @@ from app.engines.base import Credential, Disposition, Endpoint, EngineError, Req
 from app.engines.openai_http import OpenAIEngine
 from app.engines.registry import open_engine
 from app.tasks.chunks import Accumulator
+from tests.engines import asking
 from tests.faulty_http import (
     END,
     Asked,
@@ -42,22 +43,12 @@ def request(messages: list[Any] | None = CHAT, **parameters: Any) -> Request:
 
 
 async def run(endpoint: Endpoint | str, asked: Request | None = None) -> Accumulator:
-    engine = open_engine(endpoint if isinstance(endpoint, Endpoint) else Endpoint("openai", endpoint))
-    made = Accumulator()
-    try:
-        async with aclosing(engine.run(asked or request())) as chunks:
-            async for chunk in chunks:
-                made.add(chunk)
-    finally:
-        await engine.close()
-    return made
+    at = endpoint if isinstance(endpoint, Endpoint) else Endpoint("openai", endpoint)
+    return await asking.run(at, asked or request())
 
 
 async def fault(behaviour: Behaviour, asked: Request | None = None, **endpoint: Any) -> EngineError:
-    async with faulty_server(behaviour) as server:
-        with pytest.raises(EngineError) as failed:
-            await run(Endpoint("openai", server.url, **endpoint), asked)
-    return failed.value
+    return await asking.fault("openai", behaviour, asked or request(), **endpoint)
 
 
 @pytest.mark.parametrize(

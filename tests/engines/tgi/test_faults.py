@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from app.engines.base import Credential, Disposition, Endpoint, EngineError, Req
 from app.engines.registry import open_engine
 from app.engines.tgi_wire import generate_body
 from app.tasks.chunks import Accumulator
+from tests.engines import asking
 from tests.faulty_http import Asked, Behaviour, always, answer, endless, event, faulty_server, head, then_silence
 from tests.service import eventually
 
@@ -37,15 +37,8 @@ def end(text: str, last: str = "", reason: str = "eos_token", **fields: Any) -> 
 
 
 async def run(endpoint: Endpoint | str, asked: Request | None = None) -> Accumulator:
-    engine = open_engine(endpoint if isinstance(endpoint, Endpoint) else Endpoint("tgi", endpoint))
-    made = Accumulator()
-    try:
-        async with aclosing(engine.run(asked or request())) as chunks:
-            async for chunk in chunks:
-                made.add(chunk)
-    finally:
-        await engine.close()
-    return made
+    at = endpoint if isinstance(endpoint, Endpoint) else Endpoint("tgi", endpoint)
+    return await asking.run(at, asked or request())
 
 
 async def said(*parts: bytes, **parameters: Any) -> Accumulator:
@@ -54,10 +47,7 @@ async def said(*parts: bytes, **parameters: Any) -> Accumulator:
 
 
 async def fault(behaviour: Behaviour, asked: Request | None = None, **endpoint: Any) -> EngineError:
-    async with faulty_server(behaviour) as server:
-        with pytest.raises(EngineError) as failed:
-            await run(Endpoint("tgi", server.url, **endpoint), asked)
-    return failed.value
+    return await asking.fault("tgi", behaviour, asked or request(), **endpoint)
 
 
 def body(**parameters: Any) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Settings(BaseSettings):
 
     environment: Environment = Field(Environment.DEVELOPMENT, description="`production` refuses development passwords")
     database_url: str = Field(
-        "postgresql://tickets:tickets-dev-only@127.0.0.1:54320/tickets",
+        "postgresql://tickets:tickets-dev-only@127.0.0.1:15432/tickets",
         description="Postgres 18 or later, `postgresql://user:password@host:port/database`; TLS, several hosts and the "
         "rest: [docs/database.md](docs/database.md)",
     )

@@ -9,20 +9,22 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from nvidia_triton.local.postgres import PostgresServer
+from nvidia_triton.local.postgres import HOST, PostgresServer
 from nvidia_triton.local.process import LocalError, describe_exit
 from nvidia_triton.local.run import only_one
-from nvidia_triton.local.settings import LocalSettings, local_settings
+from nvidia_triton.local.settings import LocalSettings, check_port, local_settings
 
 
 def start(server: PostgresServer, log: Path) -> subprocess.Popen[bytes]:
     """Starts a Postgres and blocks until its database is there; it dies with this process.
 
     Raises:
-        LocalError: it does not start.
+        LocalError: its port is taken, or it does not start.
     """
     server.prepare()
+    check_port(HOST, server.port, "Postgres", "POSTGRES_PORT")
     with log.open("ab") as output:
+        said_before = output.tell()
         process = subprocess.Popen(
             server.command(),
             env=server.environment(),
@@ -34,7 +36,11 @@ def start(server: PostgresServer, log: Path) -> subprocess.Popen[bytes]:
     # As long as it takes: after a crash it reads its log first.
     while not server.is_ready(process.pid):
         if process.poll() is not None:
-            raise LocalError(f"Postgres did not start ({describe_exit(process.returncode)}): {log} says why.")
+            told = log.read_bytes()[said_before:].decode(errors="replace").strip().splitlines()
+            raise LocalError(
+                f"Postgres did not start ({describe_exit(process.returncode)}): {' '.join(told[-3:])} "
+                f"All that it said is in {log}."
+            )
         time.sleep(0.01)
     server.ensure_database()
     return process

@@ -19,6 +19,9 @@ from nvidia_triton.local.process import LocalError, process_name, processes_in, 
 
 MAJOR_VERSION = "18"
 HOST = "127.0.0.1"
+# Below the ports that systems give to outgoing connections: one of those, even one long closed, would keep the
+# server from listening.
+DEFAULT_PORT = 15432
 INIT_TIMEOUT = 120.0
 # Backends notice the death of their postmaster by themselves, within this many seconds.
 ORPHAN_PATIENCE = 5.0
@@ -81,7 +84,7 @@ class PostgresServer:
     """
 
     data_dir: Path
-    port: int = 54320
+    port: int = DEFAULT_PORT
     user: str = "tickets"
     password: str = "tickets-dev-only"  # noqa: S105
     database: str = "tickets"

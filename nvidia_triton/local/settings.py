@@ -1,5 +1,6 @@
 """What the local stack is to start, from .env.api.dev, .env.db.dev and the real environment, which wins."""
 
+import errno
 import random
 import socket
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from dotenv import dotenv_values
 
 from nvidia_triton.local.interpreters import has_tritonserver_wheel
 from nvidia_triton.local.llama_server import LlamaServer
-from nvidia_triton.local.postgres import HOST, PostgresServer
+from nvidia_triton.local.postgres import DEFAULT_PORT, HOST, PostgresServer
 from nvidia_triton.local.process import LocalError
 from nvidia_triton.local.triton import TritonServer
 
@@ -90,7 +91,7 @@ def local_settings(environ: Mapping[str, str], root: Path = ROOT) -> LocalSettin
 
     postgres = PostgresServer(
         local_dir / "postgres",
-        port("POSTGRES_PORT", urlsplit(api_file.get("DATABASE_URL", "")).port or 54320),
+        port("POSTGRES_PORT", urlsplit(api_file.get("DATABASE_URL", "")).port or DEFAULT_PORT),
         merged.get("POSTGRES_USER") or "tickets",
         merged.get("POSTGRES_PASSWORD") or "tickets-dev-only",
         merged.get("POSTGRES_DB") or "tickets",
@@ -141,6 +142,23 @@ def local_settings(environ: Mapping[str, str], root: Path = ROOT) -> LocalSettin
         llama_server=llama_server,
         environment=environment,
     )
+
+
+def check_port(host: str, port: int, what: str, variable: str) -> None:
+    """Raises LocalError when nothing can listen there."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        # As servers do: a connection that is only winding down does not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                problem = "is already in use: stop the program that uses it"
+            else:
+                problem = f"of {host} cannot be used ({error.strerror})"
+            raise LocalError(
+                f"Port {port} for {what} {problem}, or choose another one, e.g. `export {variable}={port + 100}`."
+            ) from None
 
 
 def free_ports(count: int) -> list[int]:

@@ -2,10 +2,8 @@
 
 import asyncio
 import contextlib
-import errno
 import platform
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,7 +13,7 @@ from nvidia_triton.local.interpreters import has_tritonserver_wheel
 from nvidia_triton.local.llama_server import NAME, LlamaServer, reason_for_it
 from nvidia_triton.local.postgres import HOST, PostgresServer
 from nvidia_triton.local.process import Child, Console, LocalError, describe_exit, shielded
-from nvidia_triton.local.settings import SIMULATION, LocalSettings
+from nvidia_triton.local.settings import SIMULATION, LocalSettings, check_port
 from nvidia_triton.local.triton import TritonServer
 from nvidia_triton.vast.servers import ServersFile
 
@@ -182,23 +180,6 @@ class Stack:
             yield
         finally:
             reports.cancel()
-
-
-def check_port(host: str, port: int, what: str, variable: str) -> None:
-    """Raises LocalError when nothing can listen there."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        # As servers do: a connection that is only winding down does not count.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                problem = "is already in use: stop the program that uses it"
-            else:
-                problem = f"of {host} cannot be used ({error.strerror})"
-            raise LocalError(
-                f"Port {port} for {what} {problem}, or choose another one, e.g. `{variable}={port + 100} make run`."
-            ) from None
 
 
 async def answers(port: int, path: str) -> bool:

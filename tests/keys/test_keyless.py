@@ -16,6 +16,7 @@ import pytest
 
 from app.api.local import Connections, is_loopback, listening_addresses
 from app.config import KeylessAccess, Settings
+from nvidia_triton.local.settings import free_ports
 from tests.keys.conftest import MakeKey, bearer
 from tests.keys.raw_http import Answer, RawRequest, ask_all
 from tests.service import ROOT, Service, eventually, running_api
@@ -114,15 +115,9 @@ def start_uvicorn(settings: Settings, log: Path, *options: str) -> subprocess.Po
         )
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 @asynccontextmanager
 async def running_uvicorn(settings: Settings, log: Path, *options: str) -> AsyncIterator[int]:
-    port = free_port()
+    (port,) = free_ports(1)
     process = start_uvicorn(settings, log, "--port", str(port), *options)
 
     async def answers() -> bool:

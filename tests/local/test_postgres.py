@@ -13,9 +13,10 @@ import asyncpg
 import pytest
 
 from nvidia_triton.local import child
+from nvidia_triton.local.database import start
 from nvidia_triton.local.postgres import PostgresServer, binary, namespaces_permitted
 from nvidia_triton.local.process import LocalError, shielded
-from nvidia_triton.local.settings import free_ports
+from nvidia_triton.local.settings import free_ports, local_settings
 from tests.postgres_server import RunningPostgres, start_postgres
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -62,6 +63,41 @@ def test_a_wrong_password_is_explained(tmp_path: Path) -> None:
     with pytest.raises(LocalError, match=r"other user or password than \.env\.db\.dev says"):
         other.ensure_database()
     server.stop()
+
+
+def outgoing_ports() -> range:
+    """Those that this system gives to outgoing connections."""
+    first, last = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    return range(int(first), int(last) + 1)
+
+
+@pytest.mark.skipif(not Path("/proc/sys/net/ipv4").exists(), reason="not Linux")
+def test_no_outgoing_connection_can_take_the_usual_ports() -> None:
+    settings = local_settings({})
+    assert settings.postgres
+    assert settings.triton
+    triton = settings.triton
+    usual = {settings.postgres.port, settings.api_port, triton.http_port, triton.grpc_port, triton.metrics_port}
+    assert not usual & set(outgoing_ports())
+
+
+def test_a_port_in_use_is_named_with_what_to_do(tmp_path: Path) -> None:
+    server = start_postgres(tmp_path / "data")
+    other = PostgresServer(tmp_path / "other", port=server.port)
+    try:
+        with pytest.raises(LocalError, match=rf"Port {server.port} for Postgres is already in use: .*POSTGRES_PORT="):
+            start(other, tmp_path / "other.log")
+    finally:
+        server.stop()
+
+
+def test_why_it_did_not_start_is_said(tmp_path: Path) -> None:
+    log = tmp_path / "postgres.log"
+    log.write_text("what an earlier start said\n")
+    server = PostgresServer(tmp_path / "data", port=free_ports(1)[0], settings={"no_such_setting": "1"})
+    with pytest.raises(LocalError, match=r'did not start \(exit code 1\): .*parameter "no_such_setting"') as raised:
+        start(server, log)
+    assert "earlier" not in str(raised.value)
 
 
 def test_an_older_version_is_explained(tmp_path: Path) -> None:

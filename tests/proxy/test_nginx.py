@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,6 +13,7 @@ import httpx
 import pytest
 
 from app.config import Settings
+from nvidia_triton.local.settings import free_ports
 from tests.keys.conftest import bearer
 from tests.service import ROOT, Service, eventually, running_api
 
@@ -35,12 +35,6 @@ http {{
 MakeSettings = Callable[..., Settings]
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 def shown() -> str:
     (block,) = re.findall(r"^```nginx\n(.*?)^```", DOC, re.DOTALL | re.MULTILINE)
     return str(block)
@@ -53,7 +47,7 @@ def start(folder: Path, config: Path) -> subprocess.Popen[bytes]:
 @asynccontextmanager
 async def below_nginx(service: Service, folder: Path, location: str) -> AsyncIterator[httpx.AsyncClient]:
     """A client of nginx, which passes on to the service."""
-    port = free_port()
+    (port,) = free_ports(1)
     assert "http://127.0.0.1:8887" in location
     location = location.replace("http://127.0.0.1:8887", str(service.client.base_url).rstrip("/"))
     config = folder / "nginx.conf"

@@ -126,8 +126,8 @@ def start_triton(
     return running
 
 
-def start_demo(work_dir: Path) -> RunningTriton:
+def start_demo(work_dir: Path, *others: str) -> RunningTriton:
     """Start a server with `demo`, which runs for real here: the other tests' models are simulated."""
     with pytest.MonkeyPatch.context() as environment:
         environment.delenv("ENGINE")
-        return start_triton(work_dir, ("demo",), ROOT / "models")
+        return start_triton(work_dir, ("demo", *others), ROOT / "models")

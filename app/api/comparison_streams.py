@@ -17,7 +17,7 @@ from app.api.problems import problem_document
 from app.api.schemas import Result
 from app.api.security import READ, GuardedRoute
 from app.api.sse import EventStream, event_bytes
-from app.api.streams import LARGEST_SEQUENCE, RETRY_MILLISECONDS, deltas_of
+from app.api.streams import LARGEST_SEQUENCE, RETRY_MILLISECONDS, said_of
 from app.errors import AppError, InvalidRequest
 from app.services.comparison_streams import ComparisonStream, Part, Position, Signal
 from app.services.streams import End, Event
@@ -96,8 +96,9 @@ def _event(part: Part, row: Mapping[str, Any], cursor: list[str]) -> bytes:
     body: dict[str, Any] = {"result_id": row["result_ids"][part.place], "model": row["models"][part.place]}
     match part.item:
         case Event() as event:
-            name, cursor[part.place] = "delta", str(event.sequence)
-            body |= {"sequence": event.sequence, "deltas": deltas_of(event)}
+            name, said = said_of(event, body["result_id"])
+            cursor[part.place] = str(event.sequence)
+            body |= said
         case End() as end:
             result = Result.of(end.row)
             name, cursor[part.place] = result.status.value, ENDED

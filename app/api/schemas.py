@@ -162,6 +162,22 @@ class OutputTensor(BaseModel):
         None, description="what is binary or large: each element of BYTES, or all numbers of a tensor, little-endian"
     )
 
+    @classmethod
+    def of(cls, result_id: UUID, output: Mapping[str, Any]) -> Self:
+        """A tensor of a stored answer or event."""
+        files = None
+        if "files" in output:
+            path = f"/results/{result_id}/outputs/{quote(output['name'], safe='')}"
+            files = [
+                OutputFile(path=path + _which(output["response"], element), **file)
+                for element, file in enumerate(output["files"])
+            ]
+        data = output.get("data")
+        if data is not None and output["datatype"] in FLOATS:
+            # Postgres writes large numbers without a point.
+            data = [None if number is None else float(number) for number in data]
+        return cls(**dict(output) | {"data": data, "files": files})
+
 
 class Result(BaseModel):
     id: UUID
@@ -196,7 +212,7 @@ class Result(BaseModel):
     def of(cls, row: Mapping[str, Any], waiting: Waiting | None = None) -> Self:
         fields = {name: row[name] for name in _COLUMNS}
         if row["task"] == INFER and row["answer"] is not None:
-            fields["outputs"] = _tensors(row)
+            fields["outputs"] = [OutputTensor.of(row["id"], output) for output in row["answer"]["outputs"]]
         if not row["kept"]:
             # An answer that was removed is empty.
             fields["output"] = row["output"] or None
@@ -221,24 +237,6 @@ class Result(BaseModel):
             waiting=None if waiting is None else WaitingState(**asdict(waiting)),
             cancellation=cancellation,
         )
-
-
-def _tensors(row: Mapping[str, Any]) -> list[OutputTensor]:
-    tensors = []
-    for output in row["answer"]["outputs"]:
-        files = None
-        if "files" in output:
-            name = quote(output["name"], safe="")
-            files = [
-                OutputFile(path=f"/results/{row['id']}/outputs/{name}{_which(output['response'], element)}", **file)
-                for element, file in enumerate(output["files"])
-            ]
-        data = output.get("data")
-        if data is not None and output["datatype"] in FLOATS:
-            # Postgres writes large numbers without a point.
-            data = [None if number is None else float(number) for number in data]
-        tensors.append(OutputTensor(**output | {"data": data, "files": files}))
-    return tensors
 
 
 def _which(response: int, element: int) -> str:

@@ -9,7 +9,7 @@ from pydantic_core import to_json
 
 from app.api.dependencies import caller_of, problems, services_of
 from app.api.problems import problem_document
-from app.api.schemas import Result
+from app.api.schemas import OutputTensor, Result
 from app.api.security import READ, GuardedRoute
 from app.api.sse import EventStream, event_bytes
 from app.errors import AppError, InvalidRequest
@@ -26,7 +26,10 @@ router = APIRouter(prefix="/results", tags=["results"], route_class=GuardedRoute
     "/{result_id}/stream",
     response_class=Response,
     responses={
-        200: {"description": "`delta` events, then `completed` or `failed`", "content": {"text/event-stream": {}}},
+        200: {
+            "description": "`delta` events, or `outputs` of a model that takes tensors, then `completed` or `failed`",
+            "content": {"text/event-stream": {}},
+        },
         204: {"description": "The cursor is the last event: there is nothing more to come"},
         **problems(404, 410, 422),
     },
@@ -39,7 +42,7 @@ async def stream_result(
     ] = None,
     last_event_id: Annotated[str | None, Header(description="the same, as an EventSource sends it")] = None,
 ) -> Response:
-    """Server-sent events of a generation while it runs: text as it comes, at last the result as `GET` gives it."""
+    """Server-sent events while it runs: text or tensors as they come, at last the result as `GET` gives it."""
     after = starting_after if last_event_id is None else _sequence(last_event_id)
     following = await services_of(request).streams.open(caller_of(request), result_id, after)
     if following.exhausted:
@@ -60,18 +63,23 @@ async def _render(following: Following) -> AsyncGenerator[bytes, None]:
     try:
         async with aclosing(following.events(never_gone)) as events:
             async for item in events:
-                yield _delta(item) if isinstance(item, Event) else _end(item)
+                yield _event(item, following.channel.id) if isinstance(item, Event) else _end(item)
     except AppError as error:
         yield event_bytes(to_json(problem_document(error)), "error")
 
 
-def _delta(event: Event) -> bytes:
-    body = {"sequence": event.sequence, "deltas": deltas_of(event)}
-    return event_bytes(to_json(body, inf_nan_mode="null"), "delta", event.sequence)
+def _event(event: Event, result_id: UUID) -> bytes:
+    name, body = said_of(event, result_id)
+    return event_bytes(to_json(body, inf_nan_mode="null"), name, event.sequence)
 
 
-def deltas_of(event: Event) -> list[dict[str, Any]]:
-    return [{name: value for name, value in asdict(delta).items() if value is not None} for delta in event.deltas]
+def said_of(event: Event, result_id: UUID) -> tuple[str, dict[str, Any]]:
+    """The name of an event and what it tells."""
+    if event.added.outputs:
+        outputs = [OutputTensor.of(result_id, output).model_dump(mode="json") for output in event.added.outputs]
+        return "outputs", {"sequence": event.sequence, "outputs": outputs}
+    deltas = [{name: value for name, value in asdict(delta).items() if value is not None} for delta in event.deltas]
+    return "delta", {"sequence": event.sequence, "deltas": deltas}
 
 
 def _end(end: End) -> bytes:

@@ -17,6 +17,8 @@ from app.errors import DatabaseUnavailable
 from app.queue.bulk import statements_of, write_apart
 from app.queue.events import EventStore, Spoken
 from app.queue.statements.channels import IDS_PER_NOTIFY
+from app.tasks.infer import Responses
+from app.tasks.outputs import Output
 from app.telemetry import logger
 from app.telemetry.metrics import STREAM_EVENTS
 
@@ -36,7 +38,7 @@ CONFIRM_TRIES = 5
 
 @dataclass(slots=True)
 class _Written:
-    """How far one choice is written: parts of its text, characters, tokens with logprobs."""
+    """How far one choice is written: parts of its text, characters, tokens with logprobs. Of tensors, responses."""
 
     parts: int = 0
     characters: int = 0
@@ -58,6 +60,8 @@ class _Tail:
 
     def rest(self) -> tuple[list[dict[str, Any]], dict[int, _Written]]:
         """What is not written yet, and how far it goes."""
+        if isinstance(self.run.answer, Responses):
+            return self._responses(self.run.answer.responses)
         answer, entries, reached = self.run.answer, [], {}
         for index, parts in enumerate(answer.texts):
             done = self.written.get(index) or _Written()
@@ -72,6 +76,12 @@ class _Tail:
             entries.append(entry)
             reached[index] = _Written(len(parts), done.characters + len(text), len(logprobs))
         return entries, reached
+
+    def _responses(self, responses: Sequence[Sequence[Output]]) -> tuple[list[dict[str, Any]], dict[int, _Written]]:
+        done = self.written.get(0) or _Written()
+        rest = enumerate(responses[done.parts :], done.parts)
+        entries = [output.document(number) for number, outputs in rest for output in outputs]
+        return entries, {0: _Written(len(responses))} if entries else {}
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from app.queue.events import Stored
-from app.services.replay import Delta, Replay
+from app.services.replay import Addition, Delta, Replay
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,11 @@ class Event:
     """`sequence` is the same for every process and every time it is read."""
 
     sequence: int
-    deltas: list[Delta]
+    added: Addition
+
+    @property
+    def deltas(self) -> list[Delta]:
+        return self.added.deltas
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +85,9 @@ class Channel:
         self.end = End(self.sequence + 1, row)
         self.primed = True
 
-    def _add(self, sequence: int, deltas: list[Delta]) -> None:
+    def _add(self, sequence: int, added: Addition) -> None:
         self.sequence = sequence
-        self.events.append(Event(sequence, deltas))
+        self.events.append(Event(sequence, added))
         self.tellings.append(self._replay.telling)
 
     def start(self) -> int:

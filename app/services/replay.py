@@ -18,6 +18,17 @@ class Delta:
     logprobs: list[dict[str, Any]] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """What an event adds: to texts, or whole responses of a model that takes tensors, as their result has `outputs`."""
+
+    deltas: list[Delta] = field(default_factory=list)
+    outputs: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.deltas or self.outputs)
+
+
 @dataclass(slots=True)
 class _Choice:
     """What the attempt that speaks now has said, and how much of that was sent."""
@@ -55,6 +66,35 @@ class _Choice:
         return Delta(index, text, logprobs or None)
 
 
+@dataclass(slots=True)
+class _Outputs:
+    """As _Choice, of tensors: each names the response that it belongs to, and those of one response come together."""
+
+    said: list[Mapping[str, Any]] = field(default_factory=list)
+    sent: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def take(self, outputs: Sequence[Mapping[str, Any]]) -> None:
+        following = self.said[-1]["response"] + 1 if self.said else 0
+        if outputs and outputs[0]["response"] == following:
+            self.said += outputs
+
+    def agrees(self, final: bool = False) -> bool:
+        shared = min(len(self.said), len(self.sent))
+        return self.said[:shared] == self.sent[:shared] and not (final and len(self.said) < len(self.sent))
+
+    def forget_said(self) -> None:
+        self.said = []
+
+    def forget_sent(self) -> None:
+        self.sent = []
+
+    def rest(self) -> list[Mapping[str, Any]]:
+        """What goes beyond what was sent."""
+        outputs = self.said[len(self.sent) :]
+        self.sent += outputs
+        return outputs
+
+
 class Replay:
     """Takes the events of one result in order and tells what each adds to what was sent.
 
@@ -65,17 +105,23 @@ class Replay:
     def __init__(self) -> None:
         self.telling = 0
         self._choices: dict[int, _Choice] = {}
+        self._outputs = _Outputs()
 
-    def add(self, choices: Sequence[Mapping[str, Any]]) -> list[Delta]:
+    def add(self, entries: Sequence[Mapping[str, Any]]) -> Addition:
         """A stored event; nothing where it only repeats."""
-        if any(entry["at"] == 0 and entry["text"] and self._choice(entry).said for entry in choices):
+        if any("response" in entry for entry in entries):
+            if entries[0]["response"] == 0:
+                self._outputs.forget_said()
+            self._outputs.take(entries)
+            return self._addition(self._outputs.agrees())
+        if any(entry["at"] == 0 and entry["text"] and self._choice(entry).said for entry in entries):
             for choice in self._choices.values():
                 choice.forget_said()
-        for entry in choices:
+        for entry in entries:
             self._choice(entry).take(entry["at"], entry["text"], entry.get("token", 0), entry.get("logprobs"))
-        return self._deltas(all(choice.agrees() for choice in self._choices.values()))
+        return self._addition(all(choice.agrees() for choice in self._choices.values()))
 
-    def end(self, row: Mapping[str, Any]) -> list[Delta]:
+    def end(self, row: Mapping[str, Any]) -> Addition:
         """The final result's row: what it has beyond the stored events.
 
         A failed result may have less, or another attempt's text: that is no new telling, for it is no answer.
@@ -86,15 +132,21 @@ class Replay:
             if row["status"] == Status.COMPLETED or output["text"].startswith(choice.sent):
                 choice.said, choice.logprobs = output["text"], list(output.get("logprobs") or ())
                 agrees = agrees and choice.agrees(final=True)
-        return self._deltas(agrees)
+        if tensors := (row.get("answer") or {}).get("outputs"):
+            sent = self._outputs.sent
+            if row["status"] == Status.COMPLETED or tensors[: len(sent)] == sent:
+                self._outputs.said = list(tensors)
+                agrees = agrees and self._outputs.agrees(final=True)
+        return self._addition(agrees)
 
     def _choice(self, entry: Mapping[str, Any]) -> _Choice:
         return self._choices.setdefault(entry["index"], _Choice())
 
-    def _deltas(self, agrees: bool) -> list[Delta]:
+    def _addition(self, agrees: bool) -> Addition:
         if not agrees:
             self.telling += 1
             for choice in self._choices.values():
                 choice.forget_sent()
+            self._outputs.forget_sent()
         deltas = (choice.delta(index) for index, choice in sorted(self._choices.items()))
-        return [delta for delta in deltas if delta is not None]
+        return Addition([delta for delta in deltas if delta is not None], self._outputs.rest())

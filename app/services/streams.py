@@ -229,7 +229,7 @@ class Following:
                                 "far: drop that text, and read the result or follow it from the start."
                             )
                         index += 1
-                        if event.deltas:
+                        if event.added:
                             telling = told
                             yield event
                     if channel.end is not None:

@@ -56,7 +56,7 @@ class Follower:
             assert answer.headers["content-type"].startswith("text/event-stream")
             left = most
             async for message in messages(answer):
-                if message.event == "delta":
+                if message.event in ("delta", "outputs"):
                     self.seen.append(message)
                 elif message.event == "error":
                     self.error = message.data
@@ -70,6 +70,9 @@ class Follower:
 
     def text(self, index: int = 0) -> str:
         return "".join(d["text"] for m in self.seen for d in m.data["deltas"] if d["index"] == index)
+
+    def outputs(self) -> list[dict[str, Any]]:
+        return [output for m in self.seen for output in m.data["outputs"]]
 
     def logprobs(self, index: int = 0) -> list[dict[str, Any]]:
         return [

@@ -48,9 +48,9 @@ def play(attempts: list[list[Row]], end: dict[str, Any]) -> list[tuple[int, list
     replay = Replay()
     parts = []
     for row in (row for rows in attempts for row in rows):
-        deltas = replay.add(row)
+        deltas = replay.add(row).deltas
         parts.append((replay.telling, deltas))
-    deltas = replay.end(end)
+    deltas = replay.end(end).deltas
     parts.append((replay.telling, deltas))
     return parts
 
@@ -111,3 +111,37 @@ def test_logprobs_go_along_and_are_not_repeated() -> None:
     sent = [delta for _, deltas in play([first, second], end) for delta in deltas]
     assert "".join(delta.text for delta in sent) == "abcd"
     assert [entry for delta in sent for entry in delta.logprobs or ()] == tokens
+
+
+def responses_of(numbers: list[int], cuts: list[int]) -> list[Row]:
+    """One attempt that answers with `numbers`, a response each, stored in rows of `cuts` responses."""
+    outputs = [{"name": "i", "response": at, "data": [number]} for at, number in enumerate(numbers)]
+    rows, at = [], 0
+    for length in [*cuts, len(outputs)]:
+        rows.append(outputs[at : at + length])
+        at += length
+    return [row for row in rows if row]
+
+
+NUMBERS = st.lists(st.integers(0, 1), max_size=8)
+
+
+@given(st.lists(st.tuples(NUMBERS, CUTS), max_size=3), NUMBERS, CUTS, st.integers(0, 8))
+def test_tensors_of_the_last_telling_are_the_answers(
+    lost: list[tuple[list[int], list[int]]], answer: list[int], cuts: list[int], stored: int
+) -> None:
+    """Whatever attempts answered before, and however much of the last one was stored."""
+    replay = Replay()
+    tellings: dict[int, list[Any]] = {}
+    last = responses_of(answer, cuts)
+    for row in [*(row for attempt in lost for row in responses_of(*attempt)), *last[:stored]]:
+        outputs = replay.add(row).outputs
+        tellings.setdefault(replay.telling, []).extend(outputs)
+    whole = [output for row in last for output in row]
+    end = {"status": "completed", "output": None, "outputs": None, "answer": {"outputs": whole}}
+    rest = replay.end(end).outputs
+    if whole:
+        assert tellings.get(replay.telling, []) + rest == whole
+    # The same again is no other telling.
+    if all(attempt == answer for attempt, _ in lost):
+        assert replay.telling == 0

@@ -213,7 +213,7 @@ result_events = Table(
     Column("result_id", UUIDType, primary_key=True),
     Column("sequence", Integer, primary_key=True, autoincrement=False),
     Column("attempt", Integer, nullable=False),
-    # [{"index", "text", "logprobs"}], one entry for each choice that went on.
+    # [{"index", "text", "logprobs"}], one entry for each choice that went on; or tensors, as the answer has them.
     Column("choices", JSONB, nullable=False),
     Column("created_at", Moment, nullable=False, server_default=func.now()),
     Index("result_events_age", "created_at"),

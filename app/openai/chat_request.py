@@ -9,9 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.db.tables.contexts import Prompt
 from app.errors import NoChatTemplate, UnsupportedParameter, invalid
+from app.openai.default_model import model_or_default
 from app.openai.messages import Message, for_template
 from app.openai.pictures import images_of, no_images, rendered
-from app.openai.requests import GenerationRequest, Prepared, Sources, checked, unsupported
+from app.openai.requests import GenerationRequest, Prepared, Sources, Unnamed, checked, unsupported
 from app.openai.tools import NamedChoice, Tool, ToolUse
 from app.openai.written import PARSERS
 from app.prompts.families import REASONING
@@ -45,6 +46,7 @@ class ResponseFormat(BaseModel):
 
 
 class ChatRequest(GenerationRequest):
+    model: Unnamed = None  # type: ignore[assignment]
     messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES, examples=EXAMPLE)]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
@@ -69,7 +71,7 @@ async def prepare_chat(services: Sources, caller: Caller, body: ChatRequest | Ma
         AppError: whatever is wrong with it, naming the parameter.
     """
     chat = body if isinstance(body, ChatRequest) else checked(ChatRequest, body)
-    chosen = await services.adapters.resolve(caller, chat.model)
+    chosen = await services.adapters.resolve(caller, await model_or_default(services, caller, chat.model))
     if any(modality != "text" for modality in chat.modalities or ()):
         raise unsupported("modalities", "text is all there is")
     given = chat.stored("messages")

@@ -12,8 +12,9 @@ from app.db.tables.contexts import Prompt
 from app.errors import invalid
 from app.openai import logprobs as shapes
 from app.openai.answers import Face, Row, choices_of, model_of, usage_of
+from app.openai.default_model import model_or_default
 from app.openai.ids import object_id
-from app.openai.requests import GenerationRequest, Prepared, Sources, checked, unsupported
+from app.openai.requests import GenerationRequest, Prepared, Sources, Unnamed, checked, unsupported
 from app.services.callers import Caller
 from app.services.streams import Delta
 from app.services.webhooks import accepted
@@ -26,6 +27,7 @@ Ids = list[int]
 
 
 class CompletionRequest(GenerationRequest):
+    model: Unnamed = None  # type: ignore[assignment]
     prompt: str | list[Any] = Field(
         description=f"a text, its token ids, or a list of at most {MOST_PROMPTS} of either",
         examples=["Once upon a time"],
@@ -60,7 +62,7 @@ async def prepare_completions(
         AppError: whatever is wrong with it, naming the parameter.
     """
     wanted = body if isinstance(body, CompletionRequest) else checked(CompletionRequest, body)
-    chosen = await services.adapters.resolve(caller, wanted.model)
+    chosen = await services.adapters.resolve(caller, await model_or_default(services, caller, wanted.model))
     prompts = _prompts(wanted.prompt)
     if wanted.best_of is not None and wanted.best_of != (wanted.n or 1):
         raise unsupported("best_of", "all choices are returned; leave it out and send n")

@@ -63,6 +63,7 @@ WITHOUT_EFFECT = frozenset(
     {
         "cache_salt",
         "client_metadata",
+        "h2ogpt_key",
         "max_tool_calls",
         "prompt_cache_key",
         "prompt_cache_options",
@@ -187,6 +188,13 @@ def documented(schema: dict[str, Any]) -> None:
             schema["properties"][name] = found if "anyOf" in found else {"anyOf": [found, {"type": "null"}]}
 
 
+# Of chats and completions, as servers of one model have it.
+Unnamed = Annotated[
+    str | None,
+    Field(min_length=1, max_length=255, examples=["demo"], description="DEFAULT_MODEL, or the only one that chats"),
+]
+
+
 class GenerationRequest(OpenAIRequest):
     """What chats and completions share; ranges are checked by `SamplingParameters`."""
 
@@ -214,6 +222,7 @@ class GenerationRequest(OpenAIRequest):
     request_id: str | None = Field(None, description="finds the ticket later, as the header `X-Request-Id` does")
     priority: int | None = Field(None, ge=-(2**31), lt=2**31, description="vLLM's: lower goes first")
     cache_salt: str | None = None
+    h2ogpt_key: str | None = Field(None, exclude=True, description="h2oGPT's; keys are sent as bearer tokens here")
 
     top_k: int | None = None
     min_p: float | None = None

@@ -77,6 +77,13 @@ def events_of(text: str) -> list[dict[str, Any]]:
     return [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
 
 
+def content_of(stream: str) -> str:
+    """What a streamed chat says."""
+    assert stream.rstrip().endswith("data: [DONE]")
+    chunks = events_of(stream.replace("data: [DONE]", ""))
+    return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
+
+
 async def test_anthropic(service: Service) -> None:
     whole, streamed, models = await lines(service, "Anthropic")
     assert re.fullmatch(SIMULATED, json.loads(whole)["content"][0]["text"], re.DOTALL)
@@ -87,23 +94,31 @@ async def test_anthropic(service: Service) -> None:
 
 
 async def test_text_generation_inference(service: Service) -> None:
-    generated, streamed, info = await lines(service, "Text Generation Inference")
+    generated, streamed, cut, chat, info = await lines(service, "Text Generation Inference")
     answer = json.loads(generated)
     assert re.fullmatch(SIMULATED, answer["generated_text"])
     assert answer["details"]["generated_tokens"] <= 20
     events = events_of(streamed)
     assert "".join(event["token"]["text"] for event in events) == events[-1]["generated_text"]
+    assert re.fullmatch(SIMULATED, json.loads(cut)["generated_text"])
+    assert re.fullmatch(SIMULATED, content_of(chat), re.DOTALL)
     assert json.loads(info)["model_id"] == "demo"
     printed = await run(service, block("Text Generation Inference", "python"), sys.executable)
-    assert re.fullmatch(rf"({SIMULATED}\n){{2}}", printed)
+    assert re.fullmatch(rf"({SIMULATED}\n){{3}}", printed)
 
 
 async def test_protollm(service: Service) -> None:
     *answers, found = await lines(service, "ProtoLLM")
     for answer in answers:
         assert re.fullmatch(SIMULATED, json.loads(answer)["content"], re.DOTALL)
-    (ticket,) = json.loads(found)
-    assert (ticket["client_reference"], ticket["status"]) == ("12345", "completed")
+    tickets = json.loads(found)
+    assert [(each["client_reference"], each["status"]) for each in tickets] == [("12345", "completed")] * 2
+
+
+async def test_h2ogpt(service: Service) -> None:
+    text, chat = await lines(service, "h2oGPT")
+    assert re.fullmatch(SIMULATED, json.loads(text)["choices"][0]["text"], re.DOTALL)
+    assert re.fullmatch(SIMULATED, content_of(chat), re.DOTALL)
 
 
 async def test_semoss(service: Service) -> None:

@@ -40,6 +40,10 @@ async def test_a_job_sent_again_is_the_same_job(service: Service) -> None:
     other = await post(service, "generate", "job-3", content="Something else.")
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_mismatch")
     assert len((await service.client.get("/results/")).json()) == 1
+    messages = [{"role": "user", "content": "[[sim:emit=Of the other route.]]"}]
+    assert (await post(service, "chat_completion", "job-3", messages=messages)).json() == {
+        "content": "Of the other route."
+    }
 
 
 @pytest.mark.parametrize(("priority", "stored"), [(None, 0), (0, 0), (1, 20), (5, 100)])

@@ -93,6 +93,17 @@ async def test_an_error_is_a_status_or_an_event(service: Service, monkeypatch: p
     answer = await service.client.post("/api/generate", json={"prompt": "word " * 20_000})
     last = events_of(answer.text)[-1]
     assert (last["status"], last["code"]) == ("error", "prompt_too_long")
+    waits = asyncio.create_task(service.client.post("/api/generate", json={"prompt": "[[sim:slow=60]] x"}))
+
+    async def cancelled() -> bool:
+        tickets = (await service.client.get("/results/?status=pending")).json()
+        for ticket in tickets:
+            await service.client.post(f"/results/{ticket['id']}/cancel")
+        return bool(tickets)
+
+    await eventually(cancelled, "the ticket is cancelled")
+    last = events_of((await waits).text)[-1]
+    assert (last["status"], last["code"]) == ("cancelled", "cancelled")
 
 
 async def test_health_and_state(service: Service, make_settings: Callable[..., Settings]) -> None:

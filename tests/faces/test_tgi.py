@@ -1,6 +1,7 @@
 """/tgi through Hugging Face's own client, and on the wire where that hides something."""
 
 import json
+import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from huggingface_hub.errors import GenerationError, ValidationError
 
 from app.config import Settings
 from tests.faces.conftest import url_of
+from tests.servers import TEST_MODELS
 from tests.service import Service, running_api
+from tests.tokenizer import trained
 
 
 @pytest_asyncio.fixture
@@ -128,6 +131,42 @@ async def test_which_model_answers(make_settings: Callable[..., Settings], servi
         named = await other.client.post("/tgi/generate", json=body | {"model": "tiny"})
         assert named.json() == {"generated_text": "Yes"}
     assert (await service.client.get("/tgi/info")).json()["max_best_of"] == 128
+
+
+async def test_chats_below_tgis_address(
+    client: AsyncInferenceClient, make_settings: Callable[..., Settings], service: Service
+) -> None:
+    messages = [{"role": "user", "content": "[[sim:emit=Yes]]"}]
+    answer = await client.chat_completion(messages)
+    assert (answer.choices[0].message.content, answer.model) == ("Yes", "chat")
+    named = [
+        ("/tgi/v1/completions", {"prompt": "[[sim:emit=Yes]]"}),
+        ("/tgi/v1/chat/completions", {"messages": messages}),
+    ]
+    for path, body in named:
+        for model in ({"model": "tgi"}, {}):
+            assert (await service.client.post(path, json=body | model)).json()["model"] == "chat"
+            assert (await service.client.post(path.removeprefix("/tgi"), json=body)).json()["model"] == "chat"
+        missing = await service.client.post(path, json=body | {"model": "none"})
+        assert (missing.status_code, missing.json()["error_type"]) == (404, "model_not_found")
+
+
+async def test_only_the_end_of_a_prompt(
+    make_settings: Callable[..., Settings], service: Service, tmp_path: Path
+) -> None:
+    prompt = "Not this. [[sim:emit=Yes]]"
+    # As many tokens as bytes at most: no tokenizer is needed.
+    assert (await post(service, "/tgi/generate", prompt, truncate=len(prompt))).status_code == 200
+    shutil.copytree(TEST_MODELS / "chat", tmp_path / "chat")
+    tokenizer = trained(prompt)
+    tokenizer.save(str(tmp_path / "chat" / "1" / "tokenizer.json"))
+    kept = len(tokenizer.encode("[[sim:emit=Yes]]", add_special_tokens=False).ids)
+    async with running_api(make_settings(model_repository=str(tmp_path))) as other:
+        answer = await post(other, "/tgi/generate", prompt, truncate=kept)
+        assert answer.json() == {"generated_text": "Yes"}
+        ticket = await other.result(answer.headers["x-result-id"])
+        context = (await other.client.get(f"/contexts/{ticket['context_id']}")).json()
+    assert context["content"].strip() == "[[sim:emit=Yes]]"
 
 
 @pytest.mark.parametrize(

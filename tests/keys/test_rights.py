@@ -106,6 +106,8 @@ ROUTES: dict[tuple[str, str], Scope | None] = {
     ("POST", "/tgi/"): SUBMITS,
     ("POST", "/tgi/generate"): SUBMITS,
     ("POST", "/tgi/generate_stream"): SUBMITS,
+    ("POST", "/tgi/v1/chat/completions"): SUBMITS,
+    ("POST", "/tgi/v1/completions"): SUBMITS,
     ("GET", "/tgi/info"): READS,
     ("GET", "/tgi/health"): OPEN,
     ("POST", "/protollm/generate"): SUBMITS,

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.dependencies import caller_of, services_of
-from app.api.faces.tickets import ERRORS, mark, model_or_default
+from app.api.faces.tickets import ERRORS, mark
 from app.api.holding import CLIENT_CLOSED_REQUEST, completed, make_ticket
 from app.api.security import WORK, GuardedRoute
 from app.api.tickets import JsonBytes
@@ -18,8 +18,6 @@ from app.openai.chat_request import prepare_chat
 from app.openai.requests import renamed
 from app.storable import Storable, StorableText
 
-# The idempotency key of a job, apart from those that clients send themselves.
-KEY_PREFIX = "protollm:"
 NAMES = {"max_tokens": "meta.tokens_limit", "stop": "meta.stop_words", "temperature": "meta.temperature"}
 NAMES |= {"model": "meta.model"}
 # Priorities of tickets go up to 100.
@@ -42,7 +40,7 @@ class Job(Storable):
         str,
         Field(
             pattern=r"^[\x21-\x7e]{1,200}$",
-            description="names the ticket: for 24 hours the same job gets the same answer, another with its id a 422",
+            description="names the ticket of its route: for 24 hours the same job gets the same answer, another a 422",
         ),
     ]
     meta: Meta
@@ -74,20 +72,19 @@ router = APIRouter(prefix="/protollm", tags=["protollm"], route_class=GuardedRou
 @router.post("/generate", response_model=Answer, responses=ERRORS)
 async def generate(body: Prompt, request: Request) -> object:
     """One message to the model, and its answer."""
-    return await _answered(request, body, [{"role": "user", "content": body.content}])
+    return await _answered(request, "generate", body, [{"role": "user", "content": body.content}])
 
 
 @router.post("/chat_completion", response_model=Answer, responses=ERRORS)
 async def chat_completion(body: Chat, request: Request) -> object:
     """A conversation, and the model's next message."""
-    return await _answered(request, body, [message.model_dump() for message in body.messages])
+    return await _answered(request, "chat_completion", body, [message.model_dump() for message in body.messages])
 
 
-async def _answered(request: Request, job: Job, messages: list[dict[str, str]]) -> Response:
+async def _answered(request: Request, route: str, job: Job, messages: list[dict[str, str]]) -> Response:
     meta = job.meta
-    model = await model_or_default(request, meta.model, "meta.model")
     chat = {
-        "model": model,
+        "model": meta.model,
         "messages": messages,
         "temperature": meta.temperature,
         "max_tokens": meta.tokens_limit,
@@ -100,7 +97,8 @@ async def _answered(request: Request, job: Job, messages: list[dict[str, str]]) 
     row, replayed = await make_ticket(
         request,
         prepared,
-        KEY_PREFIX + job.job_id,
+        # Apart from those that clients send themselves, and, as ProtoLLM's own examples do, one id for both routes.
+        f"protollm:{route}:{job.job_id}",
         priority=(job.priority or 0) * PRIORITY_STEP,
         client_reference=job.job_id,
     )

@@ -10,12 +10,13 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from app.api.dependencies import IdempotencyKey, caller_of, problems, services_of
 from app.api.faces import semoss_generate
 from app.api.faces.semoss_request import ChatBody, EmbeddingBody, prepare_body_chat
-from app.api.faces.tickets import ERRORS, model_or_default
+from app.api.faces.tickets import ERRORS
 from app.api.health import is_ready
 from app.api.openai.answers import submit
 from app.api.openai.documents import OBJECT, STREAM_OR_JSON
 from app.api.security import OPEN, READ, WORK, GuardedRoute
 from app.openai import chat_render, embeddings
+from app.openai.default_model import model_or_default
 from app.openai.embeddings import prepare_embedding
 from app.tasks.purposes import purpose_of
 
@@ -26,15 +27,16 @@ PLAIN: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"sche
 @router.post("/chat/completions", dependencies=[WORK], response_class=Response, responses=ERRORS | STREAM_OR_JSON)
 async def chat_completions(body: ChatBody, request: Request, key: IdempotencyKey = None) -> Response:
     """A chat, held or streamed, in OpenAI's shapes."""
-    prepared = await prepare_body_chat(request, body, model=await model_or_default(request, body.model))
+    prepared = await prepare_body_chat(request, body)
     return await submit(request, chat_render.FACE, prepared, key, stream=bool(body.stream))
 
 
 @router.post("/embeddings", dependencies=[WORK], response_class=Response, responses=ERRORS | OBJECT)
 async def create_embeddings(body: EmbeddingBody, request: Request, key: IdempotencyKey = None) -> Response:
     """Texts to vectors, in OpenAI's shape."""
-    model = await model_or_default(request, body.model, embeds=True)
-    prepared = await prepare_embedding(services_of(request), caller_of(request), body.given() | {"model": model})
+    services, caller = services_of(request), caller_of(request)
+    model = await model_or_default(services, caller, body.model, embeds=True)
+    prepared = await prepare_embedding(services, caller, body.given() | {"model": model})
     return await submit(request, embeddings.FACE, prepared, key)
 
 
@@ -48,7 +50,8 @@ async def health(request: Request) -> JSONResponse:
 @router.get("/status", dependencies=[READ], responses=problems(422))
 async def status(request: Request) -> dict[str, Any]:
     """The model that answers requests which name none, and how many tickets wait for it."""
-    services, model = services_of(request), await model_or_default(request, None)
+    services = services_of(request)
+    model = await model_or_default(services, caller_of(request), None)
     described = await services.inputs.look(model)
     purpose = None if described is None else purpose_of(described)
     return {
@@ -70,7 +73,8 @@ async def queue(request: Request) -> str:
 @router.get("/model-loaded", dependencies=[READ], response_model=bool, responses=problems(422))
 async def model_loaded(request: Request) -> bool:
     """Whether a server has the model ready that answers requests which name none."""
-    return services_of(request).catalog.state_of(await model_or_default(request, None))[0] == "ready"
+    services = services_of(request)
+    return services.catalog.state_of(await model_or_default(services, caller_of(request), None))[0] == "ready"
 
 
 router.include_router(semoss_generate.router)

@@ -27,6 +27,8 @@ from app.tasks.purposes import ENTITIES, IMAGE, Purpose, output_of
 # How often a waiting client is told its position, in seconds.
 POSITION_SECONDS = 1.0
 COMPLETE = {"status": "complete", "message": "Generation complete."}
+# Of errors that SEMOSS has a word of its own for.
+STATUSES = {"cancelled": "cancelled"} | dict.fromkeys(("expired", "idle_timeout", "run_timeout"), "timeout")
 
 router = APIRouter(route_class=GuardedRoute)
 EVENTS: dict[int | str, dict[str, Any]] = {
@@ -140,4 +142,5 @@ def _state(waiting: Waiting | None) -> dict[str, Any]:
 
 
 def _error_event(error: AppError) -> bytes:
-    return event_bytes(to_json({"status": "error", "message": error.detail, "code": error.code}))
+    status = STATUSES.get(error.code, "error")
+    return event_bytes(to_json({"status": status, "message": error.detail, "code": error.code}))

@@ -11,10 +11,10 @@ from fastapi import Request
 from pydantic import ConfigDict, Field
 
 from app.api.dependencies import caller_of, services_of
-from app.api.faces.tickets import model_or_default
 from app.db.tables.contexts import Prompt
 from app.errors import invalid
 from app.openai.chat_request import prepare_chat
+from app.openai.default_model import model_or_default
 from app.openai.requests import Prepared
 from app.services.inputs import inputs_of
 from app.storable import Storable, StorableText
@@ -101,9 +101,10 @@ async def prepare_generate(request: Request, body: GenerateBody) -> tuple[Prepar
         AppError: whatever is wrong with it, naming the parameter.
     """
     purpose, named = body.purpose(), body.model
-    inputs, caller = services_of(request).inputs, caller_of(request)
+    services, caller = services_of(request), caller_of(request)
+    inputs = services.inputs
     if purpose is None:
-        named = await model_or_default(request, named)
+        named = await model_or_default(services, caller, named)
         described = await inputs.look(named)
         purpose = None if described is None else purpose_of(described)
         if purpose is None:
@@ -111,7 +112,7 @@ async def prepare_generate(request: Request, body: GenerateBody) -> tuple[Prepar
             content = [{"role": "user", "content": body.prompt}]
             more = body.model_copy(update={"prompt": None})
             return await prepare_body_chat(request, more, model=named, messages=content), None
-    elif named is None and (default := services_of(request).settings.default_model):
+    elif named is None and (default := services.settings.default_model):
         named = default if default in await inputs.models_for(caller, purpose) else None
     _require_fields(body, purpose.fields.keys(), purpose.needed - {"entities"}, purpose.does)
     model, described = await inputs.model_for(caller, purpose, named)

@@ -9,9 +9,10 @@ from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 
 from app.api.dependencies import caller_of, services_of
+from app.api.faces import tgi_openai
 from app.api.faces.tgi_render import StreamTokens, render, tgi_error
 from app.api.faces.tgi_request import MAX_TOP_TOKENS, CompatibleRequest, GenerateRequest, prepare
-from app.api.faces.tickets import followed, mark, model_or_default
+from app.api.faces.tickets import followed, mark
 from app.api.health import short_health
 from app.api.holding import CLIENT_CLOSED_REQUEST, completed, make_ticket, stream_until_final
 from app.api.openai.answers import Json
@@ -19,6 +20,7 @@ from app.api.security import OPEN, READ, WORK, GuardedRoute
 from app.api.sse import event_bytes
 from app.errors import AppError
 from app.openai.answers import Row
+from app.openai.default_model import model_or_default
 from app.openai.requests import Prepared
 from app.services.streams import Event, Following
 from app.tasks.generate import MAX_CHOICES, MAX_STOP_STRINGS
@@ -85,13 +87,14 @@ async def generate_or_stream(body: CompatibleRequest, request: Request) -> Respo
 @router.get("/info", dependencies=[READ], responses={status: ERRORS[status] for status in (401, 403, 422, 429, 503)})
 async def info(request: Request) -> dict[str, Any]:
     """The model that answers requests which name none, and this service's limits."""
-    model = await model_or_default(request, None)
+    services = services_of(request)
+    model = await model_or_default(services, caller_of(request), None)
     return {
         "model_id": model,
         "max_best_of": MAX_CHOICES,
         "max_stop_sequences": MAX_STOP_STRINGS,
         "max_top_n_tokens": MAX_TOP_TOKENS,
-        "max_total_tokens": services_of(request).profiles.of(model).max_model_len,
+        "max_total_tokens": services.profiles.of(model).max_model_len,
         "router": "triton-tickets",
         "version": request.app.version,
     }
@@ -104,8 +107,9 @@ async def health(request: Request) -> Response:
 
 
 async def _prepared(request: Request, body: GenerateRequest, *, stream: bool) -> Prepared:
-    model = await model_or_default(request, body.model)
-    return await prepare(services_of(request), caller_of(request), body, model, stream=stream)
+    services, caller = services_of(request), caller_of(request)
+    model = await model_or_default(services, caller, body.model)
+    return await prepare(services, caller, body, model, stream=stream)
 
 
 async def _held(request: Request, body: GenerateRequest, *, listed: bool) -> Response:
@@ -138,3 +142,6 @@ async def _events(following: Following, row: Row, tokens: StreamTokens) -> Async
 
 def _error_event(error: AppError) -> bytes:
     return event_bytes(to_json(tgi_error(error)))
+
+
+router.include_router(tgi_openai.router)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError, from_json
 
 from app.db.tables.contexts import Prompt
-from app.errors import invalid
+from app.errors import NoTokenizer, invalid
 from app.openai.requests import Prepared, Sources, checked, unsupported
 from app.prompts.adapters import SEPARATOR
 from app.services.callers import Caller
@@ -53,7 +53,7 @@ class Parameters(BaseModel):
     top_k: int | None = None
     top_n_tokens: Annotated[int | None, Field(ge=0, le=MAX_TOP_TOKENS)] = None
     top_p: float | None = None
-    truncate: None = Field(None, description="only null: prompts are not cut here")
+    truncate: Annotated[int | None, Field(ge=1)] = Field(None, description="the last tokens of the prompt, this many")
     typical_p: float | None = Field(None, description="no engine knows it; named in the header x-ignored")
     watermark: Literal[False] | None = Field(None, description="no engine knows it")
 
@@ -91,6 +91,7 @@ async def prepare(services: Sources, caller: Caller, body: GenerateRequest, mode
     longest = services.settings.max_content_chars
     if len(body.inputs) > longest:
         raise invalid("inputs", f"is longer than {longest:,} characters")
+    inputs = body.inputs if given.truncate is None else await _end(services, chosen.model, body.inputs, given.truncate)
     best_of = given.best_of or 1
     if best_of > 1 and stream:
         raise unsupported("parameters.best_of", "must be 1 in a stream")
@@ -121,7 +122,19 @@ async def prepare(services: Sources, caller: Caller, body: GenerateRequest, mode
     if given.return_full_text:
         request["inputs"] = body.inputs
     ignored = () if given.typical_p in (None, 1.0) else (f"parameters.typical_p={given.typical_p:g}",)
-    return Prepared(chosen.model, Prompt(body.inputs), parameters, KIND, request, ignored=ignored)
+    return Prepared(chosen.model, Prompt(inputs), parameters, KIND, request, ignored=ignored)
+
+
+async def _end(services: Sources, model: str, text: str, tokens: int) -> str:
+    """Raises InvalidRequest where the text may have more tokens, and there is no tokenizer to tell."""
+    # A token has a byte at least.
+    if len(text.encode()) <= tokens:
+        return text
+    try:
+        ids = await services.tokenizers.encode(model, text, special=False)
+        return text if len(ids) <= tokens else await services.tokenizers.decode(model, ids[-tokens:], "inputs")
+    except NoTokenizer as error:
+        raise invalid("parameters.truncate", f"cannot be kept to. {error.detail}") from None
 
 
 def _form(grammar: Grammar) -> dict[str, Any]:

@@ -2,7 +2,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install install-gradio run test test-clients demo compare fetch-model lint format migrate revision psql key keys revoke-key servers webhook-secret lock clean bench test-compose crashtest
+.PHONY: help install install-gradio install-peers run test test-clients demo compare fetch-model lint format migrate revision psql key keys revoke-key servers webhook-secret lock clean bench bench-peers crash-peers test-compose crashtest
 
 PYTHON ?= python3
 # Files of tests at once; they wait for other processes most of the time.
@@ -23,12 +23,14 @@ install: ## make .venv and .venv-engine with the pinned dependencies (every targ
 run: install ## start Postgres, Triton, the dispatcher and the API on http://127.0.0.1:8887; Ctrl-C stops all
 	@exec $(LOCAL).run --with-parent
 
-install-gradio: install ## make .venv-gradio with the Gradio that tests of the engine for it run (make test does)
-	@cmp -s requirements-gradio.txt .venv-gradio/installed || { rm -rf .venv-gradio \
-		&& $(BIN)/uv venv -q --python $(BIN)/python .venv-gradio \
-		&& $(BIN)/uv pip install -q --compile-bytecode --python .venv-gradio/bin/python \
-			--require-hashes -r requirements-gradio.txt \
-		&& cp requirements-gradio.txt .venv-gradio/installed; }
+install-gradio: ## make .venv-gradio with the Gradio that tests of the engine for it run (make test does)
+install-peers: ## make .venv-peers with what make bench-peers compares the service with
+install-gradio install-peers: install-%: install
+	@cmp -s requirements-$*.txt .venv-$*/installed || { rm -rf .venv-$* \
+		&& $(BIN)/uv venv -q --python $(BIN)/python .venv-$* \
+		&& $(BIN)/uv pip install -q --compile-bytecode --python .venv-$*/bin/python \
+			--require-hashes -r requirements-$*.txt \
+		&& cp requirements-$*.txt .venv-$*/installed; }
 
 test: install ## run the tests; they start what they need. One alone: make test ARGS=tests/queue JOBS=0
 	@$(MAKE) install-gradio || echo "Gradio could not be installed: the tests with a real app will be skipped."
@@ -102,6 +104,7 @@ lock: install ## pin the dependencies of pyproject.toml anew
 	@$(COMPILE) pyproject.toml --extra local --extra vast --extra dev -c requirements.txt -o requirements-dev.txt
 	@$(COMPILE) --group engine -o requirements-engine.txt
 	@$(COMPILE) --group gradio -o requirements-gradio.txt
+	@$(COMPILE) --group peers -c requirements.txt -o requirements-peers.txt
 	@$(LOCAL).download_size requirements-dev.txt 3.13
 	@$(LOCAL).download_size requirements-engine.txt 3.12
 
@@ -110,6 +113,12 @@ clean: ## remove .venv and the caches; CLEAN_DATA=1 deletes the local database t
 
 bench: install ## measure against bare tritonclient and FastAPI: make bench ARGS="drain submits"
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-peers: install-peers ## measure the same jobs through Celery with RabbitMQ and Redis, and through PgQueuer, beside this service
+	@$(BIN)/python -m bench.peers
+
+crash-peers: install-peers ## kill worker, API and stores of each of them in turn under 3,000 jobs, then count
+	@$(BIN)/python -m bench.peers.crash
 
 test-compose: ## bring docker compose up and test it
 	@bash tests/compose/run.sh

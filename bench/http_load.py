@@ -1,18 +1,23 @@
-"""A small HTTP/1.1 load: python -m bench.http_load HOST PORT PATH CONNECTIONS REQUESTS STATUS
+"""A small HTTP/1.1 load: python -m bench.http_load HOST PORT PATH CONNECTIONS REQUESTS STATUS [TOKENS]
 
-POSTs a ticket for one token over kept-alive connections, expects STATUS, prints the requests per second. A client
-library would cost more than the service that is measured.
+POSTs a ticket for one token, or for TOKENS, over kept-alive connections, expects STATUS, prints the requests per
+second. A client library would cost more than the service that is measured.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import time
 
 import uvloop
 
 BODY = '{"parameters": {"max_tokens": 1}}'
+
+
+def body_of(tokens: int) -> str:
+    return json.dumps({"parameters": {"max_tokens": tokens, "ignore_eos": True}})
 
 
 class Connection:
@@ -41,7 +46,9 @@ class Connection:
         self._writer.close()
 
 
-async def load(host: str, port: int, path: str, connections: int, requests: int, status: int) -> float:
+async def load(
+    host: str, port: int, path: str, connections: int, requests: int, status: int, body: str = BODY
+) -> float:
     left = requests
 
     async def user() -> None:
@@ -49,7 +56,7 @@ async def load(host: str, port: int, path: str, connections: int, requests: int,
         connection = await Connection.open(host, port)
         while left > 0:
             left -= 1
-            got, answer = await connection.ask("POST", path, BODY)
+            got, answer = await connection.ask("POST", path, body)
             if got != status:
                 raise SystemExit(f"unexpected answer {got}: {answer.decode()}")
         connection.close()
@@ -60,5 +67,6 @@ async def load(host: str, port: int, path: str, connections: int, requests: int,
 
 
 if __name__ == "__main__":
-    host, port, path, connections, requests, status = sys.argv[1:]
-    print(uvloop.run(load(host, int(port), path, int(connections), int(requests), int(status))))
+    host, port, path, connections, requests, status, *tokens = sys.argv[1:]
+    body = body_of(int(tokens[0])) if tokens else BODY
+    print(uvloop.run(load(host, int(port), path, int(connections), int(requests), int(status), body)))

@@ -44,6 +44,7 @@ CACHES = (
     ".venv",
     ".venv-engine",
     ".venv-gradio",
+    ".venv-peers",
     ".pytest_cache",
     ".mypy_cache",
     ".ruff_cache",

@@ -144,6 +144,22 @@ class FileNotFound(NotFound):
     title = "No such file"
 
 
+class UploadNotFound(NotFound):
+    code = "upload_not_found"
+    title = "No such upload"
+
+
+class PartNotFound(NotFound):
+    code = "part_not_found"
+    title = "The upload has no such part"
+
+
+class UploadEnded(AppError):
+    code = "upload_ended"
+    status = 400
+    title = "The upload has ended"
+
+
 class BatchNotFound(NotFound):
     code = "batch_not_found"
     title = "No such batch"

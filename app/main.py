@@ -37,7 +37,18 @@ from app.api.health import is_untraced
 from app.api.http10 import Application
 from app.api.local import Connections
 from app.api.measure import Measure
-from app.api.openai import batches, chat, completions, conversations, embeddings, files, images, responses, tokens
+from app.api.openai import (
+    batches,
+    chat,
+    completions,
+    conversations,
+    embeddings,
+    files,
+    images,
+    responses,
+    tokens,
+    uploads,
+)
 from app.api.openai import models as openai_models
 from app.api.problems import install_handlers, is_openai
 from app.api.proxy import Proxied
@@ -82,6 +93,7 @@ from app.services.results import Results
 from app.services.servers import Servers
 from app.services.streams import Streams
 from app.services.submissions import Submissions
+from app.services.uploads import Uploads
 from app.services.usage import Usage
 from app.services.webhooks import Webhooks
 from app.services.wishes import Wishes
@@ -164,7 +176,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     ):
         app.include_router(module.router)
     for openai_module in (
-        *(chat, completions, responses, conversations, embeddings, images, files, batches, openai_models, tokens),
+        *(chat, completions, responses, conversations, embeddings, images),
+        *(files, uploads, batches, openai_models, tokens),
     ):
         app.include_router(openai_module.router)
     for face in (anthropic, tgi, protollm, semoss):
@@ -223,6 +236,7 @@ def _lifespan(settings: Settings) -> Lifespan:
                 audit=Audit(database),
                 webhooks=Webhooks(DeliveryStore(database), results),
                 files=stored_files,
+                uploads=Uploads(database, stored_files),
                 batches=Batches(database, store, stored_files, settings),
                 backlog=backlog,
                 fleet=fleet,

@@ -38,6 +38,7 @@ from app.services.results import Results
 from app.services.servers import Servers
 from app.services.streams import Streams
 from app.services.submissions import Submissions
+from app.services.uploads import Uploads
 from app.services.usage import Usage
 from app.services.webhooks import Webhooks
 from app.services.wishes import Wishes
@@ -72,6 +73,7 @@ class Services:
     audit: Audit
     webhooks: Webhooks
     files: Files
+    uploads: Uploads
     batches: Batches
     backlog: BacklogGauges
     fleet: Fleet

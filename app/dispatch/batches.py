@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from app.queue.bulk import statements_of
 from app.queue.columns import RESULT, STORED_BYTES
 from app.queue.files import FileStore, FileWriter
 from app.queue.ticket import EXPIRED
+from app.queue.uploads import UploadStore
 from app.services.files import OUTPUT
 from app.services.pages import SLICE_BYTES
 from app.services.retention import oldest_kept
@@ -36,6 +38,8 @@ DEFECTS_LOGGED = 10
 # Of the lines that failed, the batch names the first.
 FAILURES_SHOWN = 10
 TIDY_SECONDS = 60.0
+# So long an upload that expired says so.
+EXPIRED_KEPT = timedelta(days=1)
 
 SIZES = f"""
 SELECT batch_line, {STORED_BYTES} AS bytes FROM results
@@ -78,12 +82,15 @@ async def _progress(store: BatchStore, every_seconds: float) -> None:
 
 
 async def _tidy(database: Database, retention_days: float | None) -> None:
-    """Removes files that expired, and what the retention takes of files and batches."""
-    files, batches = FileStore(database), BatchStore(database)
+    """Removes files and uploads that expired, and what the retention takes of files and batches."""
+    files, uploads, batches = FileStore(database), UploadStore(database), BatchStore(database)
     while True:
         with suppress(DatabaseUnavailable):
             oldest = oldest_kept(36_500 if retention_days is None else retention_days)
             while await files.remove(oldest, REMOVE_BATCH) >= REMOVE_BATCH:
+                pass
+            expired = datetime.now(UTC) - EXPIRED_KEPT
+            while await uploads.remove(expired, REMOVE_BATCH) >= REMOVE_BATCH:
                 pass
             while await batches.remove(oldest, REMOVE_BATCH) >= REMOVE_BATCH:
                 pass

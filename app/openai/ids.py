@@ -3,7 +3,7 @@
 import re
 from uuid import UUID
 
-from app.errors import BatchNotFound, ConversationNotFound, FileNotFound, NotFound
+from app.errors import BatchNotFound, ConversationNotFound, FileNotFound, NotFound, PartNotFound, UploadNotFound
 
 PREFIXES = {
     "chat.completion": "chatcmpl-",
@@ -14,9 +14,17 @@ PREFIXES = {
     "conversation": "conv_",
     "file": "file-",
     "batch": "batch_",
+    "upload": "upload_",
+    "part": "part_",
 }
 # Kinds whose ids are not found with a code of their own.
-MISSING = {"file": FileNotFound, "batch": BatchNotFound, "conversation": ConversationNotFound}
+MISSING = {
+    "file": FileNotFound,
+    "batch": BatchNotFound,
+    "conversation": ConversationNotFound,
+    "upload": UploadNotFound,
+    "part": PartNotFound,
+}
 _HEX = re.compile(r"[0-9a-f]{32}")
 
 

@@ -17,17 +17,19 @@ CHUNK_BYTES = 512 * 1024
 
 COLUMNS = "id, owner_id, purpose, filename, bytes, created_at, expires_at"
 INSERT = """
-INSERT INTO files (id, owner_id, purpose, filename, bytes, expires_at, key_id)
-VALUES ($1, $2, $3, $4, 0, now() + make_interval(secs => $5), $6)
+INSERT INTO files (id, owner_id, purpose, filename, bytes, expires_at, key_id, upload_id)
+VALUES ($1, $2, $3, $4, 0, now() + make_interval(secs => $5), $6, $7)
 """
 INSERT_CHUNK = "INSERT INTO file_chunks (file_id, number, data) VALUES ($1, $2, $3)"
 CLOSE = f"UPDATE files SET bytes = $2 WHERE id = $1 RETURNING {COLUMNS}"
 THERE = "(expires_at IS NULL OR expires_at > now())"
-GET = f"SELECT {COLUMNS} FROM files WHERE id = $1 AND owner_id = $2 AND {THERE}"
+# Without the parts of uploads, which only they reach.
+KNOWN = f"upload_id IS NULL AND {THERE}"
+GET = f"SELECT {COLUMNS} FROM files WHERE id = $1 AND owner_id = $2 AND {KNOWN}"
 CHUNK = "SELECT data FROM file_chunks WHERE file_id = $1 AND number = $2"
 DELETE = f"""
 WITH gone AS (
-    DELETE FROM files WHERE id = $1 AND owner_id = $2 RETURNING id, owner_id, key_id
+    DELETE FROM files WHERE id = $1 AND owner_id = $2 AND upload_id IS NULL RETURNING id, owner_id, key_id
 ), audited AS (
     {recorded(Action.FILE_DELETED, "gone", "$3", "$4", subject="'file-' || replace(id::text, '-', '')")}
 )
@@ -37,7 +39,7 @@ LOCK_STORAGE = f"SELECT pg_advisory_xact_lock({locks.STORAGE}, $1)"
 USED = f"SELECT coalesce(sum(bytes), 0)::bigint, min(expires_at) FROM files WHERE owner_id = $1 AND {THERE}"
 PAGE = f"""
 SELECT {COLUMNS} FROM files
-WHERE owner_id = $1 AND {THERE} AND ($2::uuid IS NULL OR id %s $2) AND ($3::text IS NULL OR purpose = $3)
+WHERE owner_id = $1 AND {KNOWN} AND ($2::uuid IS NULL OR id %s $2) AND ($3::text IS NULL OR purpose = $3)
 ORDER BY id %s LIMIT $4
 """
 NEWEST_FIRST, OLDEST_FIRST = PAGE % ("<", "DESC"), PAGE % (">", "ASC")
@@ -51,7 +53,10 @@ DELETE FROM files WHERE id IN (
 
 
 class FileWriter:
-    """Writes one file within a transaction of `connection`; `seconds` is how long it is kept, None for no end."""
+    """Writes one file, or a part of the upload `upload_id`, within a transaction of `connection`.
+
+    `seconds` is how long it is kept, None for no end.
+    """
 
     def __init__(
         self,
@@ -62,10 +67,12 @@ class FileWriter:
         filename: str,
         seconds: float | None,
         key_id: UUID | None = None,
+        *,
+        upload_id: UUID | None = None,
     ) -> None:
         self._connection = connection
         self._id = id_
-        self._row = (id_, owner_id, purpose, filename, seconds, key_id)
+        self._row = (id_, owner_id, purpose, filename, seconds, key_id, upload_id)
         self._waiting = bytearray()
         self._chunks = 0
         self._bytes = 0

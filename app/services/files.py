@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -83,7 +84,7 @@ class Files:
         idempotency: Idempotency | None,
     ) -> Row | None:
         """None when the key is in use."""
-        async with self._uploads, self._database.transaction() as connection:
+        async with self.writing() as connection:
             writer = FileWriter(connection, uuid7(), caller.owner_id, INPUT, filename, seconds, caller.key_id)
             if idempotency is not None and not await writer.take_key(idempotency):
                 return None
@@ -93,10 +94,19 @@ class Files:
             if row is None:
                 # Within the transaction, so that the key is free again.
                 raise InvalidRequest("file: is empty", errors=[{"field": "file", "message": "is empty"}])
-            if quota := self._quota(caller):
-                # The file is among those by now.
-                _require_quota(quota, 0, *await used_exclusively(connection, caller.owner_id))
+            await self.require_kept(connection, caller)
         return row
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[Any]:
+        """A transaction for a file or a part of one; few are open at once."""
+        async with self._uploads, self._database.transaction() as connection:
+            yield connection
+
+    async def require_kept(self, connection: Any, caller: Caller) -> None:
+        """Raises StorageQuotaReached where the transaction has added too much."""
+        if quota := self._quota(caller):
+            _require_quota(quota, 0, *await used_exclusively(connection, caller.owner_id))
 
     async def require_room(self, caller: Caller, size: int) -> None:
         """Raises StorageQuotaReached when a file of `size` bytes would not fit."""

@@ -39,7 +39,7 @@ PRINTS = {
     "Conversations": [
         rf"user What is a queue\?\nassistant {SIMULATED}\nuser And a stack\?\nassistant {SIMULATED}\n",
     ],
-    "Batches": [rf"completed 20\n(haiku-\d+ {SIMULATED}\n){{20}}"],
+    "Batches": [rf"completed 20\n(haiku-\d+ {SIMULATED}\n){{20}}", r"completed True\ncompleted 20\n"],
     "Structured outputs": [r"\S.* -?\d+\n"],
     "Tools": [rf"(weather {{'place': .+}}\n)+{SIMULATED}\n"],
     "Embeddings": [rf"384 26\n{RANKED}"],

@@ -92,7 +92,14 @@ class Owned:
         self.ids["response_id"] = object_id("response", await result("response"))
 
     async def upload(self, client: httpx.AsyncClient, key: str) -> None:
-        """A file, and a batch of it."""
+        """An upload, a file, and a batch of it."""
+        upload = await client.post(
+            "/v1/uploads",
+            json={"filename": "secret.jsonl", "purpose": "batch", "bytes": 1, "mime_type": "text/plain"},
+            headers=bearer(key),
+        )
+        assert upload.status_code == 200, upload.text
+        self.ids["upload_id"] = upload.json()["id"]
         line = {"custom_id": "secret", "method": "POST", "url": "/v1/completions", "body": REQUESTS["text_completion"]}
         file = await client.post(
             "/v1/files",

@@ -145,6 +145,7 @@ async def _one_of_each(client: httpx.AsyncClient) -> dict[str, Any]:
     file = await made(
         "POST", "/v1/files", data={"purpose": "batch"}, files={"file": ("in.jsonl", json.dumps(line).encode())}
     )
+    upload = {"filename": "in.jsonl", "purpose": "batch", "bytes": 1, "mime_type": "application/jsonl"}
     batch = {"input_file_id": file["id"], "endpoint": line["url"], "completion_window": "24h"}
     response = (await made("POST", "/v1/responses", json={"model": "chat", "input": "Hi."}))["id"]
     comparison = await made("POST", "/comparisons/", json={"content": "Hi.", "entries": [{"model": "chat"}]})
@@ -168,6 +169,7 @@ async def _one_of_each(client: httpx.AsyncClient) -> dict[str, Any]:
         "/v1/completions/{completion_id}:completion_id": text["id"],
         "response_id": response,
         "previous_response_id": response,
+        "upload_id": (await made("POST", "/v1/uploads", json=upload))["id"],
         "file_id": file["id"],
         "input_file_id": file["id"],
         "batch_id": (await made("POST", "/v1/batches", json=batch))["id"],

@@ -55,8 +55,7 @@ router = APIRouter(prefix=PATH, tags=["openai"], route_class=GuardedRoute)
 async def create_file(request: Request, response: Response, key: IdempotencyKey = None) -> dict[str, Any]:
     """Stores the requests of a batch. Kept until deleted, or as long as `expires_after` says."""
     services = services_of(request)
-    declared = request.headers.get("content-length", "")
-    size = int(declared) if declared.isdigit() else None
+    size = declared_size(request)
     await services.files.require_room(caller_of(request), max(1, (size or 0) - FORM_BYTES))
     with services.spool.reserved(size):
         row, replayed = await _receive(request, services, key)
@@ -80,10 +79,16 @@ async def _receive(request: Request, services: Services, key: str | None) -> tup
                 "raise MAX_FILE_BYTES."
             )
         name = (file.filename or "").replace("\x00", "")
-        return await services.files.create(caller_of(request), name, seconds, partial(_parts, file), key)
+        return await services.files.create(caller_of(request), name, seconds, partial(content_of, file), key)
 
 
-async def _parts(file: UploadFile) -> AsyncIterator[bytes]:
+def declared_size(request: Request) -> int | None:
+    """Of the body, in bytes; None where it does not say."""
+    declared = request.headers.get("content-length", "")
+    return int(declared) if declared.isdigit() else None
+
+
+async def content_of(file: UploadFile) -> AsyncIterator[bytes]:
     await file.seek(0)
     while part := await file.read(CHUNK_BYTES):
         yield part

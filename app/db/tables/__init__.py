@@ -9,6 +9,7 @@ from app.db.tables.models import models, set_aside_models
 from app.db.tables.owners import api_keys, audit, idempotency_keys, owners, request_counts, usage
 from app.db.tables.results import attempts, output_files, result_events, results
 from app.db.tables.servers import server_slots, servers
+from app.db.tables.uploads import uploads
 from app.db.tables.webhooks import webhook_deliveries
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "server_slots",
     "servers",
     "set_aside_models",
+    "uploads",
     "usage",
     "webhook_deliveries",
 ]

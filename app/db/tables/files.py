@@ -30,7 +30,10 @@ files = Table(
     Column("expires_at", Moment),
     # Who uploaded it, or made the batch that wrote it.
     Column("key_id", UUID),
+    # Of a part: whose it is. No other file is one.
+    Column("upload_id", UUID),
     Index("files_by_owner", "owner_id", "id"),
+    Index("files_by_upload", "upload_id", postgresql_where=text("upload_id IS NOT NULL")),
     Index("files_expiry", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
 )
 

@@ -107,10 +107,10 @@ async def window(
     created_after: Annotated[datetime | None, Query(description="RFC 3339; exclusive")] = None,
     created_before: Annotated[datetime | None, Query(description="RFC 3339; exclusive")] = None,
 ) -> Window:
-    return Window(limit, after, _aware("created_after", created_after), _aware("created_before", created_before))
+    return Window(limit, after, aware("created_after", created_after), aware("created_before", created_before))
 
 
-def _aware(name: str, moment: datetime | None) -> datetime | None:
+def aware(name: str, moment: datetime | None) -> datetime | None:
     """A time without an offset is taken as UTC."""
     if moment is None:
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from io import BytesIO
 from typing import Any
 from uuid import UUID
@@ -51,7 +52,9 @@ RETURNING {COLUMNS}
 GET = f"SELECT {COLUMNS} FROM batches WHERE id = $1 AND owner_id = $2"
 PAGE = f"""
 SELECT {COLUMNS} FROM batches
-WHERE owner_id = $1 AND ($2::uuid IS NULL OR id < $2) ORDER BY id DESC LIMIT $3
+WHERE owner_id = $1 AND ($2::uuid IS NULL OR id < $2) AND ($4::text[] IS NULL OR status = ANY ($4))
+  AND ($5::timestamptz IS NULL OR created_at > $5) AND ($6::timestamptz IS NULL OR created_at < $6)
+ORDER BY id DESC LIMIT $3
 """
 
 # Before its lines are there, nothing but the row has to be ended.
@@ -216,9 +219,18 @@ class BatchStore:
         """The batch, being cancelled from now on; None for one that is not validating or in progress."""
         return await self._row(CANCEL, id_, owner_id, actor.key_id, actor.name)
 
-    async def page(self, owner_id: int, after: UUID | None, limit: int) -> list[Row]:
+    async def page(
+        self,
+        owner_id: int,
+        after: UUID | None,
+        limit: int,
+        statuses: Sequence[str] | None,
+        created_after: datetime | None,
+        created_before: datetime | None,
+    ) -> list[Row]:
+        values = (owner_id, after, limit, statuses, created_after, created_before)
         async with self._database.hot() as connection:
-            rows: list[Row] = await connection.fetch(PAGE, owner_id, after, limit)
+            rows: list[Row] = await connection.fetch(PAGE, *values)
         return rows
 
     async def take_to_load(self, lease_seconds: float) -> Row | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -18,6 +18,7 @@ from app.services.audit import actor_of
 from app.services.callers import Caller
 from app.services.files import INPUT, Files
 from app.services.idempotency import idempotency_of, made_before
+from app.services.pages import Window
 from app.services.retention import removed_or
 
 WINDOW = "24h"
@@ -95,9 +96,10 @@ class Batches:
             )
         return row
 
-    async def page(self, caller: Caller, after: UUID | None, limit: int) -> BatchPage:
-        """Newest first."""
-        rows = await self._store.page(caller.owner_id, after, limit + 1)
+    async def page(self, caller: Caller, window: Window, statuses: Sequence[str] | None = None) -> BatchPage:
+        """Newest first; of all statuses, or of these."""
+        limit, created = window.limit, (window.created_after, window.created_before)
+        rows = await self._store.page(caller.owner_id, window.after, limit + 1, statuses, *created)
         return BatchPage(rows[:limit], len(rows) > limit)
 
     async def cancel(self, caller: Caller, id_: UUID) -> Row:

@@ -251,6 +251,24 @@ async def test_what_is_wrong_with_the_request_is_named(client: openai.AsyncOpenA
     assert refused.value.param == "input_file_id"
 
 
+async def test_batches_are_listed_by_status_and_time(client: openai.AsyncOpenAI, service: Service) -> None:
+    done, refused = await start(client, [line("a", prompt())]), await start(client, ["{"])
+    done, refused = await ended(client, done), await ended(client, refused)
+
+    async def listed(**query: Any) -> list[str]:
+        return [batch.id async for batch in client.batches.list(limit=1, extra_query=query)]
+
+    assert await listed(status="completed") == [done.id]
+    assert await listed(status=["failed", "completed"]) == [refused.id, done.id]
+    assert await listed(status="cancelled") == []
+    assert await listed(created_after=done.created_at - 1) == [refused.id, done.id]
+    assert await listed(created_before=done.created_at - 1) == []
+    assert await listed(created_after="2999-01-01T00:00:00Z") == []
+    for query in ("status=queued", "created_after=soon"):
+        answer = await service.client.get(f"/v1/batches?{query}")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, query.partition("=")[0])
+
+
 async def test_the_same_key_makes_one_batch(client: openai.AsyncOpenAI) -> None:
     file = await client.files.create(file=("a.jsonl", json.dumps(line("a", prompt())).encode()), purpose="batch")
     asked: dict[str, Any] = {"input_file_id": file.id, "endpoint": COMPLETIONS, "completion_window": "24h"}

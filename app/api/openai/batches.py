@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from app.api.dependencies import IdempotencyKey, caller_of, mark_replayed, services_of
+from app.api.dependencies import IdempotencyKey, aware, caller_of, mark_replayed, services_of
 from app.api.openai.documents import openai_errors
 from app.api.openai.files import LONGEST_SECONDS, SHORTEST_SECONDS, listed, seconds_of
 from app.api.security import READ, SUBMIT, WORK, GuardedRoute
 from app.openai.ids import object_id, uuid_of
 from app.services.batches import WINDOW
+from app.services.pages import Window
 from app.storable import StorableText
 
 Row = Mapping[str, Any]
 
+Status = Literal["validating", "in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled"]
 MOMENTS = (
     "in_progress_at",
     "expires_at",
@@ -83,10 +86,14 @@ async def list_batches(
     request: Request,
     after: Annotated[str | None, Query(description="the id of the last batch of the page before")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    status: Annotated[list[Status] | None, Query(description="only those; repeated for several")] = None,
+    created_after: Annotated[datetime | None, Query(description="RFC 3339 or Unix seconds; exclusive")] = None,
+    created_before: Annotated[datetime | None, Query(description="RFC 3339 or Unix seconds; exclusive")] = None,
 ) -> dict[str, Any]:
-    """Batches, newest first."""
+    """Batches, newest first. OpenAI's own list takes `after` and `limit` alone."""
     cursor = None if after is None else uuid_of("batch", after)
-    page = await services_of(request).batches.page(caller_of(request), cursor, limit)
+    window = Window(limit, cursor, aware("created_after", created_after), aware("created_before", created_before))
+    page = await services_of(request).batches.page(caller_of(request), window, status)
     return listed([rendered(row) for row in page.rows], page.more)
 
 

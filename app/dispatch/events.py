@@ -70,7 +70,8 @@ class _Tail:
                 continue
             # Postgres takes no NUL; the settled text has none either.
             text = "".join(parts[done.parts :]).replace("\x00", "\ufffd")
-            entry: dict[str, Any] = {"index": index, "at": done.characters, "text": text}
+            counts = {"tokens": answer.tokens[index], "prompt_tokens": answer.prompt_tokens}
+            entry: dict[str, Any] = {"index": index, "at": done.characters, "text": text, **counts}
             if len(logprobs) > done.tokens:
                 entry |= {"token": done.tokens, "logprobs": logprobs[done.tokens :]}
             entries.append(entry)

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, Protocol
 
 from app.services.streams import Delta
 
 Row = Mapping[str, Any]
+
+
+class StreamUsage(IntEnum):
+    """Where a stream tells the usage."""
+
+    NOWHERE = 0
+    AT_END = 1
+    IN_EACH = 2
 
 
 class Chunks(Protocol):
@@ -25,8 +34,8 @@ class Chunks(Protocol):
 class Face:
     """One kind of object: how a completed result is rendered, and how its stream is.
 
-    `chunks` takes the result's id, when it was made (Unix seconds), the model, the stored request, and whether the
-    usage is asked for; where several prompts may be streamed together, also the index of its first choice.
+    `chunks` takes the result's id, when it was made (Unix seconds), the model, the stored request, and where
+    the usage is asked for; where several prompts may be streamed together, also the index of its first choice.
     """
 
     kind: str
@@ -48,5 +57,29 @@ def choices_of(row: Row) -> list[dict[str, Any]]:
 
 
 def usage_of(row: Row) -> dict[str, int]:
-    prompt, completion = row["prompt_tokens"] or 0, row["completion_tokens"] or 0
+    return _usage(row["prompt_tokens"] or 0, row["completion_tokens"] or 0)
+
+
+class RunningUsage:
+    """What each choice of a stream has come to, for chunks that tell it as they go."""
+
+    def __init__(self) -> None:
+        self._of: dict[int, dict[str, int]] = {}
+
+    def add(self, delta: Delta) -> None:
+        if delta.tokens is None:
+            self._of.pop(delta.index, None)
+        else:
+            self._of[delta.index] = _usage(delta.prompt_tokens or 0, delta.tokens)
+
+    def end(self, row: Row) -> None:
+        """The row tells what all choices came to together."""
+        self._of = {} if row["outputs"] else {0: usage_of(row)}
+
+    def of(self, index: int) -> dict[str, int] | None:
+        """None where it is not known yet."""
+        return self._of.get(index)
+
+
+def _usage(prompt: int, completion: int) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

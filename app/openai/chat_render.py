@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from app.openai import logprobs as shapes
-from app.openai.answers import Face, Row, choices_of, model_of, usage_of
+from app.openai.answers import Face, Row, RunningUsage, StreamUsage, choices_of, model_of, usage_of
 from app.openai.chat_request import KIND
 from app.openai.failures import CallsUnreadable
 from app.openai.ids import object_id
@@ -72,7 +72,7 @@ def _shaped(logprobs: list[dict[str, Any]] | None, request: Mapping[str, Any]) -
 class ChatChunks:
     """Makes OpenAI's `chat.completion.chunk` objects; it has to be fed from the start."""
 
-    def __init__(self, id_: UUID, created: int, model: str, request: Mapping[str, Any], usage: bool) -> None:
+    def __init__(self, id_: UUID, created: int, model: str, request: Mapping[str, Any], usage: StreamUsage) -> None:
         self._id = id_
         self._head = {
             "id": object_id(KIND, id_),
@@ -84,6 +84,7 @@ class ChatChunks:
         }
         self._request = request
         self._usage = usage
+        self._running = RunningUsage()
         self._readers = [Reader(request) for _ in range(request.get("n") or 1)]
         self._tools = self._readers[0].tools
         self._called = [False] * len(self._readers)
@@ -94,6 +95,7 @@ class ChatChunks:
         return [self._chunk(index, {"role": "assistant", "content": content}) for index in range(len(self._readers))]
 
     def delta(self, delta: Delta) -> list[dict[str, Any]]:
+        self._running.add(delta)
         made = self._chunks(delta.index, self._readers[delta.index].feed(delta.text))
         logprobs = _shaped(delta.logprobs, self._request) if delta.logprobs else None
         if logprobs is not None:
@@ -102,6 +104,7 @@ class ChatChunks:
         return made
 
     def end(self, row: Row) -> list[dict[str, Any]]:
+        self._running.end(row)
         made = []
         for each in choices_of(row):
             index = each["index"]
@@ -131,7 +134,8 @@ class ChatChunks:
 
     def _chunk(self, index: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return self._head | {"choices": [choice]} | ({"usage": None} if self._usage else {})
+        usage = self._running.of(index) if self._usage == StreamUsage.IN_EACH else None
+        return self._head | {"choices": [choice]} | ({"usage": usage} if self._usage else {})
 
 
 FACE = Face(KIND, "/v1/chat/completions", render_chat, ChatChunks)

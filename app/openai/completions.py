@@ -11,7 +11,7 @@ from pydantic import Field
 from app.db.tables.contexts import Prompt
 from app.errors import invalid
 from app.openai import logprobs as shapes
-from app.openai.answers import Face, Row, choices_of, model_of, usage_of
+from app.openai.answers import Face, Row, RunningUsage, StreamUsage, choices_of, model_of, usage_of
 from app.openai.default_model import model_or_default
 from app.openai.ids import object_id
 from app.openai.requests import GenerationRequest, Prepared, Sources, Unnamed, checked, unsupported
@@ -173,13 +173,14 @@ class CompletionChunks:
     """Makes OpenAI's `text_completion` chunks."""
 
     def __init__(
-        self, id_: UUID, created: int, model: str, request: Mapping[str, Any], usage: bool, first: int = 0
+        self, id_: UUID, created: int, model: str, request: Mapping[str, Any], usage: StreamUsage, first: int = 0
     ) -> None:
         """`first` is the index of its first choice: more than 0 where others come before it in one answer."""
         self._first = first
         self._head = {"id": object_id(KIND, id_), "object": KIND, "created": created, "model": model}
         self._request = request
         self._usage = usage
+        self._running = RunningUsage()
         self._count = request.get("n") or 1
         self._length = [0] * self._count
 
@@ -189,12 +190,14 @@ class CompletionChunks:
         return [self._chunk(index, self._request["prompt"]) for index in range(self._count)]
 
     def delta(self, delta: Delta) -> list[dict[str, Any]]:
+        self._running.add(delta)
         logprobs = _shaped(delta.logprobs, self._request, self._length[delta.index])
         if logprobs is not None:
             self._length[delta.index] += sum(map(len, logprobs["tokens"]))
         return [self._chunk(delta.index, delta.text, logprobs=logprobs)] if delta.text or logprobs else []
 
     def end(self, row: Row) -> list[dict[str, Any]]:
+        self._running.end(row)
         made = [self._chunk(each["index"], "", each["finish_reason"]) for each in choices_of(row)]
         if self._usage:
             made.append(self._head | {"choices": [], "usage": usage_of(row)})
@@ -204,7 +207,8 @@ class CompletionChunks:
         self, index: int, text: str, reason: str | None = None, logprobs: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         choice = {"index": self._first + index, "text": text, "logprobs": logprobs, "finish_reason": reason}
-        return self._head | {"choices": [choice]} | ({"usage": None} if self._usage else {})
+        usage = self._running.of(index) if self._usage == StreamUsage.IN_EACH else None
+        return self._head | {"choices": [choice]} | ({"usage": usage} if self._usage else {})
 
 
 FACE = Face(KIND, "/v1/completions", render_completion, CompletionChunks)

@@ -12,6 +12,7 @@ from pydantic.config import JsonDict
 from app.config import Settings
 from app.db.tables.contexts import Prompt
 from app.errors import InvalidRequest, UnsupportedParameter, invalid
+from app.openai.answers import StreamUsage
 from app.openai.failures import parameter
 from app.prompts.adapters import Adapters
 from app.prompts.parsers import Parsers
@@ -48,7 +49,7 @@ UNSUPPORTED = {
     "prompt_logprobs": "is for completions",
 }
 _NO_BEAMS = "the engine samples only, without beam search"
-_NO_IDS = "the backend returns text, not token ids"
+_NO_IDS = "engines tell texts, not the ids of their tokens; POST /tokenize tells those of a text"
 # What vLLM's clients send by themselves, with the only value that can be given.
 ONLY: dict[str, tuple[Any, str]] = {
     "use_beam_search": (False, _NO_BEAMS),
@@ -145,7 +146,7 @@ class StreamOptions(BaseModel):
 
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
-    continuous_usage_stats: bool | None = Field(None, description="the usage is known at the end only")
+    continuous_usage_stats: bool | None = Field(None, description="with `include_usage`, each chunk tells it")
 
 
 class OpenAIRequest(Storable):
@@ -242,8 +243,11 @@ class GenerationRequest(OpenAIRequest):
     guided_grammar: str | None = None
 
     @property
-    def wants_usage(self) -> bool:
-        return bool(self.stream_options and self.stream_options.include_usage)
+    def stream_usage(self) -> StreamUsage:
+        options = self.stream_options
+        if options is None or not options.include_usage:
+            return StreamUsage.NOWHERE
+        return StreamUsage.IN_EACH if options.continuous_usage_stats else StreamUsage.AT_END
 
     def sampling(self, names: Mapping[str, str] | None = None, **derived: Any) -> SamplingParameters:
         """The engine's parameters: those of the same name, and what was `derived` from others, which `names` tells.

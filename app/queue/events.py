@@ -2,8 +2,8 @@
 
 A row holds what the choices of a result said since the row before. Each entry says where it begins (`at`, in
 characters, and `token`, in tokens with logprobs), so that a reader sees by itself whether a row goes on, repeats what
-an earlier attempt had said, or says something else. Of a model that takes tensors, an entry is an output of a response,
-with its number.
+an earlier attempt had said, or says something else, and how many tokens its text and the prompt came to by then. Of a
+model that takes tensors, an entry is an output of a response, with its number.
 """
 
 from collections.abc import Sequence

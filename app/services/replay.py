@@ -11,11 +11,16 @@ from app.queue.ticket import Status
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one choice goes on with; `logprobs` are those of the tokens of `text`, where they were asked for."""
+    """What one choice goes on with; `logprobs` are those of the tokens of `text`, where they were asked for.
+
+    `tokens` is how many the choice has come to with it, None where that was not told.
+    """
 
     index: int
     text: str
     logprobs: list[dict[str, Any]] | None = None
+    tokens: int | None = None
+    prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,7 @@ class _Choice:
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     sent: str = ""
     sent_tokens: int = 0
+    tokens: int | None = None
 
     def take(self, at: int, text: str, token: int, logprobs: Sequence[dict[str, Any]] | None) -> None:
         """Goes on from `at`; what would leave a hole is left out, the final text has it."""
@@ -55,7 +61,7 @@ class _Choice:
     def forget_sent(self) -> None:
         self.sent, self.sent_tokens = "", 0
 
-    def delta(self, index: int) -> Delta | None:
+    def delta(self, index: int, prompt_tokens: int | None) -> Delta | None:
         """What goes beyond the text that was sent."""
         text, logprobs = self.said[len(self.sent) :], self.logprobs[self.sent_tokens :]
         if not text and not logprobs:
@@ -63,7 +69,7 @@ class _Choice:
         if text:
             self.sent = self.said
         self.sent_tokens += len(logprobs)
-        return Delta(index, text, logprobs or None)
+        return Delta(index, text, logprobs or None, self.tokens, prompt_tokens)
 
 
 @dataclass(slots=True)
@@ -106,6 +112,7 @@ class Replay:
         self.telling = 0
         self._choices: dict[int, _Choice] = {}
         self._outputs = _Outputs()
+        self._prompt_tokens: int | None = None
 
     def add(self, entries: Sequence[Mapping[str, Any]]) -> Addition:
         """A stored event; nothing where it only repeats."""
@@ -119,6 +126,8 @@ class Replay:
                 choice.forget_said()
         for entry in entries:
             self._choice(entry).take(entry["at"], entry["text"], entry.get("token", 0), entry.get("logprobs"))
+            self._choice(entry).tokens = entry.get("tokens")
+            self._prompt_tokens = entry.get("prompt_tokens", self._prompt_tokens)
         return self._addition(all(choice.agrees() for choice in self._choices.values()))
 
     def end(self, row: Mapping[str, Any]) -> Addition:
@@ -127,8 +136,11 @@ class Replay:
         A failed result may have less, or another attempt's text: that is no new telling, for it is no answer.
         """
         agrees = True
+        # How many tokens each of several choices came to is not kept.
+        tokens = None if row["outputs"] else row.get("completion_tokens")
         for output in row["outputs"] or ([] if row["output"] is None else [{"index": 0, "text": row["output"]}]):
             choice = self._choice(output)
+            choice.tokens = tokens
             if row["status"] == Status.COMPLETED or output["text"].startswith(choice.sent):
                 choice.said, choice.logprobs = output["text"], list(output.get("logprobs") or ())
                 agrees = agrees and choice.agrees(final=True)
@@ -148,5 +160,5 @@ class Replay:
             for choice in self._choices.values():
                 choice.forget_sent()
             self._outputs.forget_sent()
-        deltas = (choice.delta(index) for index, choice in sorted(self._choices.items()))
+        deltas = (choice.delta(index, self._prompt_tokens) for index, choice in sorted(self._choices.items()))
         return Addition([delta for delta in deltas if delta is not None], self._outputs.rest())

@@ -37,6 +37,8 @@ class Accumulator:
         self.cumulative_logprobs: list[float | None] = []
         self.prompt_tokens: int | None = None
         self.completion_tokens: int | None = None
+        # Of each choice, as far as they are told.
+        self.tokens: list[int] = []
         self.size = 0
 
     def add(self, chunk: Chunk, choice: int = 0) -> None:
@@ -47,6 +49,7 @@ class Accumulator:
             self.finish_reasons.append(None)
             self.logprobs.append(None)
             self.cumulative_logprobs.append(None)
+            self.tokens.append(0)
         for index, text in enumerate(chunk.texts, choice):
             if text:
                 self.texts[index].append(text)
@@ -67,6 +70,8 @@ class Accumulator:
             self.prompt_tokens = chunk.prompt_tokens
         if chunk.completion_tokens:
             self.completion_tokens = (self.completion_tokens or 0) + sum(chunk.completion_tokens)
+            for index, count in zip(range(choice, len(self.tokens)), chunk.completion_tokens, strict=False):
+                self.tokens[index] += count
 
     def joined(self) -> list[str]:
         return ["".join(parts) for parts in self.texts]

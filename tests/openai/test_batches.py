@@ -264,9 +264,9 @@ async def test_batches_are_listed_by_status_and_time(client: openai.AsyncOpenAI,
     assert await listed(created_after=done.created_at - 1) == [refused.id, done.id]
     assert await listed(created_before=done.created_at - 1) == []
     assert await listed(created_after="2999-01-01T00:00:00Z") == []
-    for query in ("status=queued", "created_after=soon"):
+    for query, param in (("status=queued", "status[0]"), ("created_after=soon", "created_after")):
         answer = await service.client.get(f"/v1/batches?{query}")
-        assert (answer.status_code, answer.json()["error"]["param"]) == (400, query.partition("=")[0])
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
 async def test_the_same_key_makes_one_batch(client: openai.AsyncOpenAI) -> None:

@@ -314,6 +314,24 @@ async def test_a_stream_goes_on_where_it_was_cut(service: Service, how: str) -> 
     assert json.loads(counted[-2][1])["usage"]["completion_tokens"] == 30
 
 
+async def test_each_chunk_tells_the_usage_so_far(client: openai.AsyncOpenAI) -> None:
+    options: Any = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    stream = await client.chat.completions.create(model="chat", messages=emit("One two three. " * 30), **options)
+    *chunks, last = [chunk async for chunk in stream]
+    counts = [chunk.usage.completion_tokens for chunk in chunks if chunk.usage]
+    assert last.usage is not None
+    assert len(counts) > 1
+    assert counts == sorted(counts)
+    assert chunks[-1].usage == last.usage
+    # What each of several came to is not kept: their last chunks leave it to the one at the end.
+    several = await client.completions.create(model="tiny", prompt="Tell me.", max_tokens=20, n=2, seed=1, **options)
+    *chunks, last = [chunk async for chunk in several]
+    assert last.usage is not None
+    for chunk in chunks:
+        assert chunk.usage is None or chunk.usage.completion_tokens <= last.usage.completion_tokens
+        assert not chunk.choices[0].finish_reason or chunk.usage is None
+
+
 async def test_the_same_key_gives_the_same_completion(client: openai.AsyncOpenAI) -> None:
     async def ask(text: str = "Tell me.", **more: Any) -> Any:
         return await client.chat.completions.create(

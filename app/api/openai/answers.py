@@ -23,7 +23,7 @@ from app.api.holding import (
 )
 from app.api.openai.sse import error_event, several_streams, stream_events
 from app.errors import NotFound, ResultNotFound, ResultPending, ServiceStopping
-from app.openai.answers import Face, Row, model_of
+from app.openai.answers import Face, Row, StreamUsage, model_of
 from app.openai.failures import failure_of
 from app.openai.ids import object_id, uuid_of
 from app.openai.requests import Prepared
@@ -51,7 +51,13 @@ Cursor = Annotated[int | None, Depends(_cursor)]
 
 
 async def submit(
-    request: Request, face: Face, prepared: Prepared, key: str | None, *, stream: bool = False, usage: bool = False
+    request: Request,
+    face: Face,
+    prepared: Prepared,
+    key: str | None,
+    *,
+    stream: bool = False,
+    usage: StreamUsage = StreamUsage.NOWHERE,
 ) -> Response:
     """Makes the ticket and answers as the client wants it."""
     services, caller = services_of(request), caller_of(request)
@@ -77,7 +83,7 @@ async def submit_several(
     merged: Callable[[Sequence[dict[str, Any]]], dict[str, Any]],
     *,
     stream: bool = False,
-    usage: bool = False,
+    usage: StreamUsage = StreamUsage.NOWHERE,
 ) -> Response:
     """Makes a ticket of each, and answers with all at their end, or streams them; the answer has the first one's id."""
     if stream:
@@ -138,7 +144,13 @@ def mark(response: Response, prepared: Prepared, replayed: bool) -> None:
 
 
 async def look_up(
-    request: Request, face: Face, id_: str, *, stream: bool = False, after: int | None = None, usage: bool = False
+    request: Request,
+    face: Face,
+    id_: str,
+    *,
+    stream: bool = False,
+    after: int | None = None,
+    usage: StreamUsage = StreamUsage.NOWHERE,
 ) -> Response:
     """The answer to an earlier request, by its id.
 
@@ -217,7 +229,7 @@ async def _streamed(
     row: Row,
     stored: Mapping[str, Any],
     after: int | None,
-    usage: bool,
+    usage: StreamUsage,
 ) -> Response:
     assert face.chunks is not None
     id_: UUID = row["id"]
@@ -232,14 +244,14 @@ async def _streamed(
 
 
 async def _streamed_together(
-    request: Request, face: Face, rows: Sequence[Row], stored: Mapping[str, Any], usage: bool
+    request: Request, face: Face, rows: Sequence[Row], stored: Mapping[str, Any], usage: StreamUsage
 ) -> Response:
     assert face.chunks is not None
     services, caller = services_of(request), caller_of(request)
     followings = [await services.streams.open(caller, row["id"]) for row in rows]
     first, many = rows[0], stored.get("n") or 1
     head = (first["id"], int(first["created_at"].timestamp()), model_of(first, stored))
-    chunks = [face.chunks(*head, each["request"], False, many * place) for place, each in enumerate(rows)]
+    chunks = [face.chunks(*head, each["request"], StreamUsage.NOWHERE, many * place) for place, each in enumerate(rows)]
     total = {
         "id": object_id(face.kind, head[0]),
         "object": face.kind,

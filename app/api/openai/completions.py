@@ -8,6 +8,7 @@ from app.api.dependencies import IdempotencyKey, caller_of, services_of
 from app.api.openai.answers import Cursor, look_up, submit, submit_several
 from app.api.openai.documents import ANSWERS, STREAM_OR_JSON
 from app.api.security import READ, WORK, GuardedRoute
+from app.openai.answers import StreamUsage
 from app.openai.completions import FACE, CompletionRequest, merged, prepare_completions
 
 router = APIRouter(prefix="/v1/completions", tags=["openai"], route_class=GuardedRoute)
@@ -20,9 +21,9 @@ async def create_completion(body: CompletionRequest, request: Request, key: Idem
     if more:
         several = [prepared, *more]
         return await submit_several(
-            request, FACE, several, key, merged, stream=bool(body.stream), usage=body.wants_usage
+            request, FACE, several, key, merged, stream=bool(body.stream), usage=body.stream_usage
         )
-    return await submit(request, FACE, prepared, key, stream=bool(body.stream), usage=body.wants_usage)
+    return await submit(request, FACE, prepared, key, stream=bool(body.stream), usage=body.stream_usage)
 
 
 @router.get("/{completion_id}", dependencies=[READ], response_class=Response, responses=ANSWERS | STREAM_OR_JSON)
@@ -34,4 +35,4 @@ async def get_completion(
     after: Cursor = None,
 ) -> Response:
     """The answer to an earlier request; with `stream`, its stream, on from an event where that is given."""
-    return await look_up(request, FACE, completion_id, stream=stream, after=after, usage=include_usage)
+    return await look_up(request, FACE, completion_id, stream=stream, after=after, usage=StreamUsage(include_usage))

@@ -31,7 +31,7 @@ from app.api import usage as usage_routes
 from app.api import webhooks as webhooks_routes
 from app.api.body_room import BodyRoom
 from app.api.dependencies import PROBLEM_CONTENT, Services
-from app.api.faces import anthropic, protollm, semoss, tgi
+from app.api.faces import anthropic, protollm, semoss, semoss_generate, tgi, tgi_openai
 from app.api.head import Head
 from app.api.health import is_untraced
 from app.api.http10 import Application
@@ -159,29 +159,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.add_middleware(CORSMiddleware, allow_origins=chosen.cors_origins, **CORS)
     app.add_middleware(Proxied, root_path=chosen.root_path, trusted=chosen.trusted_proxies)
     install_handlers(app)
+    # Not FastAPI's include_router: it would have each router look for its routes by itself, and the right one twice.
     for module in (
-        models_routes,
-        results_routes,
-        streams_routes,
-        comparisons_routes,
-        comparison_streams,
-        contexts_routes,
-        keys_routes,
-        usage_routes,
-        audit_routes,
-        servers_routes,
-        webhooks_routes,
-        health_routes,
-        pages_routes,
-    ):
-        app.include_router(module.router)
-    for openai_module in (
+        *(models_routes, results_routes, streams_routes, contexts_routes, comparisons_routes, comparison_streams),
+        *(keys_routes, usage_routes, audit_routes, servers_routes, webhooks_routes, health_routes, pages_routes),
         *(chat, completions, responses, conversations, embeddings, images),
         *(files, uploads, batches, openai_models, tokens),
+        *(anthropic, tgi, tgi_openai, protollm, semoss, semoss_generate),
     ):
-        app.include_router(openai_module.router)
-    for face in (anthropic, tgi, protollm, semoss):
-        app.include_router(face.router)
+        app.router.routes.extend(module.router.routes)
     require_declared(app, open_paths)
     _document_problems(app)
     return app

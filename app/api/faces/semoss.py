@@ -8,7 +8,6 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from app.api.dependencies import IdempotencyKey, caller_of, problems, services_of
-from app.api.faces import semoss_generate
 from app.api.faces.semoss_request import ChatBody, EmbeddingBody, prepare_body_chat
 from app.api.faces.tickets import ERRORS
 from app.api.health import is_ready
@@ -75,6 +74,3 @@ async def model_loaded(request: Request) -> bool:
     """Whether a server has the model ready that answers requests which name none."""
     services = services_of(request)
     return services.catalog.state_of(await model_or_default(services, caller_of(request), None))[0] == "ready"
-
-
-router.include_router(semoss_generate.router)

@@ -30,7 +30,7 @@ COMPLETE = {"status": "complete", "message": "Generation complete."}
 # Of errors that SEMOSS has a word of its own for.
 STATUSES = {"cancelled": "cancelled"} | dict.fromkeys(("expired", "idle_timeout", "run_timeout"), "timeout")
 
-router = APIRouter(route_class=GuardedRoute)
+router = APIRouter(prefix="/api", tags=["semoss"], route_class=GuardedRoute)
 EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "`waiting` with the position, `processing`, then `complete` or `error`, as server-sent events",

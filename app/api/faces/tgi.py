@@ -9,7 +9,6 @@ from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 
 from app.api.dependencies import caller_of, services_of
-from app.api.faces import tgi_openai
 from app.api.faces.tgi_render import StreamTokens, render, tgi_error
 from app.api.faces.tgi_request import MAX_TOP_TOKENS, CompatibleRequest, GenerateRequest, prepare
 from app.api.faces.tickets import followed, mark
@@ -142,6 +141,3 @@ async def _events(following: Following, row: Row, tokens: StreamTokens) -> Async
 
 def _error_event(error: AppError) -> bytes:
     return event_bytes(to_json(tgi_error(error)))
-
-
-router.include_router(tgi_openai.router)

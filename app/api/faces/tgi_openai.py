@@ -19,7 +19,7 @@ ANY_MODEL = ("tgi", "dummy")
 
 Body = TypeVar("Body", ChatRequest, CompletionRequest)
 
-router = APIRouter(prefix="/v1", route_class=GuardedRoute, dependencies=[WORK])
+router = APIRouter(prefix="/tgi/v1", tags=["tgi"], route_class=GuardedRoute, dependencies=[WORK])
 
 
 @router.post("/chat/completions", response_class=Response, responses=ANSWERS | STREAM_OR_JSON)

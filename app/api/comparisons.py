@@ -1,3 +1,4 @@
+from typing import Any
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
@@ -20,7 +21,8 @@ from app.api.tickets import POLL_AGAIN_SECONDS, JsonBytes
 from app.db.tables.contexts import Prompt
 from app.errors import NoChatTemplate, UnsupportedParameter, invalid
 from app.openai.chat_request import rendered_chat
-from app.openai.messages import Message, for_template
+from app.openai.messages import plain
+from app.openai.pictures import check_images
 from app.queue.ticket import Status
 from app.services.callers import Caller
 from app.services.comparisons import Comparison, Contender, naming
@@ -98,25 +100,23 @@ async def delete_comparison(comparison_id: UUID, request: Request) -> None:
 
 async def _prompt(
     services: Services, caller: Caller, body: ComparisonCreate
-) -> tuple[Prompt | UUID, list[Message] | None]:
+) -> tuple[Prompt | UUID, list[dict[str, Any]] | None]:
     """What is compared, and its messages where it is a chat."""
     if body.context_id is not None:
         context = await services.contexts.get(caller, body.context_id)
         if context["inputs"] is not None:
             raise invalid("context_id", "the context holds tensors, and no text or chat")
         stored = context["messages"] if context["content"] is None else None
-        return body.context_id, None if stored is None else [Message.model_validate(each) for each in stored]
+        return body.context_id, stored
     longest = services.settings.max_content_chars
     if body.content is not None and len(body.content) > longest:
         raise invalid("content", f"is longer than {longest:,} characters")
-    messages = None
-    if body.messages is not None:
-        messages = [message.model_dump(mode="json", exclude_none=True) for message in body.messages]
-    return Prompt(body.content, messages=messages, metadata=body.metadata), body.messages
+    messages = None if body.messages is None else plain(body.messages)
+    return Prompt(body.content, messages=messages, metadata=body.metadata), messages
 
 
 async def _require(
-    services: Services, caller: Caller, contenders: list[Contender], messages: list[Message] | None
+    services: Services, caller: Caller, contenders: list[Contender], messages: list[dict[str, Any]] | None
 ) -> None:
     """
     Raises:
@@ -132,7 +132,8 @@ async def _require(
             if messages is None:
                 continue
             try:
-                await rendered_chat(services.templates, contender.model, for_template(messages), {})
+                check_images(messages)
+                await rendered_chat(services.templates, contender.model, messages, {})
             except (NoChatTemplate, UnsupportedParameter):
                 # A server that takes messages has a template of its own, and may take parts that are no text.
                 if not services.catalog.takes_messages(contender.model):

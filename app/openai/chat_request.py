@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.db.tables.contexts import Prompt
 from app.errors import NoChatTemplate, UnsupportedParameter, invalid
 from app.openai.default_model import model_or_default
-from app.openai.messages import Message, for_template
-from app.openai.pictures import images_of, no_images, rendered
+from app.openai.messages import Message, for_template, plain
+from app.openai.pictures import check_images, no_images, rendered
 from app.openai.requests import GenerationRequest, Prepared, Sources, Unnamed, checked, unsupported
 from app.openai.tools import NamedChoice, Tool, ToolUse
 from app.openai.written import PARSERS
@@ -23,6 +24,8 @@ from app.services.webhooks import accepted
 
 KIND = "chat.completion"
 MOST_MESSAGES = 10_000
+# More than this are made ready away from the event loop.
+MANY_MESSAGES = 100
 # What json_object asks for.
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
 EXAMPLE = [[{"role": "user", "content": "Write a haiku about queues."}]]
@@ -71,6 +74,13 @@ async def prepare_chat(services: Sources, caller: Caller, body: ChatRequest | Ma
         AppError: whatever is wrong with it, naming the parameter.
     """
     chat = body if isinstance(body, ChatRequest) else checked(ChatRequest, body)
+    return await prepare_checked(services, caller, chat, plain(chat.messages))
+
+
+async def prepare_checked(
+    services: Sources, caller: Caller, chat: ChatRequest, messages: list[dict[str, Any]]
+) -> Prepared:
+    """As `prepare_chat`, of these messages instead of the chat's own."""
     chosen = await services.adapters.resolve(caller, await model_or_default(services, caller, chat.model))
     if any(modality != "text" for modality in chat.modalities or ()):
         raise unsupported("modalities", "text is all there is")
@@ -90,15 +100,15 @@ async def prepare_chat(services: Sources, caller: Caller, body: ChatRequest | Ma
         derived["skip_special_tokens"] = False
     names = {"max_tokens": "max_completion_tokens"} if chat.max_tokens is None else {}
     parameters = chat.sampling(names, **derived)
-    messages = [message.model_dump(mode="json", exclude_none=True) for message in chat.messages]
     if clash := {"messages", "tools", "documents", "add_generation_prompt"} & set(chat.chat_template_kwargs or ()):
         raise invalid("chat_template_kwargs", f"{min(clash)} has a parameter of its own")
     if chat.continue_final_message and chat.add_generation_prompt:
         raise invalid("continue_final_message", "goes on with a message, and add_generation_prompt begins one")
     try:
+        pictured = check_images(messages)
         # Only to see that the template takes it, and how it opens the answer: it is not stored.
-        shown = await rendered_chat(services.templates, chosen.model, for_template(chat.messages), given)
-        if images_of(messages):
+        shown = await rendered_chat(services.templates, chosen.model, messages, given)
+        if pictured:
             await _require_images(services, chosen.model)
     except (NoChatTemplate, UnsupportedParameter):
         # A server that takes messages has a template of its own, and may take parts that are no text.
@@ -114,25 +124,32 @@ async def prepare_chat(services: Sources, caller: Caller, body: ChatRequest | Ma
 
 
 async def rendered_chat(
-    templates: Templates, model: str, messages: list[dict[str, Any]], asked: Mapping[str, Any]
+    templates: Templates,
+    model: str,
+    messages: Sequence[Mapping[str, Any]],
+    asked: Mapping[str, Any],
+    *,
+    stored: bool = False,
 ) -> str:
-    """The prompt of a chat: `messages` as templates expect them, `asked` the rest of its request.
+    """The prompt of a chat: `messages` as they are stored, or will be; `asked` is the rest of its request.
 
     Raises:
         AppError: the model's template is not there, or does not take this chat.
     """
+    shown = await asyncio.to_thread(for_template, messages) if len(messages) > MANY_MESSAGES else for_template(messages)
     goes_on = bool(asked.get("continue_final_message"))
     variables = effort_for_template(asked.get("reasoning_effort")) | (asked.get("chat_template_kwargs") or {})
     prompt = await rendered(
         templates,
         model,
-        messages,
+        shown,
+        stored=stored,
         **variables,
         tools=ToolUse(asked).for_template(),
         documents=asked.get("documents"),
         add_generation_prompt=not goes_on and asked.get("add_generation_prompt") is not False,
     )
-    last = messages[-1]["content"]
+    last = shown[-1]["content"]
     return _without_end(prompt, last if isinstance(last, str) else "") if goes_on else prompt
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from app.errors import invalid
-from app.openai.pictures import IMAGE_URL, place_of_image
+from app.openai.pictures import IMAGE_URL, PLACE_OF_IMAGE
 from app.openai.requests import unsupported
 from app.storable import check_document, parsed_json
 
@@ -49,57 +50,59 @@ class Message(BaseModel):
     tool_call_id: str | None = None
 
 
-def for_template(messages: list[Message]) -> list[dict[str, Any]]:
+def plain(messages: Iterable[Message]) -> list[dict[str, Any]]:
+    """Messages as they are stored."""
+    return [message.model_dump(mode="json", exclude_none=True) for message in messages]
+
+
+def for_template(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Each content one text, or with images a list of parts, and the arguments of tool calls as objects.
 
-    Raises:
+    Takes them as they are stored. Raises:
         InvalidRequest, UnsupportedParameter: naming the message.
     """
-    return [_for_template(message, f"messages[{place}]") for place, message in enumerate(messages)]
+    return [_for_template(message, place) for place, message in enumerate(messages)]
 
 
-def _for_template(message: Message, where: str) -> dict[str, Any]:
+def _for_template(message: Mapping[str, Any], place: int) -> dict[str, Any]:
     for name in ("function_call", "audio"):
-        if (message.model_extra or {}).get(name) is not None:
+        if message.get(name) is not None:
             raise unsupported(
-                f"{where}.{name}", "use tool_calls" if name == "function_call" else "no model takes audio"
+                f"messages[{place}].{name}", "use tool_calls" if name == "function_call" else "no model takes audio"
             )
-    if message.content is None and not message.tool_calls and message.role != "assistant":
-        raise invalid(f"{where}.content", "is required")
-    plain = message.model_dump(exclude_none=True)
-    plain["role"] = ROLES.get(message.role, message.role)
-    plain["content"] = _content(message.content, where)
-    if message.tool_calls:
-        plain["tool_calls"] = [_call(call) for call in message.tool_calls]
-    return plain
+    role, content, calls = message["role"], message.get("content"), message.get("tool_calls")
+    if content is None and not calls and role != "assistant":
+        raise invalid(f"messages[{place}].content", "is required")
+    shown = {**message, "role": ROLES.get(role, role), "content": _content(content, f"messages[{place}].content")}
+    if calls:
+        shown["tool_calls"] = [_call(call) for call in calls]
+    return shown
 
 
-def _content(content: str | list[Part] | None, where: str) -> str | list[dict[str, str]]:
+def _content(content: str | list[dict[str, Any]] | None, where: str) -> str | list[dict[str, str]]:
     if content is None or isinstance(content, str):
         return content or ""
     parts = []
     for place, part in enumerate(content):
-        if part.type == IMAGE_URL:
-            parts.append(place_of_image(part.model_extra or {}, f"{where}.content[{place}]"))
+        kind = part["type"]
+        if kind == IMAGE_URL:
+            parts.append(PLACE_OF_IMAGE)
             continue
-        text = part.text if part.type in ("text", "input_text", "output_text") else part.refusal
+        text = part.get("text") if kind in ("text", "input_text", "output_text") else part.get("refusal")
         if text is None:
-            name = f"{where}.content[{place}]"
-            if part.type in ("text", "refusal"):
-                raise invalid(f"{name}.{part.type}", "is required")
-            raise unsupported(
-                f"{name}.type", f"{part.type[:50]!r} cannot be sent to a model here; parts of type text can"
-            )
+            name = f"{where}[{place}]"
+            if kind in ("text", "refusal"):
+                raise invalid(f"{name}.{kind}", "is required")
+            raise unsupported(f"{name}.type", f"{kind[:50]!r} cannot be sent to a model here; parts of type text can")
         parts.append({"type": "text", "text": text})
     if any(part["type"] != "text" for part in parts):
         return parts
     return "\n".join(part["text"] for part in parts)
 
 
-def _call(call: Call) -> dict[str, Any]:
-    plain = call.model_dump()
-    plain["function"]["arguments"] = arguments_of(call.function.arguments)
-    return plain
+def _call(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    return {**call, "function": {**function, "arguments": arguments_of(function["arguments"])}}
 
 
 def arguments_of(text: str) -> dict[str, Any]:

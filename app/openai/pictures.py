@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from app.errors import AppError, ChatTemplateRefused
@@ -18,32 +18,8 @@ MARK = "[image of the chat]"
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 
 
-def place_of_image(part: Mapping[str, Any], where: str) -> dict[str, str]:
-    """A part of type `image_url` as templates know it.
-
-    Raises:
-        UnsupportedParameter: it holds no image, or says where one is instead.
-    """
-    _in_base64(part, where)
-    return {"type": "image", "image": MARK}
-
-
-def _in_base64(part: Mapping[str, Any], where: str) -> str:
-    given = part.get(IMAGE_URL)
-    url = given.get("url") if isinstance(given, Mapping) else given
-    if not isinstance(url, str) or not (head := _DATA_URL.match(url)):
-        raise unsupported(
-            f"{where}.{IMAGE_URL}",
-            "an image is sent along, as a data URL: data:image/png;base64,... Nothing is fetched",
-        )
-    data = url[head.end() :]
-    try:
-        empty = not base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError):
-        empty = True
-    if empty:
-        raise unsupported(f"{where}.{IMAGE_URL}", "the data URL holds no image in base64")
-    return data
+# A part of type `image_url` as templates know it.
+PLACE_OF_IMAGE = {"type": "image", "image": MARK}
 
 
 def images_of(messages: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -52,25 +28,58 @@ def images_of(messages: Sequence[Mapping[str, Any]]) -> list[str]:
     Raises:
         UnsupportedParameter: one is not in its message.
     """
-    return [
-        _in_base64(part, f"messages[{place}].content[{number}]")
-        for place, message in enumerate(messages)
-        if isinstance(message.get("content"), list)
-        for number, part in enumerate(message["content"])
-        if part["type"] == IMAGE_URL
-    ]
+    return [_data(part, where) for part, where in _images(messages)]
 
 
-async def rendered(templates: Templates, model: str, messages: list[dict[str, Any]], **variables: Any) -> str:
-    """The prompt of a chat, in which each image has its place.
+def check_images(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether there are any.
+
+    Raises:
+        UnsupportedParameter: one is not in its message, or is none.
+    """
+    places = list(_images(messages))
+    for part, where in places:
+        try:
+            empty = not base64.b64decode(_data(part, where), validate=True)
+        except (binascii.Error, ValueError):
+            empty = True
+        if empty:
+            raise unsupported(f"{where}.{IMAGE_URL}", "the data URL holds no image in base64")
+    return bool(places)
+
+
+def _images(messages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Each part that is an image, and where it stands."""
+    for place, message in enumerate(messages):
+        if isinstance(message.get("content"), list):
+            for number, part in enumerate(message["content"]):
+                if part["type"] == IMAGE_URL:
+                    yield part, f"messages[{place}].content[{number}]"
+
+
+def _data(part: Mapping[str, Any], where: str) -> str:
+    given = part.get(IMAGE_URL)
+    url = given.get("url") if isinstance(given, Mapping) else given
+    if not isinstance(url, str) or not (head := _DATA_URL.match(url)):
+        raise unsupported(
+            f"{where}.{IMAGE_URL}",
+            "an image is sent along, as a data URL: data:image/png;base64,... Nothing is fetched",
+        )
+    return url[head.end() :]
+
+
+async def rendered(
+    templates: Templates, model: str, messages: list[dict[str, Any]], *, stored: bool, **variables: Any
+) -> str:
+    """The prompt of a chat, in which each image has its place: of a `stored` one that was seen when it came.
 
     Raises:
         UnsupportedParameter: the model's template has none for images.
         AppError: as `Templates.render`.
     """
-    texts = [_without_images(message) for message in messages]
-    if texts == messages:
+    if stored or all(isinstance(message["content"], str) for message in messages):
         return await templates.render(model, messages, **variables)
+    texts = [_without_images(message) for message in messages]
     plain = await templates.render(model, texts, **variables)
     try:
         prompt = await templates.render(model, messages, **variables)

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from app.errors import ConversationTooLong, InvalidRequest, NotFound, Removed, invalid
 from app.openai.answers import Row, choices_of
-from app.openai.chat_request import prepare_chat
+from app.openai.chat_request import MOST_MESSAGES, ChatRequest, prepare_checked
 from app.openai.conversation_items import ADDED
 from app.openai.ids import object_id, uuid_of
 from app.openai.item_references import resolved
@@ -69,9 +69,11 @@ async def prepare_response(services: Sources, caller: Caller, body: ResponseRequ
         exclude_none=True,
         include={*GenerationRequest.model_fields, "parallel_tool_calls", "chat_template_kwargs"} - OWN,
     )
-    chat = shared | as_chat(request) | {"messages": messages, "metadata": wanted.metadata}
+    # The items were checked one by one: of them, a chat checks only that there are some, and not too many.
+    counted = messages if len(messages) > MOST_MESSAGES else messages[:1]
+    chat = shared | as_chat(request) | {"messages": counted, "metadata": wanted.metadata}
     try:
-        prepared = await prepare_chat(services, caller, chat)
+        prepared = await prepare_checked(services, caller, checked(ChatRequest, chat), messages)
     except InvalidRequest as error:
         raise renamed(error, lambda name: NAMES.get(name, "input" if name.startswith("messages[") else name)) from None
     if (parsers := prepared.request.get(PARSERS)) is not None:

@@ -34,18 +34,19 @@ LINES_AT_ONCE = 5000
 COLUMNS = """id, owner_id, key_id, endpoint, input_file_id, metadata, status, errors, total, completed, failed,
     prompt_tokens, completion_tokens, output_file_id, error_file_id, output_seconds, created_at, expires_at,
     in_progress_at, finalizing_at, completed_at, failed_at, expired_at, cancelling_at, cancelled_at, lease_token,
-    tries"""
+    tries, wish"""
 
 CREATE = f"""
 WITH keyed AS (
     INSERT INTO idempotency_keys AS k (owner_id, key, fingerprint, resource_id)
-    SELECT $2::int, $9::text, $10::bytea, $1::uuid WHERE $9::text IS NOT NULL
+    SELECT $2::int, $10::text, $11::bytea, $1::uuid WHERE $10::text IS NOT NULL
     {TAKE_OVER_OLD_KEY}
     RETURNING resource_id
 )
-INSERT INTO batches (id, owner_id, key_id, endpoint, input_file_id, metadata, output_seconds, webhook, expires_at)
-SELECT $1, $2, $3, $4, $5, $6, $7, $8, now() + make_interval(secs => $11)
-WHERE $9::text IS NULL OR EXISTS (SELECT FROM keyed)
+INSERT INTO batches
+    (id, owner_id, key_id, endpoint, input_file_id, metadata, output_seconds, wish, webhook, expires_at)
+SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, now() + make_interval(secs => $12)
+WHERE $10::text IS NULL OR EXISTS (SELECT FROM keyed)
 RETURNING {COLUMNS}
 """
 
@@ -203,13 +204,14 @@ class BatchStore:
         input_file_id: UUID,
         metadata: dict[str, str] | None,
         output_seconds: int | None,
+        wish: str,
         webhook: dict[str, Any] | None,
         idempotency: Idempotency | None,
         window_seconds: float,
     ) -> Row | None:
         """The new batch; None when its Idempotency-Key is in use."""
         key, fingerprint = (idempotency.key, idempotency.fingerprint) if idempotency else (None, None)
-        row = (id_, owner_id, key_id, endpoint, input_file_id, metadata, output_seconds, webhook)
+        row = (id_, owner_id, key_id, endpoint, input_file_id, metadata, output_seconds, wish, webhook)
         return await self._row(CREATE, *row, key, fingerprint, window_seconds)
 
     async def get(self, id_: UUID, owner_id: int) -> Row | None:

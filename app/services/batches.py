@@ -20,6 +20,7 @@ from app.services.files import INPUT, Files
 from app.services.idempotency import idempotency_of, made_before
 from app.services.pages import Window
 from app.services.retention import removed_or
+from app.services.wishes import Wish
 
 WINDOW = "24h"
 WINDOW_SECONDS = 24 * 3600
@@ -49,11 +50,12 @@ class Batches:
         endpoint: str,
         metadata: dict[str, str] | None,
         output_seconds: int | None,
+        wish: Wish,
         idempotency_key: str | None,
     ) -> tuple[Row, bool]:
         """A batch to be validated; True when an earlier request with the key had made it.
 
-        `output_seconds` is how long its output files are kept, None for no end.
+        `output_seconds` is how long its output files are kept, None for no end; the `wish` is that of each line.
 
         Raises:
             FileNotFound: no such file.
@@ -64,7 +66,8 @@ class Batches:
         if file["purpose"] != INPUT:
             message = f"has the purpose {file['purpose']}; upload the requests with the purpose {INPUT}"
             raise InvalidRequest(f"input_file_id: {message}", errors=[{"field": "input_file_id", "message": message}])
-        idempotency = idempotency_of(idempotency_key, "batch", input_file_id, endpoint, metadata, output_seconds)
+        asked = (input_file_id, endpoint, metadata, output_seconds, *wish.distinct)
+        idempotency = idempotency_of(idempotency_key, "batch", *asked)
         while True:
             row = await self._store.create(
                 uuid7(),
@@ -74,6 +77,7 @@ class Batches:
                 input_file_id,
                 metadata,
                 output_seconds,
+                wish.stored,
                 caller.webhook,
                 idempotency,
                 WINDOW_SECONDS,

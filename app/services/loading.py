@@ -244,6 +244,7 @@ class Check:
             request=line.request,
             webhook=line.webhook,
             kept=line.kept,
+            wish=batch["wish"],
         )
         return context_line(ticket, line.prompt), result_line(ticket, batch["id"], number, failed)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple
 
@@ -91,6 +92,33 @@ async def test_headers_wish_for_the_forms_of_others(mixed: Mixed) -> None:
     refused = await mixed.service.client.post(path, json=body, headers=both)
     assert refused.status_code == 422
     assert "either" in refused.text
+
+
+async def test_the_lines_of_a_batch_have_its_wish(mixed: Mixed) -> None:
+    client = mixed.service.client
+    body = {"model": "tiny", "prompt": "Tell me.", "max_tokens": 2}
+    line = {"method": "POST", "url": "/v1/completions", "body": body}
+    content = "\n".join(json.dumps(line | {"custom_id": str(number)}) for number in range(4))
+    file = await client.post("/v1/files", data={"purpose": "batch"}, files={"file": ("in.jsonl", content)})
+    asked = {"input_file_id": file.json()["id"], "endpoint": "/v1/completions", "completion_window": "24h"}
+    refused = await client.post("/v1/batches", json=asked, headers={"X-Server": "three"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "server")
+    assert "no server is called 'three'; there are: one, two" in refused.json()["error"]["message"]
+    assert (await client.get("/v1/batches")).json()["data"] == []
+    key = {"Idempotency-Key": "once"}
+    made = [await client.post("/v1/batches", json=asked, headers=key | {"X-Server": "two"}) for _ in range(2)]
+    assert made[0].json()["id"] == made[1].json()["id"]
+    other = await client.post("/v1/batches", json=asked, headers=key | {"X-Server": "one"})
+    assert (other.status_code, other.json()["error"]["code"]) == (400, "idempotency_mismatch")
+
+    async def output() -> Any:
+        return (await client.get(f"/v1/batches/{made[0].json()['id']}")).json()["output_file_id"]
+
+    answers = (await client.get(f"/v1/files/{await eventually(output, 'the batch ends', 40)}/content")).text
+    texts = [json.loads(each)["response"]["body"]["choices"][0]["text"] for each in answers.splitlines()]
+    assert texts == [ANSWER] * 4
+    wishes = [each["wish"] for each in (await client.get("/results/")).json()]
+    assert wishes == [{"server": "two", "server_kinds": None}] * 4
 
 
 @pytest.mark.parametrize(

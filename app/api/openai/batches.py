@@ -13,6 +13,7 @@ from app.api.dependencies import IdempotencyKey, aware, caller_of, mark_replayed
 from app.api.openai.documents import openai_errors
 from app.api.openai.files import LONGEST_SECONDS, SHORTEST_SECONDS, listed, seconds_of
 from app.api.security import READ, SUBMIT, WORK, GuardedRoute
+from app.api.wishes import wish_of
 from app.openai.ids import object_id, uuid_of
 from app.services.batches import WINDOW
 from app.services.pages import Window
@@ -69,12 +70,15 @@ async def create_batch(
     body: BatchRequest, request: Request, response: Response, key: IdempotencyKey = None
 ) -> dict[str, Any]:
     """Begins a batch: its lines are checked, and all are queued or, where one is not valid, none."""
-    row, replayed = await services_of(request).batches.create(
+    services, wish = services_of(request), wish_of(request)
+    await services.wishes.require(wish)
+    row, replayed = await services.batches.create(
         caller_of(request),
         uuid_of("file", body.input_file_id),
         body.endpoint,
         body.metadata,
         body.output_expires_after.seconds if body.output_expires_after else None,
+        wish,
         key,
     )
     mark_replayed(response, replayed)

@@ -56,6 +56,8 @@ batches = Table(
     Column("input_file_id", UUID, nullable=False),
     Column("metadata", JSONB(none_as_null=True)),
     Column("output_seconds", Integer),
+    # The servers that may run its lines, as results have it.
+    Column("wish", Text, nullable=False, server_default=""),
     # {"url", "events"} of the key, as it was when the batch was made.
     Column("webhook", JSONB(none_as_null=True)),
     Column("status", Text, nullable=False, server_default="validating"),

@@ -17,6 +17,7 @@ from app.api.dependencies import (
 )
 from app.api.schemas import Context, ContextCreate
 from app.api.security import READ, SUBMIT, GuardedRoute
+from app.api.tensor_files import filled
 from app.db.tables.contexts import Prompt
 from app.errors import AppError, InvalidRequest
 from app.openai.rendering import chat_prompt
@@ -36,7 +37,7 @@ async def create_context(
     if len(body.content or "") > longest:
         message = f"is longer than {longest:,} characters"
         raise InvalidRequest(f"content: {message}", errors=[{"field": "content", "message": message}])
-    tensors = None if body.inputs is None else stored(body.inputs)
+    tensors = None if body.inputs is None else stored(await filled(request, body.inputs))
     prompt = Prompt(body.content, inputs=tensors, metadata=body.metadata)
     context, replayed = await services_of(request).contexts.create(caller_of(request), prompt, key)
     mark_replayed(response, replayed)

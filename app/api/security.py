@@ -103,6 +103,7 @@ class GuardedRoute(StrictJsonRoute):
             )
             if offered:
                 with services.bodies.share() as share:
+                    scope["state"]["share"] = share
                     limited = await receive_body(scope, receive, services.settings, share, upload=access.upload)
                     if limited is not None:
                         await super().handle(scope, limited, send)

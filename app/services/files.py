@@ -1,4 +1,4 @@
-"""Stored files: what batches read, and what they write."""
+"""Stored files: what batches read and write, and tensors of contexts."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ from app.services.retention import removed_or
 from app.services.standing import duration
 
 INPUT, OUTPUT = "batch", "batch_output"
+# For anything else: a context may name it as a tensor.
+USER_DATA = "user_data"
+UPLOADED = (INPUT, USER_DATA)
 LONGEST_NAME = 255
 # Each takes a connection while it is written; the others are for tickets.
 UPLOADS_AT_ONCE = 2
@@ -51,14 +54,16 @@ class Files:
     async def create(
         self,
         caller: Caller,
+        purpose: str,
         filename: str,
         seconds: int | None,
         content: Callable[[], AsyncIterator[bytes]],
         idempotency_key: str | None = None,
     ) -> tuple[Row, bool]:
-        """Stores a batch's input, committed when this returns; True when an earlier request with the key had made it.
+        """Stores a file, committed when this returns; True when an earlier request with the key had made it.
 
-        It is kept for `seconds` or without end. `content` begins anew each time it is called.
+        Its `purpose` is one of UPLOADED. It is kept for `seconds` or without end. `content` begins anew each time it is
+        called.
 
         Raises:
             InvalidRequest: it is empty.
@@ -67,17 +72,20 @@ class Files:
         """
         idempotency = None
         if idempotency_key is not None:
-            idempotency = idempotency_of(idempotency_key, "file", filename, seconds, await _digest(content()))
+            # The purpose that was once the only one is not told, so that keys of that time still fit.
+            others = () if purpose == INPUT else (purpose,)
+            idempotency = idempotency_of(idempotency_key, "file", filename, seconds, await _digest(content()), *others)
         while True:
             if earlier := await made_before(self._queue, caller.owner_id, idempotency):
                 return await self.get(caller, earlier), True
-            row = await self._store_once(caller, filename[:LONGEST_NAME], seconds, content, idempotency)
+            row = await self._store_once(caller, purpose, filename[:LONGEST_NAME], seconds, content, idempotency)
             if row is not None:
                 return row, False
 
     async def _store_once(
         self,
         caller: Caller,
+        purpose: str,
         filename: str,
         seconds: int | None,
         content: Callable[[], AsyncIterator[bytes]],
@@ -85,7 +93,7 @@ class Files:
     ) -> Row | None:
         """None when the key is in use."""
         async with self.writing() as connection:
-            writer = FileWriter(connection, uuid7(), caller.owner_id, INPUT, filename, seconds, caller.key_id)
+            writer = FileWriter(connection, uuid7(), caller.owner_id, purpose, filename, seconds, caller.key_id)
             if idempotency is not None and not await writer.take_key(idempotency):
                 return None
             async for part in content():

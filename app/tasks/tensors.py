@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from math import prod
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from app.storable import StorableText
 
@@ -40,7 +41,9 @@ Datatype = Literal[
 class TensorParameters(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    content_type: Literal["base64"] | None = Field(None, description="of BYTES that are no text: elements in base64")
+    content_type: Literal["base64"] | None = Field(
+        None, description="of BYTES that are no text: elements in base64; of numbers: all of them in one text"
+    )
 
 
 class InputTensor(BaseModel):
@@ -51,8 +54,26 @@ class InputTensor(BaseModel):
     name: Annotated[StorableText, Field(min_length=1, max_length=255)]
     datatype: Datatype
     shape: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=MOST_DIMENSIONS)]
-    data: list[Any] = Field(description="the elements in row-major order, flat or nested")
+    data: list[Any] | None = Field(None, description="the elements in row-major order, flat or nested")
+    file: Annotated[StorableText, Field(max_length=100)] | None = Field(
+        None, description="instead of `data`, the id of a file: the one element of BYTES, or all numbers, little-endian"
+    )
     parameters: TensorParameters | None = None
+
+    @model_validator(mode="after")
+    def _has_elements(self) -> Self:
+        if (self.data is None) == (self.file is None):
+            raise PydanticCustomError("data_or_file", "give either data, the elements, or file, the id of one")
+        if self.file is not None and self.parameters is not None:
+            raise PydanticCustomError("file_parameters", "parameters are for data: a file is taken as it is")
+        return self
+
+    def filled(self, content: bytes) -> InputTensor:
+        """With what its file holds."""
+        encoded = TensorParameters(content_type="base64")
+        return self.model_copy(
+            update={"data": [base64.b64encode(content).decode()], "file": None, "parameters": encoded}
+        )
 
 
 class TensorRefused(ValueError):
@@ -74,6 +95,32 @@ class Expected:
     optional: bool
 
 
+def require_file(tensor: InputTensor, size: int, others: int) -> None:
+    """
+    Raises:
+        TensorRefused: a file of `size` bytes cannot be the tensor's elements, or is too much beside the `others`.
+    """
+    count = prod(tensor.shape)
+    if tensor.datatype == BYTES:
+        if count != 1:
+            raise TensorRefused(tensor.name, f"has the shape {tensor.shape}, and a file is the one element of BYTES")
+    elif size != count * SIZES[tensor.datatype]:
+        _refuse_size(tensor, f"{tensor.file} has {size:,}")
+    _require_room(tensor, others + size)
+
+
+def _refuse_size(tensor: InputTensor, found: str) -> NoReturn:
+    wanted = prod(tensor.shape) * SIZES[tensor.datatype]
+    raise TensorRefused(
+        tensor.name, f"is {tensor.datatype} of the shape {tensor.shape}, which is {wanted:,} bytes, and {found}"
+    )
+
+
+def _require_room(tensor: InputTensor, total: int) -> None:
+    if total > MOST_BYTES:
+        raise TensorRefused(tensor.name, f"is too large: all inputs together may come to {MOST_BYTES:,} bytes")
+
+
 def checked(tensors: Sequence[InputTensor]) -> list[dict[str, Any]]:
     """The tensors as they are stored, elements flat.
 
@@ -88,23 +135,22 @@ def checked(tensors: Sequence[InputTensor]) -> list[dict[str, Any]]:
         names.add(tensor.name)
         document, size = _checked(tensor)
         total += size
-        if total > MOST_BYTES:
-            raise TensorRefused(tensor.name, f"is too large: all inputs together may come to {MOST_BYTES:,} bytes")
+        _require_room(tensor, total)
         stored.append(document)
     return stored
 
 
 def _checked(tensor: InputTensor) -> tuple[dict[str, Any], int]:
     """With the bytes that the tensor comes to."""
+    encoded = tensor.parameters is not None and tensor.parameters.content_type == BASE64
+    if encoded and tensor.datatype != BYTES:
+        return _checked_content(tensor)
     data = _flat(tensor)
     wanted = prod(tensor.shape)
     if len(data) != wanted:
         raise TensorRefused(
             tensor.name, f"has {len(data):,} elements, and its shape {tensor.shape} stands for {wanted:,}"
         )
-    encoded = tensor.parameters is not None and tensor.parameters.content_type == BASE64
-    if encoded and tensor.datatype != BYTES:
-        raise TensorRefused(tensor.name, f"is {tensor.datatype}, and base64 is for BYTES alone")
     document: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape, "data": data}
     if tensor.datatype == BYTES:
         _require_kinds(tensor, data, {str}, "texts")
@@ -121,8 +167,22 @@ def _checked(tensor: InputTensor) -> tuple[dict[str, Any], int]:
     return document, size
 
 
+def _checked_content(tensor: InputTensor) -> tuple[dict[str, Any], int]:
+    """Of numbers that come as bytes."""
+    data = tensor.data or []
+    if len(data) != 1 or type(data[0]) is not str:
+        raise TensorRefused(tensor.name, f"is {tensor.datatype} in base64, so its data is one text with all numbers")
+    document = tensor.model_dump(include={"name", "datatype", "shape", "data", "parameters"})
+    (content,) = _elements(document)
+    if len(content) != prod(tensor.shape) * SIZES[tensor.datatype]:
+        _refuse_size(tensor, f"its data has {len(content):,}")
+    if tensor.datatype == BOOL and content.translate(None, b"\x00\x01"):
+        raise TensorRefused(tensor.name, "is BOOL, so each of its bytes is 0 or 1")
+    return document, len(content)
+
+
 def _flat(tensor: InputTensor) -> list[Any]:
-    data = tensor.data
+    data = tensor.data or []
     while data and type(data[0]) is list:
         if set(map(type, data)) != {list}:
             raise TensorRefused(tensor.name, "mixes lists and elements in its data")
@@ -149,13 +209,17 @@ def _require_numbers(tensor: InputTensor, data: list[Any]) -> None:
         raise TensorRefused(tensor.name, f"holds a number outside the range of {tensor.datatype}")
 
 
+def _is_encoded(document: Mapping[str, Any]) -> bool:
+    return (document.get("parameters") or {}).get("content_type") == BASE64
+
+
 def _elements(document: Mapping[str, Any]) -> list[bytes]:
     """
     Raises:
         TensorRefused: one is not base64, where it should be.
     """
     data = document["data"]
-    if (document.get("parameters") or {}).get("content_type") != BASE64:
+    if not _is_encoded(document):
         return [text.encode() for text in data]
     elements = []
     for number, text in enumerate(data):
@@ -164,6 +228,13 @@ def _elements(document: Mapping[str, Any]) -> list[bytes]:
         except (binascii.Error, ValueError):
             raise TensorRefused(document["name"], f"has an element that is not base64, number {number}") from None
     return elements
+
+
+def content_of(document: Mapping[str, Any]) -> bytes | None:
+    """All numbers of a stored tensor, little-endian, where it holds them so."""
+    if document["datatype"] == BYTES or not _is_encoded(document):
+        return None
+    return _elements(document)[0]
 
 
 def elements_of(document: Mapping[str, Any]) -> list[Any]:

@@ -156,7 +156,7 @@ CONTRADICTIONS: list[tuple[list[dict[str, Any]], str]] = [
     ([tensor("a", "FP32", "1")], "is FP32, so its data is a list of numbers"),
     ([tensor("a", "FP32", [1], 2)], "mixes lists and elements"),
     ([tensor("a", "BYTES", "??", parameters={"content_type": "base64"})], "is not base64, number 0"),
-    ([tensor("a", "INT32", 1, parameters={"content_type": "base64"})], "base64 is for BYTES alone"),
+    ([tensor("a", "INT32", 1, parameters={"content_type": "base64"})], "is INT32 in base64, so its data is one text"),
     ([tensor("a", "INT32", 1), tensor("a", "INT32", 1)], "is there twice"),
 ]
 
@@ -295,8 +295,8 @@ async def test_a_retry_asks_the_same_again(service: Service) -> None:
 async def test_the_documents_commands_work_as_they_stand(service: Service, tmp_path: Path) -> None:
     """Only the address differs."""
     section = (ROOT / "docs" / "models.md").read_text().split("## Tensors through the service")[1]
-    (script,) = re.findall(r"^```sh\n(.*?)^```", section.split("\n## ")[0], re.DOTALL | re.MULTILINE)
-    script = script.replace("http://127.0.0.1:8887", str(service.client.base_url).rstrip("/"))
+    scripts = re.findall(r"^```sh\n(.*?)^```", section.split("\n## ")[0], re.DOTALL | re.MULTILINE)
+    script = "".join(scripts).replace("http://127.0.0.1:8887", str(service.client.base_url).rstrip("/"))
     done = await asyncio.to_thread(
         subprocess.run,
         ["bash", "-eu", "-o", "pipefail", "-c", script],
@@ -306,5 +306,7 @@ async def test_the_documents_commands_work_as_they_stand(service: Service, tmp_p
         timeout=90,
         check=True,
     )
-    assert [each["name"] for each in json.loads(done.stdout)] == ["image", "seed_used"]
+    drawn, seen = json.loads("[" + done.stdout.replace("]\n[", "],[") + "]")
+    assert [each["name"] for each in drawn] == ["image", "seed_used"]
     assert Image.open(tmp_path / "picture.png").size == (320, 512)
+    assert "PNG of 320 x 512 pixels" in seen[0]["data"][0]

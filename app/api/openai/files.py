@@ -1,4 +1,4 @@
-"""/v1/files: the inputs of batches, and what batches wrote."""
+"""/v1/files: the inputs of batches, what batches wrote, and tensors of contexts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from app.api.security import READ, SUBMIT, UPLOAD, GuardedRoute
 from app.errors import BodyTooLarge, invalid
 from app.openai.ids import object_id, uuid_of
 from app.queue.files import CHUNK_BYTES
-from app.services.files import INPUT
+from app.services.files import INPUT, UPLOADED, USER_DATA
 
 PATH = "/v1/files"
 MOST_FIELDS = 10
@@ -33,8 +33,12 @@ FORM = {
                     "type": "object",
                     "required": ["file", "purpose"],
                     "properties": {
-                        "file": {"type": "string", "format": "binary", "description": "JSONL, a request on each line"},
-                        "purpose": {"type": "string", "enum": [INPUT]},
+                        "file": {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "of a batch JSONL, a request on each line; else anything",
+                        },
+                        "purpose": {"type": "string", "enum": list(UPLOADED)},
                         "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
                         "expires_after[seconds]": {
                             "type": "integer",
@@ -53,7 +57,7 @@ router = APIRouter(prefix=PATH, tags=["openai"], route_class=GuardedRoute)
 
 @router.post("", dependencies=[UPLOAD], responses=openai_errors(410, 413, 503), openapi_extra=FORM)
 async def create_file(request: Request, response: Response, key: IdempotencyKey = None) -> dict[str, Any]:
-    """Stores the requests of a batch. Kept until deleted, or as long as `expires_after` says."""
+    """Stores the requests of a batch, or a tensor. Kept until deleted, or as long as `expires_after` says."""
     services = services_of(request)
     size = declared_size(request)
     await services.files.require_room(caller_of(request), max(1, (size or 0) - FORM_BYTES))
@@ -70,8 +74,8 @@ async def _receive(request: Request, services: Services, key: str | None) -> tup
         if not isinstance(file, UploadFile):
             raise invalid("file", "is required, as a part of multipart/form-data with a file name")
         purpose = form.get("purpose")
-        if purpose != INPUT:
-            raise invalid("purpose", f"must be {INPUT}: the requests of a batch are all that is stored as a file")
+        if not isinstance(purpose, str) or purpose not in UPLOADED:
+            raise invalid("purpose", f"must be {INPUT}, for the requests of a batch, or {USER_DATA}, for tensors")
         seconds = _seconds(form)
         if (file.size or 0) > services.settings.max_file_bytes:
             raise BodyTooLarge(
@@ -79,7 +83,7 @@ async def _receive(request: Request, services: Services, key: str | None) -> tup
                 "raise MAX_FILE_BYTES."
             )
         name = (file.filename or "").replace("\x00", "")
-        return await services.files.create(caller_of(request), name, seconds, partial(content_of, file), key)
+        return await services.files.create(caller_of(request), purpose, name, seconds, partial(content_of, file), key)
 
 
 def declared_size(request: Request) -> int | None:
@@ -112,7 +116,7 @@ async def list_files(
     after: Annotated[str | None, Query(description="the id of the last file of the page before")] = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
     order: Literal["asc", "desc"] = "desc",
-    purpose: Annotated[Literal["batch", "batch_output"] | None, Query(description="only those")] = None,
+    purpose: Annotated[Literal["batch", "batch_output", "user_data"] | None, Query(description="only those")] = None,
 ) -> dict[str, Any]:
     """Files by the time they were made."""
     cursor = None if after is None else uuid_of("file", after)

@@ -9,7 +9,7 @@ from tritonclient.grpc import InferResult, service_pb2
 from tritonclient.utils import triton_to_np_dtype
 
 from app.tasks.outputs import LARGE_BYTES, Output, bytes_output
-from app.tasks.tensors import elements_of
+from app.tasks.tensors import content_of, elements_of
 
 BF16 = "BF16"
 
@@ -57,16 +57,18 @@ def add_flag(request: service_pb2.ModelInferRequest, name: str, value: bool) -> 
 def add_inputs(request: service_pb2.ModelInferRequest, tensors: Iterable[Mapping[str, Any]]) -> None:
     """The tensors of a context."""
     for tensor in tensors:
-        datatype, shape = tensor["datatype"], tensor["shape"]
-        elements = elements_of(tensor)
-        if datatype == "BYTES":
-            raw = b"".join(map(texts_content, elements))
-        elif datatype == BF16:
-            # The higher half of a float32.
-            raw = (np.array(elements, "<f4").view("<u4") >> 16).astype("<u2").tobytes()
-        else:
-            raw = np.array(elements, triton_to_np_dtype(datatype)).tobytes()
-        add_tensor(request, tensor["name"], datatype, shape, raw)
+        content = content_of(tensor)
+        raw = _packed(tensor["datatype"], elements_of(tensor)) if content is None else content
+        add_tensor(request, tensor["name"], tensor["datatype"], tensor["shape"], raw)
+
+
+def _packed(datatype: str, elements: Sequence[Any]) -> bytes:
+    if datatype == "BYTES":
+        return b"".join(map(texts_content, elements))
+    if datatype == BF16:
+        # The higher half of a float32.
+        return (np.array(elements, "<f4").view("<u4") >> 16).astype("<u2").tobytes()
+    return np.array(elements, triton_to_np_dtype(datatype)).tobytes()
 
 
 def texts_content(value: bytes) -> bytes:

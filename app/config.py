@@ -146,6 +146,13 @@ class Settings(BaseSettings):
         description="generations in flight per model on each server; 16 with `make run`, as many as the local engine "
         "runs",
     )
+    interactive_share: float = Field(
+        1 / 16,
+        ge=0,
+        lt=1,
+        description="share of each server's slots, rounded down, that batches and other work of lower priority never "
+        "get, so that a single prompt finds one free",
+    )
     lease_seconds: Seconds = Field(30.0, description="how long a claim lasts without renewal")
     poll_seconds: Seconds = Field(1.0, description="look for work this often, also without a wake-up")
     max_attempts: int = Field(5, ge=1, description="tries before a retryable fault becomes final")

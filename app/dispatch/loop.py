@@ -145,6 +145,7 @@ class Dispatcher:
             room = self._settings.max_in_flight_bytes - sum(run.size for run in self._runs.values())
             self._note_room(room)
             lanes = [] if self._full else self._fleet.free_slots(CLAIM_BATCH, without=self._drained)
+            kept_free = False
             if lanes:
                 announced = self._announced
                 self._followed = set()
@@ -158,6 +159,7 @@ class Dispatcher:
                         most_bytes=room,
                         ended=self._slots.ended,
                         named={(lane.server.url, lane.server.title, lane.server.entry.kind) for lane in lanes},
+                        kept_share=self._settings.interactive_share,
                     )
                 except DatabaseUnavailable:
                     log.warning("postgres is away, no claims")
@@ -168,9 +170,10 @@ class Dispatcher:
                 if claimed.raced and not claims:
                     await asyncio.sleep(RACED_SECONDS)
                     continue
-                if announced == self._announced and not (claimed.raced or claimed.left_out):
+                if announced == self._announced and not (claimed.raced or claimed.left_out or claimed.held_back):
                     # Of the others, the servers have no room: whoever makes some claims anew.
                     self._drained.update(model for model, n in claimed.granted.items() if got[model] < n)
+                kept_free = claimed.held_back > 0
                 followed, self._followed = self._followed, None
                 for claim in claims:
                     self._start(claim)
@@ -179,7 +182,7 @@ class Dispatcher:
                     # Lets the new runs take their slots before they are counted again.
                     await asyncio.sleep(0)
                     continue
-            if not self._wake.is_set():
+            if not (self._wake.is_set() or kept_free):
                 # What no ticket of the queue wants, choices of running ones may use.
                 self._fleet.share_out()
             await self._wake.wait()

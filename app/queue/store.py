@@ -82,6 +82,7 @@ class QueueStore:
         most_bytes: int = MAX_STATEMENT_BYTES,
         ended: Sequence[UUID] = (),
         named: Collection[tuple[str, str, str]] = (),
+        kept_share: float = 0.0,
     ) -> Claims:
         """Claims a result for each slot (model, server, concurrency) while there are any, and room on the server.
 
@@ -90,7 +91,8 @@ class QueueStore:
         concurrency, for which there must be slots (slots.py); None counts nothing. `holding` are the tokens of claims
         the caller still works on: those it keeps, even if their leases ran out while Postgres was away; the slots of
         those that have `ended` are free. `running` counts what the caller runs, by model and owner. Servers fulfil
-        wishes by what `named` says of them: (server, name, kind).
+        wishes by what `named` says of them: (server, name, kind). The share `kept_share` of a server's slots, rounded
+        down, is kept for what is due by its rank.
         """
         if not slots:
             return Claims([], raced=False)
@@ -111,13 +113,14 @@ class QueueStore:
                 most,
                 list(ended),
                 *([list(column) for column in zip(*named, strict=True)] or [[], [], []]),
+                kept_share,
             )
         claimed = [row for row in rows if row["id"] is not None]
         count_claims(claimed)
         claims = [_claim(row) for row in claimed]
-        left_out = rows[0]["left_out"]
-        raced = rows[0]["seen"] > len(claims) + left_out or rows[0]["placed"] > len(claims)
-        return Claims(claims, raced=raced, left_out=left_out, granted=rows[0]["granted"] or {})
+        left_out, held_back = rows[0]["left_out"], rows[0]["held_back"]
+        raced = rows[0]["seen"] > len(claims) + left_out + held_back or rows[0]["admitted"] > len(claims)
+        return Claims(claims, raced=raced, left_out=left_out, held_back=held_back, granted=rows[0]["granted"] or {})
 
     async def renew(self, held: Sequence[tuple[UUID, UUID, str | None]], *, lease_seconds: float) -> dict[UUID, Held]:
         """Renews the leases of (id, token, server) in one statement, by token; one that is missing is lost."""

@@ -128,12 +128,14 @@ class Claims:
     """What one statement claimed.
 
     More may be there where another dispatcher was quicker with some (`raced`); more is there where some were
-    `left_out` for their size. `granted` is for how many of each model there was a slot on the servers.
+    `left_out` for their size, or `held_back`, since the last slots are kept for what is due. `granted` is for how many
+    of each model there was a slot on the servers.
     """
 
     claims: list[Claim]
     raced: bool
     left_out: int = 0
+    held_back: int = 0
     granted: dict[str, int] = field(default_factory=dict)
 
 

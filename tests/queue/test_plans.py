@@ -29,7 +29,7 @@ from tests.postgres_server import RunningPostgres
 SETTLED, PENDING = 200_000, 5_000
 # Nothing is held or running.
 CONCURRENCY = 64
-REST = ([], [], [], [], MAX_STATEMENT_BYTES, [CONCURRENCY] * 20, [], ["s"], ["one"], ["triton"])
+REST = ([], [], [], [], MAX_STATEMENT_BYTES, [CONCURRENCY] * 20, [], ["s"], ["one"], ["triton"], 1 / 16)
 SLOTS = f"""
 INSERT INTO server_slots (server, model, number)
 SELECT 's', model, n FROM unnest(ARRAY['m', 'm1', 'm2', 'nobody']) AS model, generate_series(0, {CONCURRENCY - 1}) n

@@ -123,6 +123,7 @@ async def test_many_that_wait_for_a_server_are_not_read_by_others(store: QueueSt
         ["s"],
         ["one"],
         ["x"],
+        0.0,
     )
     check(await plan(rows, CLAIM, *given), "results_claim", 20)
     assert len((await claimed(store, "s", "t")).claims) == 1

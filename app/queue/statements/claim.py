@@ -20,16 +20,20 @@ LARGEST_ANSWER = f"""(coalesce((r.parameters->>'n')::bigint, 1) * coalesce((r.pa
 # A slot of a server is a row that is locked while it is taken, so two dispatchers never take the same one, and neither
 # waits for the other; $10 is how many a model has there, null for any number. Those of runs that have ended ($11) are
 # free for who ran them. See slots.py.
+#
+# Work whose rank lies in the future, as that of batches does, yields: the last slots of a server, its share $15 of all,
+# are kept from it, so that what is due finds one free. Due work takes those first, and yielding work the others.
 FREE_SLOT = """(x.until <= now() AND (x.token IS NULL OR x.token <> ALL ($5::uuid[])) OR x.token = ANY ($11::uuid[]))"""
 CLAIM = f"""
 WITH RECURSIVE unflushed AS MATERIALIZED (
     SELECT set_config('synchronous_commit', 'off', true)
 ), offered AS (
-    SELECT model, server, most, place, row_number() OVER (PARTITION BY model, server ORDER BY place) AS nth
+    SELECT model, server, most, place, most - floor(most * $15::float8)::int AS open,
+           row_number() OVER (PARTITION BY model, server ORDER BY place) AS nth
     FROM unnest($1::text[], $2::text[], $10::int[]) WITH ORDINALITY AS s(model, server, most, place), unflushed
 ), free AS (
-    SELECT l.model, l.server, count(*) AS n
-    FROM (SELECT DISTINCT model, server, most FROM offered) l
+    SELECT l.model, l.server, count(*) AS n, count(*) FILTER (WHERE x.number < l.open) AS open
+    FROM (SELECT DISTINCT model, server, most, open FROM offered) l
     JOIN server_slots x ON x.server = l.server AND x.model = l.model AND x.number < l.most
     WHERE {FREE_SLOT} GROUP BY l.model, l.server
 ), wishes (model, wish) AS (
@@ -42,7 +46,7 @@ WITH RECURSIVE unflushed AS MATERIALIZED (
         ORDER BY r.wish, r.owner_id, r.rank, r.id LIMIT 1
     ) FROM wishes w WHERE w.wish IS NOT NULL
 ), slots AS (
-    SELECT o.model, w.wish, o.server, o.most, o.place,
+    SELECT o.model, w.wish, o.server, o.most, o.open, o.place,
            row_number() OVER (PARTITION BY o.model, w.wish ORDER BY o.place) AS number
     FROM offered o JOIN wishes w USING (model) LEFT JOIN free f USING (model, server)
     WHERE (o.most IS NULL OR o.nth <= f.n) AND (w.wish = '' OR EXISTS (
@@ -118,25 +122,40 @@ WITH RECURSIVE unflushed AS MATERIALIZED (
     FROM sized WINDOW ranked AS (ORDER BY rank, id)
 ), matched AS (
     -- A ticket with a wish and one without may have been given the same slot.
-    SELECT p.id, p.prompt_bytes, p.answer_bytes, model, s.server, s.most, s.place,
+    SELECT p.id, p.prompt_bytes, p.answer_bytes, p.rank > now() AS yields, model, s.server, s.most, s.open, s.place,
            row_number() OVER (PARTITION BY s.place ORDER BY p.rank, p.id) AS turn
     FROM picked p JOIN slots s USING (model, wish, number) WHERE fits
 ), placed AS (
-    SELECT id, prompt_bytes, answer_bytes, model, server, most,
-           row_number() OVER (PARTITION BY model, server ORDER BY place) AS nth
-    FROM matched WHERE turn = 1
+    SELECT m.*, row_number() OVER (PARTITION BY model, server, yields ORDER BY place) AS nth
+    FROM matched m WHERE turn = 1
+), admitted AS (
+    SELECT p.* FROM placed p LEFT JOIN free f USING (model, server)
+    WHERE p.most IS NULL OR NOT p.yields OR p.nth <= f.open
 ), taken AS MATERIALIZED (
     SELECT l.model, l.server, ARRAY(
         SELECT x.number FROM server_slots x
         WHERE x.server = l.server AND x.model = l.model AND x.number < l.most AND {FREE_SLOT}
-        ORDER BY x.number LIMIT l.n
+        ORDER BY x.number DESC LIMIT l.due
         FOR UPDATE SKIP LOCKED
-    ) AS numbers
-    FROM (SELECT model, server, most, count(*) AS n FROM placed WHERE most IS NOT NULL GROUP BY model, server, most) l
+    ) AS last, ARRAY(
+        SELECT x.number FROM server_slots x
+        WHERE x.server = l.server AND x.model = l.model AND x.number < l.open AND {FREE_SLOT}
+        ORDER BY x.number LIMIT l.yielding
+        FOR UPDATE SKIP LOCKED
+    ) AS first
+    FROM (
+        SELECT model, server, most, open, count(*) FILTER (WHERE NOT yields) AS due,
+               count(*) FILTER (WHERE yields) AS yielding
+        FROM admitted WHERE most IS NOT NULL GROUP BY model, server, most, open
+    ) l
+), numbered AS (
+    SELECT p.id, p.prompt_bytes, p.answer_bytes, server, p.most, p.yields, t.last,
+           CASE WHEN p.yields THEN t.first[p.nth] ELSE t.last[p.nth] END AS slot
+    FROM admitted p LEFT JOIN taken t USING (model, server)
 ), started AS MATERIALIZED (
-    SELECT p.id, p.prompt_bytes, p.answer_bytes, server, t.numbers[p.nth] AS slot
-    FROM placed p LEFT JOIN taken t USING (model, server)
-    WHERE p.most IS NULL OR t.numbers[p.nth] IS NOT NULL
+    -- Where another dispatcher was quicker, both kinds of work may have found the same one.
+    SELECT id, prompt_bytes, answer_bytes, server, slot FROM numbered
+    WHERE most IS NULL OR slot IS NOT NULL AND NOT (yields AND slot = ANY (last))
 ), claimed AS (
     UPDATE results r SET
         attempt_count = r.attempt_count + 1,
@@ -166,7 +185,8 @@ WITH RECURSIVE unflushed AS MATERIALIZED (
 )
 SELECT q.*, {ASKED.of("c")}, (SELECT coalesce(sum(seen), 0) FROM shares)::int AS seen,
        (SELECT count(*) FROM picked WHERE NOT fits) AS left_out,
-       (SELECT count(*) FROM placed)::int AS placed,
+       (SELECT count(*) FROM admitted)::int AS admitted,
+       ((SELECT count(*) FROM placed) - (SELECT count(*) FROM admitted))::int AS held_back,
        (SELECT jsonb_object_agg(model, n) FROM wanted
         WHERE wish = '' AND model NOT IN (SELECT model FROM wishes WHERE wish > '')) AS granted
 FROM (VALUES (1)) AS always(one)

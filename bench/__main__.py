@@ -27,6 +27,7 @@ MEASURES: dict[str, Callable[[Bench], Awaitable[Figure]]] = {
     "latency": measure.idle_latency,
     "slots": measure.slots_busy,
     "fair": fairness.fair_share,
+    "interactive": fairness.interactive,
     "bulk": measure.bulk,
     "tokens": tokens.tokens,
     "saturation": tokens.saturation,

@@ -2,6 +2,8 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
+# Modules are compiled once, not at the start of each process.
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help install install-gradio install-peers run test test-clients demo compare fetch-model lint format migrate revision psql key keys revoke-key servers webhook-secret lock clean bench bench-peers crash-peers test-compose crashtest
 
 PYTHON ?= python3

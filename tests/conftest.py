@@ -90,7 +90,8 @@ async def cloned_database(postgres: RunningPostgres, template: str) -> AsyncIter
     """The address of a migrated database that is removed in the end."""
     name = f"test_{uuid4().hex}"
     connection = await asyncpg.connect(postgres.url)
-    await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    # Without fsync, copying the files takes a third of what writing them through the log does.
+    await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
     yield with_database(postgres.url, name)
     await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
     await connection.close()

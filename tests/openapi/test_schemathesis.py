@@ -203,7 +203,7 @@ async def stack(
     trained("Once upon a time.").save(str(repository / "chat" / "1" / "tokenizer.json"))
     name = f"test_{uuid4().hex}"
     connection = await asyncpg.connect(postgres.url)
-    await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
     await connection.close()
     settings = Settings(
         database_url=with_database(postgres.url, name),

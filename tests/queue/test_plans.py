@@ -40,7 +40,7 @@ SELECT 's', model, n FROM unnest(ARRAY['m', 'm1', 'm2', 'nobody']) AS model, gen
 async def large_database(postgres: RunningPostgres, template: str, name: str) -> AsyncIterator[Any]:
     """A connection that plans as the service does, to a database of its own with one context."""
     admin = await asyncpg.connect(postgres.url)
-    await admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    await admin.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
     connection = await asyncpg.connect(
         with_database(postgres.url, name), server_settings={"plan_cache_mode": "force_generic_plan"}
     )
@@ -171,7 +171,7 @@ async def test_each_list_filter_reads_its_page(history: Any, where: str, index: 
 
 async def test_a_plan_made_while_the_tables_were_empty_stays_good(postgres: RunningPostgres, template: str) -> None:
     admin = await asyncpg.connect(postgres.url)
-    await admin.execute(f"CREATE DATABASE young TEMPLATE {template}")
+    await admin.execute(f"CREATE DATABASE young TEMPLATE {template} STRATEGY FILE_COPY")
     connection = await asyncpg.connect(with_database(postgres.url, "young"), server_settings=HOT_SETTINGS)
     context = uuid7()
     await connection.execute("INSERT INTO contexts (id, content) VALUES ($1, 'x')", context)

@@ -9,6 +9,9 @@ from uuid import UUID
 from app.db.engine import Database
 from app.db.tables.owners import NOBODY
 
+# An engine's words may quote the prompt.
+UNTOLD = "The message was delivered, and is not kept (store: false)."
+
 # Those of a conversation are first added to it.
 # Of a final result: prompt, request, answer and events. A request that is null tells that they are gone.
 FORGET = f"""
@@ -23,13 +26,16 @@ WITH due AS MATERIALIZED (
 ), dropped AS (
     DELETE FROM result_events e USING due WHERE e.result_id = ANY (ARRAY[due.id])
 ), unsent AS (
-    UPDATE attempts a SET provenance = provenance || '{{"parameters": {{}}}}'
+    UPDATE attempts a
+    SET provenance = provenance || '{{"parameters": {{}}}}',
+        error_message = CASE WHEN error_message IS NOT NULL THEN $2 END
     FROM due WHERE a.result_id = ANY (ARRAY[due.id])
 )
 UPDATE results r
 SET request = NULL, parameters = '{{}}', outputs = NULL, answer = NULL,
     provenance = provenance || '{{"parameters": {{}}}}',
-    output = CASE WHEN output IS NOT NULL THEN '' END
+    output = CASE WHEN output IS NOT NULL THEN '' END,
+    error_message = CASE WHEN error_message IS NOT NULL THEN $2 END
 FROM due WHERE r.id = ANY (ARRAY[due.id])
 """  # noqa: S608
 # Whose answer nobody fetched. Those of a batch are needed until its files are written.
@@ -51,7 +57,7 @@ class UnkeptStore:
     async def forget(self, ids: Collection[UUID]) -> None:
         """Removes the texts of those that are final and not to be kept."""
         async with self._database.hot() as connection:
-            await connection.execute(FORGET, list(ids))
+            await connection.execute(FORGET, list(ids), UNTOLD)
 
     async def left_behind(self, seconds: float, limit: int) -> list[UUID]:
         """Results that ended `seconds` ago, and whose texts are still there."""

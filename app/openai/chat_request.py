@@ -104,23 +104,35 @@ async def prepare_checked(
         raise invalid("chat_template_kwargs", f"{min(clash)} has a parameter of its own")
     if chat.continue_final_message and chat.add_generation_prompt:
         raise invalid("continue_final_message", "goes on with a message, and add_generation_prompt begins one")
-    try:
-        pictured = check_images(messages)
-        # Only to see that the template takes it, and how it opens the answer: it is not stored.
-        shown = await rendered_chat(services.templates, chosen.model, messages, given)
-        if pictured:
-            await _require_images(services, chosen.model)
-    except (NoChatTemplate, UnsupportedParameter):
-        # A server that takes messages has a template of its own, and may take parts that are no text.
-        if not services.catalog.takes_messages(chosen.model):
-            raise
-        shown = ""
+    # Only to see that the model takes it, and how its template opens the answer: it is not stored.
+    shown = await taken_chat(services, chosen.model, messages, given)
     held = parameters.structured_outputs is not None
     if parsers := _parsers(services, chosen.model, shown, held):
         given[PARSERS] = parsers
     webhook = accepted(chat.webhook, services.settings)
     prompt = Prompt(messages=messages, metadata=chat.metadata)
     return Prepared(chosen.model, prompt, parameters, KIND, given, webhook)
+
+
+async def taken_chat(
+    services: Sources, model: str, messages: Sequence[Mapping[str, Any]], asked: Mapping[str, Any]
+) -> str:
+    """The prompt of a chat that a model takes, images included; empty where a server renders it itself.
+
+    Raises:
+        AppError: no server takes it.
+    """
+    try:
+        pictured = check_images(messages)
+        shown = await rendered_chat(services.templates, model, messages, asked)
+        if pictured:
+            await _require_images(services, model)
+    except (NoChatTemplate, UnsupportedParameter):
+        # A server that takes messages has a template of its own, and may take parts that are no text.
+        if not services.catalog.takes_messages(model):
+            raise
+        return ""
+    return shown
 
 
 async def rendered_chat(

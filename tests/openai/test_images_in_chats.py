@@ -2,7 +2,9 @@
 
 import base64
 import io
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -11,21 +13,33 @@ from PIL import Image
 
 from app.config import Settings
 from app.engines.triton.vllm import encode
+from tests.faulty_http import Asked, faulty_server, finish, head, text
+from tests.fleet.test_server_rows import added
 from tests.servers import TEST_MODELS, RunningTriton, start_triton
 from tests.service import Service, eventually
 
 
 @pytest.fixture(scope="module")
 def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
-    server = start_triton(tmp_path_factory.mktemp("triton"), ("sees", "chat"))
+    server = start_triton(tmp_path_factory.mktemp("triton"), ("sees", "chat", "echo"))
     yield server
     server.stop()
 
 
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`echo` has a template that sees, and no input for images."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("sees", "chat", "echo"):
+        shutil.copytree(TEST_MODELS / name, folder / name)
+    shutil.copy(TEST_MODELS / "sees" / "1" / "chat_template.jinja", folder / "echo" / "1")
+    return folder
+
+
 @pytest.fixture
-def make_settings(make_settings: Callable[..., Settings]) -> Callable[..., Settings]:
+def make_settings(make_settings: Callable[..., Settings], repository: Path) -> Callable[..., Settings]:
     def make(**changes: object) -> Settings:
-        return make_settings(**({"model_repository": str(TEST_MODELS)} | changes))
+        return make_settings(**({"model_repository": str(repository)} | changes))
 
     return make
 
@@ -51,7 +65,7 @@ def body(*parts: dict[str, Any], model: str = "sees") -> dict[str, Any]:
 async def known(service: Service) -> None:
     async def ready() -> bool:
         models = (await service.client.get("/models/")).json()
-        return {each["name"] for each in models if each["state"] == "ready"} >= {"sees", "chat"}
+        return {each["name"] for each in models if each["state"] == "ready"} >= {"sees", "chat", "echo"}
 
     await eventually(ready, "the models are known")
 
@@ -80,6 +94,7 @@ async def test_texts_alone_are_as_they_were(client: openai.AsyncOpenAI) -> None:
 
 REFUSED: tuple[tuple[dict[str, Any], str, str], ...] = (
     (body(QUESTION, RED, model="chat"), "messages", "the model chat takes none: its chat template has no place"),
+    (body(QUESTION, RED, model="echo"), "messages", "the model echo takes none: it has no input `image`"),
     (body(image("https://example.org/cat.png")), "messages[0].content[0].image_url", "Nothing is fetched"),
     (body(QUESTION, image("data:image/png;base64,nonsense!")), "messages[0].content[1].image_url", "no image"),
     (body(image("data:,")), "messages[0].content[0].image_url", "data URL"),
@@ -97,6 +112,43 @@ async def test_what_no_model_could_see_is_refused(service: Service) -> None:
             error
         )
     assert (await service.client.get("/results/")).json() == []
+
+
+async def test_a_comparison_asks_the_same_of_each_model(service: Service) -> None:
+    await known(service)
+    for asked, _, said in REFUSED:
+        compared = {"messages": asked["messages"], "entries": [{"model": "sees"}, {"model": asked["model"]}]}
+        answer = await service.client.post("/comparisons/", json=compared)
+        assert (answer.status_code, answer.json()["code"]) == (422, "unsupported_parameter"), answer.text
+        assert said in answer.json()["detail"]
+    assert answer.json()["errors"][0]["field"].startswith("entries.0.")
+    assert (await service.client.get("/results/")).json() == []
+    compared = {"messages": body(QUESTION, RED)["messages"], "entries": [{"model": "sees"}]}
+    answer = await service.client.post("/comparisons/", json=compared, headers={"Prefer": "wait=30"})
+    assert answer.json()["entries"][0]["output"].startswith("[simulated, 1 image]")
+
+
+async def test_a_model_on_servers_of_two_kinds_gets_the_image_on_either(service: Service) -> None:
+    async def looks(asked: Asked) -> AsyncIterator[bytes]:
+        yield head() + text("a cat") + finish()
+
+    await known(service)
+    asked = body(QUESTION, RED)
+    async with faulty_server(looks) as other:
+        await added(service, other.url, kind="openai", models={"m": "sees"})
+
+        async def on_both() -> bool:
+            listed = (await service.client.get("/models/sees")).json()
+            return len(listed["servers"]) == 2
+
+        await eventually(on_both, "both servers have the model")
+        for kind, said in (("triton", "[simulated, 1 image]"), ("openai", "a cat")):
+            answer = await service.client.post(
+                "/v1/chat/completions", json=asked, headers={"X-Server-Kinds": kind}, timeout=60
+            )
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["choices"][0]["message"]["content"].startswith(said)
+    assert [each.json["messages"] for each in other.asked] == [asked["messages"]]
 
 
 @pytest.mark.parametrize(

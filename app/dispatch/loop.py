@@ -11,6 +11,7 @@ from uuid import UUID
 
 from app.background import Background
 from app.config import Settings
+from app.db.tables.results import SettledColumns
 from app.dispatch.events import EventWriter
 from app.dispatch.outbox import Outbox
 from app.dispatch.run import Run, Stop, attempt, server_of
@@ -24,7 +25,7 @@ from app.prompts.templates import Templates
 from app.queue.events import EventStore
 from app.queue.slots import SlotStore
 from app.queue.store import QueueStore
-from app.queue.ticket import Claim, Outcome, Release, backoff_seconds
+from app.queue.ticket import Claim, Outcome, Release, Settlement, Status, backoff_seconds
 from app.telemetry import logger
 from app.telemetry.metrics import ATTEMPT_SECONDS, LEASES_LOST, model_label
 
@@ -200,9 +201,17 @@ class Dispatcher:
         return slots
 
     def _start(self, claim: Claim) -> None:
-        run = self._runs[claim.token] = Run(
-            claim, streamed=claim.streamed, price_factor=self._settings.flex_price_factor if claim.flex else 1.0
-        )
+        try:
+            run = Run(
+                claim, streamed=claim.streamed, price_factor=self._settings.flex_price_factor if claim.flex else 1.0
+            )
+        except Exception:
+            # What is stored of it is damaged in a way that nobody foresaw: the rest of its round starts without it.
+            end = self._after_defect(claim)
+            self._slots.end(claim, end)
+            self._outbox.put(end)
+            return
+        self._runs[claim.token] = run
         run.task = asyncio.create_task(self._work(run))
         if self._stopping:
             # Claimed just before the stop: it goes back before it starts.
@@ -214,8 +223,7 @@ class Dispatcher:
             try:
                 end = await attempt(run, self._fleet, self._templates, self._settings, self._event_writer.moved)
             except Exception:
-                log.exception("a defect of the dispatcher ended an attempt", result=run.claim.id)
-                end = _after_defect(run)
+                end = self._after_defect(run.claim, server_of(run))
             ended(end)
         run.settling = True
         self._slots.end(run.claim, end)
@@ -227,6 +235,16 @@ class Dispatcher:
             self._written([run.claim.token])
             return
         self._outbox.put(end)
+
+    def _after_defect(self, claim: Claim, server: str | None = None) -> Settlement | Release:
+        """Logs the exception under way."""
+        log.exception("a defect of the dispatcher ended an attempt", result=claim.id)
+        code, message = "internal_error", "The dispatcher failed on this attempt."
+        if claim.attempt >= self._settings.max_attempts:
+            failed, nothing = Status.FAILED, SettledColumns()
+            return Settlement(claim.id, claim.token, failed, Outcome.FAILED, server, nothing, code, message)
+        delay = backoff_seconds(claim.attempt)
+        return Release(claim.id, claim.token, Outcome.RETRIED, server, delay, True, code, message)
 
     def _written(self, tokens: Sequence[UUID]) -> None:
         self._event_writer.ended(tokens)
@@ -296,16 +314,3 @@ class Dispatcher:
                     await asyncio.wait_for(self._idle.wait(), 5)
                 except TimeoutError:
                     log.warning("some claims could not be given back; their leases will end", left=len(self._runs))
-
-
-def _after_defect(run: Run) -> Release:
-    return Release(
-        id=run.claim.id,
-        token=run.claim.token,
-        outcome=Outcome.RETRIED,
-        server=server_of(run),
-        delay=backoff_seconds(run.claim.attempt),
-        attempt_spent=True,
-        error_code="internal_error",
-        error_message="The dispatcher failed on this attempt.",
-    )

@@ -247,7 +247,8 @@ def _claim(row: Any) -> Claim:
     code = row["error_code"]
     columns = {name: row[name] for name in CLAIMED.names}
     # A version that knew no tasks says so by the parameters only.
-    columns["task"] = row["parameters"].get("task", row["task"])
+    if isinstance(row["parameters"], dict):
+        columns["task"] = row["parameters"].get("task", row["task"])
     return Claim(
         **columns,
         token=row["attempt_token"],

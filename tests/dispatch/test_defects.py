@@ -113,6 +113,23 @@ async def test_errors_that_nobody_foresaw_end_no_dispatcher(
     assert restarts("claims") > before["claims"]
 
 
+async def test_a_damaged_row_fails_alone(make_settings: Callable[..., Settings], rows: Any) -> None:
+    settings = make_settings(max_attempts=1)
+    async with running_api(settings) as service:
+        damaged, *others = [await service.send(parameters={"max_tokens": 3}) for _ in range(5)]
+        await rows.execute("UPDATE results SET parameters = '[]' WHERE id = $1", UUID(damaged))
+        before = restarts("claims")
+        async with running_dispatcher(settings):
+            done = [await service.settled(id_) for id_ in others]
+
+            async def code() -> Any:
+                return await rows.fetchval("SELECT error_code FROM results WHERE id = $1", UUID(damaged))
+
+            assert await eventually(code, "the damaged one has failed") == "internal_error"
+    assert {result["status"] for result in done} == {"completed"}
+    assert restarts("claims") == before
+
+
 async def claims_of(store: QueueStore, rows: Any, n: int) -> list[Claim]:
     context = uuid7()
     await rows.execute("INSERT INTO contexts (id, content) VALUES ($1, 'x')", context)

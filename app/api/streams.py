@@ -1,6 +1,6 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -13,11 +13,11 @@ from app.api.schemas import OutputTensor, Result
 from app.api.security import READ, GuardedRoute
 from app.api.sse import EventStream, event_bytes
 from app.errors import AppError, InvalidRequest
-from app.services.results import never_gone
-from app.services.streams import End, Event, Following
+from app.services.streams import Delta, End, Event, Following
 
 RETRY_MILLISECONDS = 1000
 LARGEST_SEQUENCE = 2**31 - 1
+DELTA_FIELDS = [field.name for field in fields(Delta)]
 
 router = APIRouter(prefix="/results", tags=["results"], route_class=GuardedRoute, dependencies=[READ])
 
@@ -61,7 +61,7 @@ async def _render(following: Following) -> AsyncGenerator[bytes, None]:
     # Part of the first event: on its own, some clients take it for an event without data.
     yield b"retry: %d\n" % RETRY_MILLISECONDS
     try:
-        async with aclosing(following.events(never_gone)) as events:
+        async with aclosing(following.events()) as events:
             async for item in events:
                 yield _event(item, following.channel.id) if isinstance(item, Event) else _end(item)
     except AppError as error:
@@ -78,7 +78,9 @@ def said_of(event: Event, result_id: UUID) -> tuple[str, dict[str, Any]]:
     if event.added.outputs:
         outputs = [OutputTensor.of(result_id, output).model_dump(mode="json") for output in event.added.outputs]
         return "outputs", {"sequence": event.sequence, "outputs": outputs}
-    deltas = [{name: value for name, value in asdict(delta).items() if value is not None} for delta in event.deltas]
+    deltas = [
+        {name: value for name in DELTA_FIELDS if (value := getattr(delta, name)) is not None} for delta in event.deltas
+    ]
     return "delta", {"sequence": event.sequence, "deltas": deltas}
 
 

@@ -24,8 +24,10 @@ from app.telemetry.metrics import STREAM_EVENTS
 
 log = logger("events")
 
-# Statements begin no more often than this, so that busy streams share them.
+# Statements begin no more often than this, so that busy streams share them: the more streams, the more share each.
 PAUSE_SECONDS = 0.005
+PAUSE_SECONDS_PER_STREAM = 0.00075
+LONGEST_PAUSE_SECONDS = 0.012
 # A run's first rows are written as they come, the later ones at most five times a second.
 FREE_ROWS = 2000
 SPARE_SECONDS = 0.2
@@ -142,7 +144,8 @@ class EventWriter:
             self._wake.clear()
             started = clock()
             later = await self._flush(started)
-            await asyncio.sleep(max(0.0, started + PAUSE_SECONDS - clock()))
+            pause = min(max(PAUSE_SECONDS, len(self._tails) * PAUSE_SECONDS_PER_STREAM), LONGEST_PAUSE_SECONDS)
+            await asyncio.sleep(max(0.0, started + pause - clock()))
             if self._later is not None:
                 self._later.cancel()
             self._later = None if later is None else asyncio.get_running_loop().call_at(later, self._wake.set)

@@ -49,16 +49,16 @@ class Channel:
         self.primed = False
         self.looked = 0.0
         self._replay = Replay()
-        self._moved: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._moved = asyncio.Event()
 
     @property
-    def moved(self) -> asyncio.Future[None]:
-        """Done at the next change; taken before looking, so that no change is missed in between."""
+    def moved(self) -> asyncio.Event:
+        """Set at the next change; taken before looking, so that no change is missed in between."""
         return self._moved
 
     def wake(self) -> None:
-        moved, self._moved = self._moved, asyncio.get_running_loop().create_future()
-        moved.set_result(None)
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
 
     def take(self, stored: Stored, final: Mapping[str, Any] | None) -> None:
         """What a read found, `final` being the row of a result that has ended."""

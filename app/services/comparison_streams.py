@@ -11,7 +11,6 @@ from uuid import UUID
 from app.errors import InvalidRequest, NotFound, Removed, StreamExpired, StreamRestarted, invalid
 from app.services.callers import Caller
 from app.services.merging import merged
-from app.services.results import never_gone
 from app.services.streams import End, Event, Following, Streams
 
 
@@ -95,7 +94,7 @@ class ComparisonStream:
         try:
             while following is not None:
                 try:
-                    async with aclosing(following.events(never_gone)) as events:
+                    async with aclosing(following.events()) as events:
                         async for item in events:
                             yield Part(place, item)
                     following = None

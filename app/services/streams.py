@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager, suppress
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import UUID
 
@@ -47,15 +47,6 @@ class Streams:
         self._due: set[UUID] = set()
         self._wake = asyncio.Event()
         self.closed = False
-
-    async def follow(
-        self, caller: Caller, result_id: UUID, after: int | None, gone: Callable[[], Awaitable[bool]]
-    ) -> AsyncGenerator[Event | End]:
-        """`open` and `Following.events` in one."""
-        following = await self.open(caller, result_id, after)
-        async with aclosing(following.events(gone)) as events:
-            async for item in events:
-                yield item
 
     async def open(self, caller: Caller, result_id: UUID, after: int | None = None) -> Following:
         """Has the result's events stored from now on, if they are not yet.
@@ -195,15 +186,15 @@ class Following:
             try:
                 async with asyncio.timeout(PATIENCE_SECONDS):
                     while not (self.channel.primed or self._streams.closed):
-                        await asyncio.wait({self.channel.moved})
+                        await self.channel.moved.wait()
             except TimeoutError:
                 raise DatabaseUnavailable(stored_nothing=True) from None
         if self.channel.end is not None and after > self.channel.end.sequence:
             message = f"this result ended with event {self.channel.end.sequence}"
             raise InvalidRequest(f"starting_after: {message}", errors=[{"field": "starting_after", "message": message}])
 
-    async def events(self, gone: Callable[[], Awaitable[bool]]) -> AsyncGenerator[Event | End]:
-        """What comes after the cursor, then the End; it stops without one when this process does, or who reads is gone.
+    async def events(self) -> AsyncGenerator[Event | End]:
+        """What comes after the cursor, then the End; it stops without one when this process does.
 
         Without a cursor it begins with the text as the current attempt tells it.
 
@@ -238,6 +229,4 @@ class Following:
                 if channel.removed:
                     await self._results.get(self._caller, channel.id)
                     return
-                if await gone():
-                    return
-                await asyncio.wait({moved}, timeout=LOOK_AGAIN_SECONDS)
+                await moved.wait()

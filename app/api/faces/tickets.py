@@ -13,7 +13,6 @@ from app.api.openai.documents import OF_GENERATIONS
 from app.openai.answers import Row
 from app.openai.requests import Prepared
 from app.queue.ticket import Status
-from app.services.results import never_gone
 from app.services.streams import End, Event, Following
 
 RESULT_HEADER = "x-result-id"
@@ -31,7 +30,7 @@ async def followed(following: Following, row: Row) -> AsyncGenerator[Event | End
         GenerationFailed: it failed.
         ServiceStopping: this process ends before the ticket does.
     """
-    async with aclosing(following.events(never_gone)) as events:
+    async with aclosing(following.events()) as events:
         async for item in events:
             if isinstance(item, End) and item.row["status"] == Status.FAILED:
                 raise failure(item.row)

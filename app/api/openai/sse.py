@@ -14,7 +14,6 @@ from app.openai.failures import failure_of, openai_error
 from app.openai.responses_stream import BEFORE_TEXT, ResponseEvents, sequence_of
 from app.queue.ticket import Status
 from app.services.merging import merged
-from app.services.results import never_gone
 from app.services.streams import End, Event, Following
 
 DONE = b"data: [DONE]\n\n"
@@ -35,7 +34,7 @@ async def stream_events(
         return
     start = _lines(chunks.start() if after is None else [], None)
     first = True
-    async with aclosing(following.events(never_gone)) as items:
+    async with aclosing(following.events()) as items:
         async for item in items:
             if isinstance(item, Event):
                 if first and after is not None and item.sequence > after:
@@ -72,7 +71,7 @@ async def several_streams(
 
     async def told(following: Following, makes: Chunks) -> AsyncGenerator[bytes]:
         start = _lines(makes.start(), None)
-        async with aclosing(following.events(never_gone)) as items:
+        async with aclosing(following.events()) as items:
             async for item in items:
                 if isinstance(item, Event):
                     made = [chunk for delta in item.deltas for chunk in makes.delta(delta)]
@@ -132,7 +131,7 @@ async def response_events(
                 last = number
                 yield _numbered(number, document)
         first = True
-        async with aclosing(following.events(never_gone)) as items:
+        async with aclosing(following.events()) as items:
             async for item in items:
                 if isinstance(item, Event):
                     if first and last >= BEFORE_TEXT and item.sequence > sequence_of(last):

@@ -34,10 +34,10 @@ IDEAL = CONCURRENCY / (SHORT * SECONDS_PER_TOKEN)
 
 COLUMNS = {
     "submits": "submits/s",
-    "through": "jobs/s, submitted and done at once",
-    "median": "single job, median",
+    "through": "jobs/s",
+    "median": "one job",
     "p99": "p99",
-    "saturation": f"{REQUESTS[SHORT]:,} jobs of {SHORT} tokens, of ideal",
+    "saturation": f"{SHORT} tokens",
 }
 
 
@@ -120,7 +120,7 @@ async def compare(console: Console) -> dict[str, dict[str, float]]:
                         status.update(f"round {number + 1} of {ROUNDS}: {design.name}")
                         values.setdefault(design.name, []).append(await measured(design))
                     status.update(f"round {number + 1} of {ROUNDS}: tritonclient alone")
-                    values.setdefault("tritonclient alone (limit)", []).append(await limit(bench))
+                    values.setdefault("tritonclient", []).append(await limit(bench))
         finally:
             for design in designs:
                 design.stop()
@@ -146,6 +146,11 @@ def show(console: Console, found: dict[str, dict[str, float]]) -> None:
     for name, values in found.items():
         table.add_row(name, *(forms[each](values[each]) if each in values else "-" for each in COLUMNS))
     console.print(table)
+    console.print(
+        f"jobs/s: {JOBS:,} submitted and done at once. one job, p99: from its POST to its answer. {SHORT} tokens: of "
+        f"ideal, {REQUESTS[SHORT]:,} jobs of so many. tritonclient is alone, as the limit.",
+        highlight=False,
+    )
 
 
 def main() -> int:

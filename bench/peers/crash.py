@@ -36,7 +36,7 @@ DOWN_SECONDS = 1.0
 SUPERVISE_SECONDS = 0.5
 # Longer than any of the designs needs to take over the work of a worker that is gone.
 STUCK_SECONDS = 120.0
-COLUMNS = ("acknowledged", "completed", "failed", "pending for ever", "unknown", "runs too many", "s to the last")
+COLUMNS = ("accepted", "completed", "failed", "for ever", "unknown", "again", "seconds")
 
 
 @dataclass
@@ -165,6 +165,11 @@ def show(console: Console, found: dict[str, Outcome]) -> None:
     for name, outcome in found.items():
         table.add_row(name, *(f"{value:,}" for value in outcome.row()))
     console.print(table)
+    console.print(
+        "for ever: still pending when nothing had ended for two minutes. again: runs more than one a job. seconds: to "
+        "the last end.",
+        highlight=False,
+    )
 
 
 def main() -> int:

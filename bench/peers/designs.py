@@ -130,7 +130,7 @@ class Service(Design):
 
 
 class Celery(Design):
-    name = "Celery, RabbitMQ and Redis"
+    name = "Celery"
 
     def __init__(self, bench: Bench) -> None:
         directory = bench.directory / "celery"

@@ -87,6 +87,23 @@ async def test_images_come_to_the_model_with_their_places(service: Service, clie
     assert context["content"].index("<|image_pad|>") < context["content"].index("What colour")
 
 
+async def test_a_response_sees_images_too_and_shows_them_among_its_input(
+    service: Service, client: openai.AsyncOpenAI
+) -> None:
+    picture = {"type": "input_image", "image_url": RED["image_url"]["url"], "detail": "low"}
+    content: Any = [{"type": "input_text", "text": QUESTION["text"]}, picture]
+    first = await client.responses.create(
+        model="sees", input=[{"role": "user", "content": content}], max_output_tokens=16
+    )
+    assert first.output_text.startswith("[simulated, 1 image]")
+    (item,) = (await client.responses.input_items.list(first.id)).data
+    assert item.model_dump(exclude_none=True)["content"][1] == picture
+    conversation = await client.conversations.create(items=[{"type": "message", "role": "user", "content": content}])
+    for before in ({"previous_response_id": first.id}, {"conversation": conversation.id}):
+        later = await client.responses.create(model="sees", input="And now?", max_output_tokens=16, **before)
+        assert later.output_text.startswith("[simulated, 1 image]")
+
+
 async def test_texts_alone_are_as_they_were(client: openai.AsyncOpenAI) -> None:
     said = await client.chat.completions.create(**body(QUESTION))
     assert (said.choices[0].message.content or "").startswith("[simulated] ")

@@ -500,7 +500,19 @@ async def test_the_same_key_gives_the_same_response(client: openai.AsyncOpenAI) 
         ({"input": [{"id": "fc_" + "0" * 32 + "_0"}]}, "input[0].id"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
+            "input[0].content[0].image_url",
+        ),
+        (
+            {
+                "input": [
+                    {"role": "system", "content": [{"type": "input_image", "image_url": "data:image/png;base64,YQ=="}]}
+                ]
+            },
             "input[0].content[0].type",
+        ),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "file-1"}]}]},
+            "input[0].content[0].file_id",
         ),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tools[0].type"),

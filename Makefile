@@ -4,7 +4,7 @@ MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 # Modules are compiled once, not at the start of each process.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help install install-gradio install-peers run test test-clients demo compare fetch-model lint format migrate revision psql key keys revoke-key servers webhook-secret lock clean bench bench-peers crash-peers test-compose crashtest
+.PHONY: help install install-gradio install-peers run test test-long test-clients demo compare fetch-model lint format migrate revision psql key keys revoke-key servers webhook-secret lock clean bench bench-peers crash-peers test-compose crashtest
 
 PYTHON ?= python3
 # Files of tests at once; they wait for other processes most of the time.
@@ -37,6 +37,9 @@ install-gradio install-peers: install-%: install
 test: install ## run the tests; they start what they need. One alone: make test ARGS=tests/queue JOBS=0
 	@$(MAKE) install-gradio || echo "Gradio could not be installed: the tests with a real app will be skipped."
 	@$(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+test-long: install ## run what takes minutes and what make test has only a shorter one of
+	@$(BIN)/pytest -n $(JOBS) --dist loadfile -m long $(ARGS)
 
 test-clients: install ## run real clients against the service, each installed in .clients/: CLIENTS="litellm openai-node" runs some
 	@$(BIN)/python -m tests.clients $(CLIENTS)

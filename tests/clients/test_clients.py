@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from tests.clients.installing import NotInstalledError, install
 from tests.clients.running import Outcome, judge, run
 from tests.clients.stack import running_stack
 from tests.clients.table import SCRIPTS, Client, document, load
+from tests.rotation import third_of
 
 # For all that are not installed yet.
 INSTALL_SECONDS = 20.0
@@ -20,7 +20,7 @@ LAST_BEGIN_SECONDS = 40.0
 # A client that hangs fails, and holds nobody up for as long as `make test-clients` would let it.
 CLIENT_SECONDS = 120.0
 CHEAP = [each for each in load() if each.cheap]
-TODAYS = CHEAP[datetime.now(UTC).toordinal() % 3 :: 3]
+TODAYS = third_of(CHEAP)
 
 
 def test_the_document_has_the_table_and_the_setups() -> None:

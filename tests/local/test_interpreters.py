@@ -223,7 +223,15 @@ def production_environment(python: str, venv: Path) -> str:
     return inside
 
 
-@pytest.mark.parametrize("version", sorted(interpreters.SUPPORTED), ids=interpreters.dotted)
+@pytest.mark.parametrize(
+    "version",
+    [
+        # Those beside it are tried each time.
+        pytest.param(each, marks=pytest.mark.long if each == (3, 12) else ())
+        for each in sorted(interpreters.SUPPORTED)
+    ],
+    ids=interpreters.dotted,
+)
 async def test_a_ticket_completes_on_every_python(
     version: tuple[int, int], make_settings: Callable[..., Settings], tmp_path: Path
 ) -> None:

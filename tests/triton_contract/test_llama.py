@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,14 @@ import pytest
 import pytest_asyncio
 import tritonclient.grpc.aio as triton
 
-from nvidia_triton.contract.probe import Subject
+from nvidia_triton.contract.probe import Probe, Subject
 from nvidia_triton.contract.wire import Client, Message, read
 from tests.engine import busy, generated
+from tests.rotation import third_of
 from tests.servers import RunningTriton, start_demo
 from tests.service import eventually
 
-from .verdicts import assert_as_documented
+from .verdicts import ALL, assert_as_documented
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = 8192
@@ -224,5 +225,10 @@ async def wait_busy(server: RunningTriton, count: int) -> None:
     await eventually(reached, f"the engine runs {count}", 20)
 
 
-async def test_llama_does_what_the_document_says(client: Client, server: RunningTriton) -> None:
-    await assert_as_documented(Subject(client.grpc, "demo", server.metrics_url), "llama.cpp")
+@pytest.mark.parametrize(
+    "probes", [pytest.param(third_of(ALL), id="a third"), pytest.param(ALL, id="all", marks=pytest.mark.long)]
+)
+async def test_llama_does_what_the_document_says(
+    client: Client, server: RunningTriton, probes: Sequence[Probe]
+) -> None:
+    await assert_as_documented(Subject(client.grpc, "demo", server.metrics_url), "llama.cpp", probes)

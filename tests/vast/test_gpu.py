@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,15 @@ import pytest
 import yaml
 
 from nvidia_triton.local.settings import free_ports
+from tests.rotation import third_of
 from tests.vast.fake import FakeVast
 from tests.vast.kit import until
 from tests.vast.targets import ROOT, Running, make
 
 TOKEN = "hf_secret_token"
 STEPS = ("preflight", "service", "instance", "triton", "models", "tunnel", "health", "ticket")
+# While the service starts, while Vast.ai makes the instance, while it boots, while Triton starts and loads.
+MOMENTS = ("waiting for the API", "offer 91", "so far", "✓ instance", "✓ triton")
 
 
 @pytest.fixture
@@ -104,8 +107,12 @@ def test_from_an_api_key_to_an_answered_ticket_and_back(
         assert vast.api_key not in file.read_text(errors="replace"), file
 
 
-def test_killed_after_every_step_it_goes_on(vast: FakeVast, gpu_env: dict[str, str]) -> None:
-    for step in STEPS[:-1]:
+@pytest.mark.parametrize(
+    "steps",
+    [pytest.param(third_of(STEPS[:-1]), id="a third"), pytest.param(STEPS[:-1], id="all", marks=pytest.mark.long)],
+)
+def test_killed_after_a_step_it_goes_on(vast: FakeVast, gpu_env: dict[str, str], steps: Sequence[str]) -> None:
+    for step in steps:
         running = Running(gpu_env, "gpu-up")
         running.until(f"✓ {step}")
         running.signal(signal.SIGKILL)
@@ -118,11 +125,13 @@ def test_killed_after_every_step_it_goes_on(vast: FakeVast, gpu_env: dict[str, s
     assert not is_up(gpu_env)
 
 
-def test_killed_within_a_step_it_goes_on(vast: FakeVast, gpu_env: dict[str, str]) -> None:
-    """While the service starts, while Vast.ai makes the instance, while it boots, while Triton starts and loads."""
+@pytest.mark.parametrize(
+    "moments", [pytest.param(third_of(MOMENTS), id="a third"), pytest.param(MOMENTS, id="all", marks=pytest.mark.long)]
+)
+def test_killed_within_a_step_it_goes_on(vast: FakeVast, gpu_env: dict[str, str], moments: Sequence[str]) -> None:
     vast.boot_seconds = 8.0
     vast.faults.create_seconds = 2.0
-    for moment in ("waiting for the API", "offer 91", "so far", "✓ instance", "✓ triton"):
+    for moment in moments:
         running = Running(gpu_env, "gpu-up")
         running.until(moment)
         if moment == "offer 91":

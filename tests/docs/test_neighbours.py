@@ -109,8 +109,10 @@ async def test_text_generation_inference(service: Service) -> None:
 
 async def test_protollm(service: Service) -> None:
     *answers, found = await lines(service, "ProtoLLM")
-    for answer in answers:
-        assert re.fullmatch(SIMULATED, json.loads(answer)["content"], re.DOTALL)
+    for answer in map(json.loads, answers):
+        # Curl takes an error for an answer: then this shows which it was.
+        assert answer.keys() == {"content"}, answer
+        assert re.fullmatch(SIMULATED, answer["content"], re.DOTALL)
     tickets = json.loads(found)
     assert [(each["client_reference"], each["status"]) for each in tickets] == [("12345", "completed")] * 2
 

@@ -13,8 +13,13 @@ from app.queue.bulk import MAX_STATEMENT_BYTES
 from app.queue.statements.claim import CLAIM
 from app.queue.store import QueueStore
 from app.queue.ticket import Claims, Submission
-from tests.queue.test_plans import check, plan
+from tests.queue.test_plans import check, nodes, plan
 
+# The arguments of a claim for them.
+TWENTY_SLOTS = (
+    *(["m"] * 20, ["s"] * 20, 30.0, "d", [], [], [], [], MAX_STATEMENT_BYTES, [None] * 20),
+    *([], ["s"], ["one"], ["x"], 0.0),
+)
 NAMED = [("s", "one", "triton"), ("t", "two", "openai"), ("u", "three", "openai")]
 
 
@@ -108,22 +113,14 @@ async def test_many_that_wait_for_a_server_are_not_read_by_others(store: QueueSt
         " FROM generate_series(1, 5000)"
     )
     await rows.execute("ANALYZE results")
-    given = (
-        ["m"] * 20,
-        ["s"] * 20,
-        30.0,
-        "d",
-        [],
-        [],
-        [],
-        [],
-        MAX_STATEMENT_BYTES,
-        [None] * 20,
-        [],
-        ["s"],
-        ["one"],
-        ["x"],
-        0.0,
-    )
-    check(await plan(rows, CLAIM, *given), "results_claim", 20)
+    check(await plan(rows, CLAIM, *TWENTY_SLOTS), "results_claim", 20)
     assert len((await claimed(store, "s", "t")).claims) == 1
+
+
+async def test_wishes_that_no_server_meets_are_looked_at_once(store: QueueStore, rows: Any) -> None:
+    """Not once for each slot."""
+    await submitted(store, rows, "", *(f"server:gone{n}" for n in range(50)))
+    await rows.execute("ANALYZE results")
+    scans = [node for node in nodes(await plan(rows, CLAIM, *TWENTY_SLOTS)) if node.get("Alias", "")[:1] == "v"]
+    assert scans
+    assert sum(node["Actual Loops"] for node in scans) <= 100

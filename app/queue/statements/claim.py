@@ -24,6 +24,9 @@ LARGEST_ANSWER = f"""(coalesce((r.parameters->>'n')::bigint, 1) * coalesce((r.pa
 # Work whose rank lies in the future, as that of batches does, yields: the last slots of a server, its share $15 of all,
 # are kept from it, so that what is due finds one free. Due work takes those first, and yielding work the others.
 FREE_SLOT = """(x.until <= now() AND (x.token IS NULL OR x.token <> ALL ($5::uuid[])) OR x.token = ANY ($11::uuid[]))"""
+# Whether the server `v` fulfils a wish.
+MEETS = """(wish = 'server:' || v.name
+            OR wish LIKE 'kinds:%' AND v.kind = ANY (string_to_array(substr(wish, 7), ',')))"""
 CLAIM = f"""
 WITH RECURSIVE unflushed AS MATERIALIZED (
     SELECT set_config('synchronous_commit', 'off', true)
@@ -45,16 +48,18 @@ WITH RECURSIVE unflushed AS MATERIALIZED (
         WHERE r.status = 'pending' AND r.model = w.model AND r.wish > w.wish
         ORDER BY r.wish, r.owner_id, r.rank, r.id LIMIT 1
     ) FROM wishes w WHERE w.wish IS NOT NULL
+), met AS MATERIALIZED (
+    -- Before the slots come into it: many wishes may be for servers that are not here.
+    SELECT model, wish FROM wishes WHERE wish = '' OR EXISTS (
+        SELECT FROM unnest($12::text[], $13::text[], $14::text[]) AS v(server, name, kind) WHERE {MEETS}
+    )
 ), slots AS (
     SELECT o.model, w.wish, o.server, o.most, o.open, o.place,
            row_number() OVER (PARTITION BY o.model, w.wish ORDER BY o.place) AS number
-    FROM offered o JOIN wishes w USING (model) LEFT JOIN free f USING (model, server)
+    FROM offered o JOIN met w USING (model) LEFT JOIN free f USING (model, server)
     WHERE (o.most IS NULL OR o.nth <= f.n) AND (w.wish = '' OR EXISTS (
         SELECT FROM unnest($12::text[], $13::text[], $14::text[]) AS v(server, name, kind)
-        WHERE v.server = o.server AND (
-            w.wish = 'server:' || v.name
-            OR w.wish LIKE 'kinds:%' AND v.kind = ANY (string_to_array(substr(w.wish, 7), ','))
-        )
+        WHERE v.server = o.server AND {MEETS}
     ))
 ), wanted AS (
     SELECT model, wish, count(*) AS n FROM slots GROUP BY model, wish

@@ -47,9 +47,12 @@ class QueueStore:
         self, id_: UUID, prompt: Prompt, created_at: datetime, idempotency: Idempotency | None, owner_id: int = 0
     ) -> bool:
         """Stores a prompt; False when its Idempotency-Key is in use."""
-        row = (id_, owner_id, created_at, *_keyed(idempotency), *PROMPT.values(prompt))
+        return bool(await self.create_contexts([context_row(id_, prompt, created_at, idempotency, owner_id)]))
+
+    async def create_contexts(self, rows: Sequence[SubmissionRow]) -> set[UUID]:
+        """As `create_context`, of what `context_row` gives; no two may bring the same key."""
         async with self._database.hot() as connection:
-            return await connection.fetchval(CREATE_CONTEXT, *([value] for value in row)) is not None
+            return {row[0] for row in await connection.fetch(CREATE_CONTEXT, *_columns(rows, lambda row: row))}
 
     async def key_in_use(self, owner_id: int, key: str) -> tuple[bytes, UUID] | None:
         """What an Idempotency-Key was used for: the digest of the request and the id it made."""
@@ -230,6 +233,13 @@ def _columns(rows: Sequence[Any], fields: Any) -> list[list[Any]]:
 
 def _keyed(idempotency: Idempotency | None) -> tuple[str | None, bytes | None]:
     return (idempotency.key, idempotency.fingerprint) if idempotency else (None, None)
+
+
+def context_row(
+    id_: UUID, prompt: Prompt, created_at: datetime, idempotency: Idempotency | None, owner_id: int
+) -> SubmissionRow:
+    """The prompt as the statement takes it."""
+    return (id_, owner_id, created_at, *_keyed(idempotency), *PROMPT.values(prompt))
 
 
 def submission_row(submission: Submission) -> SubmissionRow:

@@ -1,16 +1,15 @@
-"""Submits on their way into Postgres: those that arrive while a statement is under way share the next one."""
+"""New rows on their way into Postgres: those that arrive while a statement is under way share the next one."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
 from app.errors import DatabaseUnavailable
 from app.queue.bulk import statements_of, write_apart
-from app.queue.store import QueueStore, SubmissionRow, submission_row
-from app.queue.ticket import Submission
+from app.queue.store import SubmissionRow
 
 LARGEST_BATCH = 200
 
@@ -26,24 +25,26 @@ class _Waiting(NamedTuple):
 
 
 class Submitter:
-    """A commit for many, and none waits for company: without load a submit goes out at once, alone."""
+    """A commit for many, and none waits for company: without load a row goes out at once, alone.
 
-    def __init__(self, store: QueueStore) -> None:
+    `store` writes rows in one statement and returns the ids of those it stored.
+    """
+
+    def __init__(self, store: Callable[[Sequence[SubmissionRow]], Awaitable[set[UUID]]]) -> None:
         self._store = store
         self._waiting: list[_Waiting] = []
         self._writer: asyncio.Task[None] | None = None
 
-    async def submit(self, submission: Submission) -> bool:
-        """Stores a ticket, committed when this returns; False when it was left out as `QueueStore.submit` says.
+    async def submit(self, id_: UUID, row: SubmissionRow, *, keyed: bool = False) -> bool:
+        """Stores a row, committed when this returns; False when it was left out.
 
         Raises:
             DatabaseUnavailable: nothing was stored.
         """
-        row = submission_row(submission)
-        if submission.idempotency is not None:
+        if keyed:
             # Keys may collide, and a statement may not meet the same key twice.
-            return bool(await self._store.submit_rows([row]))
-        waiting = _Waiting(submission.id, row, asyncio.get_running_loop().create_future())
+            return id_ in await self._store([row])
+        waiting = _Waiting(id_, row, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write_all())
@@ -57,7 +58,7 @@ class Submitter:
 
     async def _write(self, batch: Sequence[_Waiting]) -> None:
         try:
-            ids = await self._store.submit_rows([each.row for each in batch])
+            ids = await self._store([each.row for each in batch])
         except DatabaseUnavailable as error:
             for each in batch:
                 await _refused(each, error)

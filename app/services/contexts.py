@@ -18,7 +18,8 @@ from app.db.tables.contexts import Prompt
 from app.db.tables.declared import is_large
 from app.errors import AppError, BatchNotEnded, ContextInUse, ContextNotFound, ResultNotFound, ResultPending
 from app.queue.audit import Action
-from app.queue.store import QueueStore
+from app.queue.store import QueueStore, context_row
+from app.queue.submit import Submitter
 from app.queue.ticket import Status
 from app.services.audit import actor_of
 from app.services.callers import Caller
@@ -72,6 +73,7 @@ class Contexts:
     def __init__(self, database: Database, store: QueueStore, settings: Settings) -> None:
         self._database = database
         self._store = store
+        self._submitter = Submitter(store.create_contexts)
         self._settings = settings
 
     async def create(
@@ -86,7 +88,8 @@ class Contexts:
         idempotency = idempotency_of(idempotency_key, "contexts", *said, prompt.metadata)
         id_ = uuid7()
         created_at = time_of(id_)
-        while not await self._store.create_context(id_, prompt, created_at, idempotency, caller.owner_id):
+        row = context_row(id_, prompt, created_at, idempotency, caller.owner_id)
+        while not await self._submitter.submit(id_, row, keyed=idempotency is not None):
             # The key may have run out between the two statements: then it is free.
             if earlier := await made_before(self._store, caller.owner_id, idempotency):
                 return await self.get(caller, earlier), True

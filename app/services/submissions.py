@@ -15,7 +15,7 @@ from app.db.ids import time_of, uuid7
 from app.db.tables.contexts import Prompt
 from app.errors import InvalidParameters, LineDefective, Removed, ResultPending, invalid
 from app.queue import columns
-from app.queue.store import QueueStore
+from app.queue.store import QueueStore, submission_row
 from app.queue.submit import Submitter
 from app.queue.ticket import Idempotency, Status, Submission, rank_of
 from app.services.callers import Caller
@@ -64,7 +64,7 @@ class Submissions:
         self._wishes = wishes
         self._inputs = inputs
         self._store = store
-        self._submitter = Submitter(store)
+        self._submitter = Submitter(store.submit_rows)
         self._contexts = contexts
         self._results = results
         self._catalog = catalog
@@ -325,7 +325,8 @@ class Submissions:
 
     async def _store_within_limits(self, caller: Caller, submission: Submission) -> bool:
         async with self._limits.storing(caller, (submission.id,)):
-            return await self._submitter.submit(submission)
+            row, keyed = submission_row(submission), submission.idempotency is not None
+            return await self._submitter.submit(submission.id, row, keyed=keyed)
 
 
 def row_of(submission: Submission) -> dict[str, Any]:

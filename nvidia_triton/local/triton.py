@@ -141,7 +141,7 @@ class TritonServer:
         finally:
             connection.close()
 
-    def wait_ready(self, timeout: float = 60, alive: Callable[[], bool] = lambda: True) -> None:
+    def wait_ready(self, timeout: float = 180, alive: Callable[[], bool] = lambda: True) -> None:
         """Block until the server answers, `timeout` in seconds.
 
         Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -90,6 +91,9 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         for task, work in batch_work(database, settings, render_line, defective_line):
             background.start(task, work)
         log.info("dispatching", name=name, servers=",".join(server.url for server in fleet.servers) or "none")
+        # What was imported stays: the collector would stop every run under way to look at it again.
+        gc.collect()
+        gc.freeze()
         await dispatcher.run(stop)
     log.info("stopped", name=name)
 

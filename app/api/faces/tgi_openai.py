@@ -7,9 +7,10 @@ from typing import TypeVar
 from fastapi import APIRouter, Request, Response
 
 from app.api.dependencies import IdempotencyKey
+from app.api.faces.tgi import ERRORS
 from app.api.openai.chat import create_chat_completion
 from app.api.openai.completions import create_completion
-from app.api.openai.documents import ANSWERS, STREAM_OR_JSON
+from app.api.openai.documents import STREAM_OR_JSON
 from app.api.security import WORK, GuardedRoute
 from app.openai.chat_request import ChatRequest
 from app.openai.completions import CompletionRequest
@@ -22,13 +23,13 @@ Body = TypeVar("Body", ChatRequest, CompletionRequest)
 router = APIRouter(prefix="/tgi/v1", tags=["tgi"], route_class=GuardedRoute, dependencies=[WORK])
 
 
-@router.post("/chat/completions", response_class=Response, responses=ANSWERS | STREAM_OR_JSON)
+@router.post("/chat/completions", response_class=Response, responses=ERRORS | STREAM_OR_JSON)
 async def chat_completions(body: ChatRequest, request: Request, key: IdempotencyKey = None) -> Response:
     """As /v1/chat/completions; `tgi` and `dummy` name the default model."""
     return await create_chat_completion(_without_placeholder(body), request, key)
 
 
-@router.post("/completions", response_class=Response, responses=ANSWERS | STREAM_OR_JSON)
+@router.post("/completions", response_class=Response, responses=ERRORS | STREAM_OR_JSON)
 async def completions(body: CompletionRequest, request: Request, key: IdempotencyKey = None) -> Response:
     """As /v1/completions; `tgi` and `dummy` name the default model."""
     return await create_completion(_without_placeholder(body), request, key)

@@ -136,6 +136,7 @@ class Provenance(BaseModel):
     engine_version: str | None = Field(description="null, as the next, where the server does not tell")
     model_revision: str | None
     parameters: dict[str, Any] = Field(description="as they were really sent, by the server's own names")
+    usage_estimated: bool = Field(False, description="true where the engine counts no tokens")
 
 
 class Choice(BaseModel):

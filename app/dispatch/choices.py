@@ -77,6 +77,11 @@ class Choices:
         return max(1, len(self._tasks))
 
     @property
+    def estimated(self) -> bool:
+        """Whether the counts of tokens are ours."""
+        return self._answer.estimated
+
+    @property
     def streaming(self) -> bool:
         """Whether another message may come before the last."""
         return self._streams > 0

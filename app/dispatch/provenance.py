@@ -19,4 +19,4 @@ def provenance_of(choices: Choices | None) -> dict[str, Any] | None:
         "engine_version": (model and model.engine) or None,
         "model_revision": (model and model.revision) or None,
         "parameters": parameters,
-    }
+    } | ({"usage_estimated": True} if choices.estimated else {})

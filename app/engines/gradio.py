@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from app.engines.base import FINAL, RETRY, Endpoint, Engine, EngineError, ModelState, Request
-from app.engines.gradio_wire import AppEndpoint, app_error, endpoints_of, tokens_of
+from app.engines.gradio_wire import AppEndpoint, app_error, endpoints_of
 from app.engines.http import Clock, HttpConnection
 from app.engines.http_answers import told
 from app.engines.http_faults import cannot_be_read, classify_status
-from app.tasks.chunks import Chunk
+from app.tasks.chunks import Chunk, tokens_in
 from app.tasks.generate import GENERATE
 
 CANCEL_SECONDS = 5.0
@@ -216,7 +216,7 @@ class _Answer:
     def __init__(self, endpoint: AppEndpoint, *, whole: bool, prompt: list[Any]) -> None:
         self.endpoint = endpoint
         self._whole = whole
-        self._prompt_tokens = tokens_of("".join(value for value in prompt if isinstance(value, str)))
+        self._prompt_tokens = tokens_in("".join(value for value in prompt if isinstance(value, str)))
         self._told = ""
 
     def chunk(self, message: dict[str, Any], *, last: bool) -> Chunk:
@@ -238,7 +238,7 @@ class _Answer:
         if not text.startswith(self._told):
             raise _Rewritten
         added = text[len(self._told) :]
-        tokens = tokens_of(text) - tokens_of(self._told)
+        tokens = tokens_in(text) - tokens_in(self._told)
         self._told = text
         return Chunk(
             [added],
@@ -247,6 +247,7 @@ class _Answer:
             [tokens],
             final=last,
             size=len(added),
+            estimated=True,
         )
 
 

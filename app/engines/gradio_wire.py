@@ -21,7 +21,6 @@ _H2OGPT_NAMES = {"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens"}
 }
 SYSTEM = "system_prompt"
 MAX_NAME = 255
-_CHARACTERS_PER_TOKEN = 4
 _ROLES = {"user": "User", "assistant": "Assistant"}
 
 
@@ -246,8 +245,3 @@ def app_error(said: Any) -> EngineError:
     if isinstance(said, str) and said.strip():
         return classify_in_stream({"message": said.strip().strip("'")})
     return classify_in_stream({"message": "the app's function failed; it shows the reason only with show_error=True"})
-
-
-def tokens_of(text: str) -> int:
-    """About as many as a text has; apps do not count them."""
-    return -(-len(text) // _CHARACTERS_PER_TOKEN)

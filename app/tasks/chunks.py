@@ -5,6 +5,14 @@ from typing import Any
 
 from app.tasks.outputs import Output
 
+# Where an engine counts none.
+CHARACTERS_PER_TOKEN = 4
+
+
+def tokens_in(text: str) -> int:
+    """About as many as a text has."""
+    return -(-len(text) // CHARACTERS_PER_TOKEN)
+
 
 @dataclass(slots=True)
 class Chunk:
@@ -22,6 +30,8 @@ class Chunk:
     final: bool = False
     # Bytes of texts and logprobs, or of tensors.
     size: int = 0
+    # Whether the counts are ours, because the engine tells none.
+    estimated: bool = False
     # Of a model that answers with tensors.
     outputs: list[Output] = field(default_factory=list)
 
@@ -39,6 +49,7 @@ class Accumulator:
         self.completion_tokens: int | None = None
         # Of each choice, as far as they are told.
         self.tokens: list[int] = []
+        self.estimated = False
         self.size = 0
 
     def add(self, chunk: Chunk, choice: int = 0) -> None:
@@ -66,6 +77,7 @@ class Accumulator:
         for index, cumulative in enumerate(chunk.cumulative_logprobs, choice):
             if cumulative is not None:
                 self.cumulative_logprobs[index] = cumulative
+        self.estimated = self.estimated or chunk.estimated
         if chunk.prompt_tokens is not None:
             self.prompt_tokens = chunk.prompt_tokens
         if chunk.completion_tokens:

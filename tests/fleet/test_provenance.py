@@ -32,7 +32,8 @@ async def of_history(settings: Settings, result_id: str) -> dict[str, Any]:
     )
     await connection.close()
     names = ("server", "kind", "engine_version", "model_revision", "parameters")
-    return dict(zip(names, row, strict=True)) | {"parameters": json.loads(row["sent_parameters"])}
+    told = {"parameters": json.loads(row["sent_parameters"]), "usage_estimated": False}
+    return dict(zip(names, row, strict=True)) | told
 
 
 async def test_each_kind_tells_what_it_is(
@@ -82,6 +83,7 @@ async def test_attempts_that_are_tried_again_have_theirs(make_settings: Callable
             "engine_version": None,
             "model_revision": None,
             "parameters": {"max_tokens": 2, "temperature": 1.0, "top_p": 1.0},
+            "usage_estimated": False,
         }
 
 

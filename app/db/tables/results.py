@@ -84,7 +84,8 @@ class SettledColumns:
     completion_tokens: Annotated[int | None, Column(Integer)] = None
     # What the task `infer` came to: it has no text.
     answer: Annotated[dict[str, Any] | None, Column(JSONB(none_as_null=True), info=LARGE)] = None
-    # {"server", "kind", "engine_version", "model_revision", "parameters"}: what made it, as far as that was told.
+    # {"server", "kind", "engine_version", "model_revision", "parameters"}: what made it, as far as that was told;
+    # and "usage_estimated" where that is true.
     provenance: Annotated[dict[str, Any] | None, Column(JSONB(none_as_null=True))] = None
 
 

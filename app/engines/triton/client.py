@@ -21,6 +21,7 @@ from app.engines.base import (
     no_prompt_logprobs,
     presentable,
 )
+from app.engines.triton import llmapi
 from app.engines.triton.connection import Connection
 from app.engines.triton.control import TritonControl
 from app.engines.triton.embedding import embedding_contract
@@ -58,6 +59,8 @@ class TritonEngine(Engine):
         self._first_timeout = endpoint.timeouts.first_token
         # Whether a simulation answers, of the models that are ready; asked once.
         self._simulated: dict[tuple[str, str], bool] = {}
+        # Of those, the ones with the contract of TensorRT-LLM's llmapi.
+        self._llmapi: set[str] = set()
         self._version = ""
 
     async def __aenter__(self) -> Self:
@@ -118,8 +121,11 @@ class TritonEngine(Engine):
             with suppress(InferenceServerException):
                 metadata = await self._connection.calls.get_model_metadata(*model, client_timeout=timeout)
                 self._simulated[model] = any(output.name == SIMULATION_OUTPUT for output in metadata.outputs)
+                if any(each.name == llmapi.MARK for each in metadata.inputs):
+                    self._llmapi.add(model[0])
 
         self._simulated = {model: told for model, told in self._simulated.items() if model in ready}
+        self._llmapi &= {name for name, _ in ready}
         await asyncio.gather(*(ask(model) for model in ready - self._simulated.keys()))
         return {model for model, told in self._simulated.items() if told}
 
@@ -160,6 +166,10 @@ class TritonEngine(Engine):
             async for chunk in self._infer(request):
                 yield chunk
             return
+        if request.model in self._llmapi:
+            async for chunk in self._ask_llmapi(request):
+                yield chunk
+            return
         if request.parameters.get(PROMPT_LOGPROBS) is not None:
             await self._require_prompt_logprobs(request.model, request.idle_timeout)
         call = encode(
@@ -181,6 +191,21 @@ class TritonEngine(Engine):
                         "The model's answer is not one of the vLLM backend.",
                         FINAL,
                         raw=str(malformed),
+                    ) from None
+                yield chunk
+                if chunk.final:
+                    return
+
+    async def _ask_llmapi(self, request: Request) -> AsyncGenerator[Chunk]:
+        call, texts = llmapi.encode(request), llmapi.Texts(request.prompt)
+        idle, first = (request.idle_timeout, self._first_timeout) if request.stream else (None, None)
+        async with aclosing(self._connection.messages(call, idle, request.run_timeout, first)) as messages:
+            async for response in messages:
+                try:
+                    chunk = texts.decode(response)
+                except ValueError as malformed:
+                    raise EngineError(
+                        "model_contract", "The model's answer is not one of llmapi.", FINAL, raw=str(malformed)
                     ) from None
                 yield chunk
                 if chunk.final:

@@ -87,7 +87,7 @@ def decode(response: service_pb2.ModelInferResponse) -> Chunk:
     completion_tokens = contents.get("num_output_tokens")
     chunk = Chunk(
         texts=[text.decode("utf-8", "replace") for text in texts],
-        finish_reasons=[] if reasons is None else [_finish_reason(value) for value in texts_of(reasons)],
+        finish_reasons=[] if reasons is None else [finish_reason(value) for value in texts_of(reasons)],
         prompt_tokens=None if prompt_tokens is None else int(numbers_of(prompt_tokens)[0]),
         completion_tokens=[] if completion_tokens is None else [int(each) for each in numbers_of(completion_tokens)],
         final=final,
@@ -117,5 +117,5 @@ def _tokens(value: bytes) -> list[dict[str, Any]] | None:
     return tokens
 
 
-def _finish_reason(value: bytes) -> str | None:
+def finish_reason(value: bytes) -> str | None:
     return None if value == NOT_FINISHED else value.decode("utf-8", "replace")

@@ -29,7 +29,7 @@ def check_error(answer: httpx.Response, status: int, code: str, param: str | Non
 @pytest.mark.parametrize(
     ("changes", "code", "param"),
     [
-        ({"model": None}, "invalid_request", "model"),
+        ({"model": ""}, "invalid_request", "model"),
         ({"messages": []}, "invalid_request", "messages"),
         ({"messages": [{"role": "user"}]}, "invalid_request", "messages[0].content"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "invalid_request", "messages[0].role"),

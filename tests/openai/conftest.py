@@ -3,16 +3,19 @@
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
 import pytest_asyncio
 
 from app.config import Settings
+from app.db.engine import Database
 from nvidia_triton.local.settings import ROOT
 from tests.servers import TEST_MODELS, RunningTriton, start_triton
 from tests.service import Service
 
+Rows = Callable[[], Any]
 MODELS = ("tiny", "slow", "chat", "embed", "embed-vllm", "minilm")
 
 
@@ -49,3 +52,13 @@ def client_of(service: Service, **options: object) -> openai.AsyncOpenAI:
 async def client(service: Service) -> AsyncIterator[openai.AsyncOpenAI]:
     async with client_of(service) as opened:
         yield opened
+
+
+@pytest.fixture
+def api_rows(database: Database) -> Rows:
+    async def count() -> tuple[int, int]:
+        async with database.hot() as connection:
+            row = await connection.fetchrow("SELECT (SELECT count(*) FROM contexts), (SELECT count(*) FROM results)")
+        return tuple(row)
+
+    return count

@@ -13,8 +13,8 @@ import pytest
 import pytest_asyncio
 
 from app.config import Settings
+from tests.openai.batch_kit import ended, line, lines_of, start
 from tests.openai.conftest import client_of
-from tests.openai.test_batches import ended, line, lines_of, start
 from tests.servers import TEST_MODELS, RunningTriton, start_triton
 from tests.service import Service, running_api, running_dispatcher
 

@@ -14,10 +14,10 @@ from app.openai.conversation_items import items_of_turn
 from app.queue.unkept import UnkeptStore
 from app.services import conversations as service_of_conversations
 from app.services.conversations import Conversations
+from tests.openai.batch_kit import ended as batch_ended
+from tests.openai.batch_kit import line, start
 from tests.openai.conftest import client_of
-from tests.openai.test_batches import ended as batch_ended
-from tests.openai.test_batches import line, start
-from tests.openai.test_responses import CALL, WEATHER, emit, ended, prompt_of
+from tests.openai.response_kit import CALL, WEATHER, emit, ended, prompt_of
 from tests.service import Service, running_api, running_dispatcher
 
 HELLO: dict[str, Any] = {"role": "user", "content": "Hello."}

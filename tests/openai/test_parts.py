@@ -17,8 +17,8 @@ from app.db.engine import Database
 from app.db.ids import lowest_at
 from app.queue.files import CHUNK_BYTES, FileStore
 from app.queue.uploads import UploadStore
+from tests.openai.batch_kit import COMPLETIONS, ended, line, lines_of, prompt
 from tests.openai.conftest import client_of
-from tests.openai.test_batches import COMPLETIONS, ended, line, lines_of, prompt
 from tests.service import Service, running_api
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.openai.test_responses import events_of, uuid_of, valid
+from tests.openai.response_kit import events_of, uuid_of, valid
 from tests.openai.test_tools import ARGUMENTS, PARIS, WEATHER, emit
 from tests.service import Service
 

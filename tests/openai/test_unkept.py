@@ -13,9 +13,9 @@ from app.config import Settings
 from app.db.engine import Database
 from app.dispatch.janitor import forget_unkept
 from app.queue.unkept import UnkeptStore
+from tests.openai.batch_kit import ended, line, lines_of, start
 from tests.openai.conftest import client_of
-from tests.openai.test_batches import ended, line, lines_of, start
-from tests.openai.test_responses import emit
+from tests.openai.response_kit import emit
 from tests.service import Service, eventually, running_api, running_dispatcher
 
 ASKED, SAID = "quokka", "numbat"

@@ -19,8 +19,8 @@ from app.queue.audit import KEYLESS
 from app.services.keys import Keys, NewKey
 from tests.conftest import ROOT
 from tests.docs.test_docs import blocks
+from tests.openai.batch_kit import ended, in_progress, line, prompt, start
 from tests.openai.conftest import client_of
-from tests.openai.test_batches import ended, in_progress, line, prompt, start
 from tests.service import Service, running_api, running_dispatcher
 from tests.webhooks.receiver import Receiver, receiving
 

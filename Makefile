@@ -36,10 +36,10 @@ install-gradio install-peers: install-%: install
 
 test: install ## run the tests; they start what they need. One alone: make test ARGS=tests/queue JOBS=0
 	@$(MAKE) install-gradio || echo "Gradio could not be installed: the tests with a real app will be skipped."
-	@$(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-long: install ## run what takes minutes and what make test has only a shorter one of
-	@$(BIN)/pytest -n $(JOBS) --dist loadfile -m long $(ARGS)
+	@$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m long $(ARGS)
 
 test-clients: install ## run real clients against the service, each installed in .clients/: CLIENTS="litellm openai-node" runs some
 	@$(BIN)/python -m tests.clients $(CLIENTS)

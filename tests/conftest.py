@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -23,6 +24,19 @@ from tests.service import Service, running_api, running_dispatcher
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE = "template_tickets"
+# Few tests that take long: begun last, one of them would keep the others' processes waiting.
+FIRST = (
+    "vast/test_gpu.py",
+    "crash/test_crash.py",
+    "clients/test_clients.py",
+    "test_batch_crash.py",
+    "dispatch/test_recovery.py",
+    "triton_contract/test_llama.py",
+    "test_servers_come_and_go.py",
+    "fleet/test_server_rows.py",
+    "test_several_hosts.py",
+    "local/test_interpreters.py",
+)
 
 # Nothing of the environment a test runs in may reach the code under test.
 for name in Settings.model_fields:
@@ -33,6 +47,13 @@ os.environ["ENGINE"] = "simulation"
 
 # Who is started in the background of a script has this ignored, and hands that on to every process of a test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long files first, then those with the most tests."""
+    tests = Counter(item.path for item in items)
+    place = {ROOT / "tests" / name: number for number, name in enumerate(FIRST)}
+    items.sort(key=lambda item: (place.get(item.path, len(FIRST)), -tests[item.path], str(item.path)))
 
 
 def with_database(url: str, name: str) -> str:

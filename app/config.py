@@ -98,6 +98,11 @@ class Settings(BaseSettings):
         "or `*`",
     )
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="largest request body, in bytes")
+    body_seconds: float = Field(
+        30.0,
+        ge=0.1,
+        description="so long a request body may pause, and as long may it take with a second more for each KiB of it",
+    )
     max_bodies_bytes: int = Field(
         256 * 1024 * 1024,
         ge=1024,

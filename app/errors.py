@@ -63,6 +63,12 @@ class BodyTooLarge(AppError):
     title = "The body is too large"
 
 
+class BodyTooSlow(AppError):
+    code = "body_too_slow"
+    status = 408
+    title = "The body came too slowly"
+
+
 class InvalidParameters(AppError):
     code = "invalid_parameters"
     status = 422

@@ -12,12 +12,13 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope
 
 from app.api.body_room import Share
 from app.api.coding import LARGE, coding_of, decompressed, too_large
 from app.config import Settings
-from app.errors import BodiesFull, BodyTooLarge, UnsupportedMediaType
+from app.errors import AppError, BodiesFull, BodyTooLarge, BodyTooSlow, UnsupportedMediaType
 from app.storable import TooManyValues, parsed_json
 
 # What a form with a file holds beyond the file: boundaries, headers, the other fields.
@@ -26,6 +27,8 @@ FORM_BYTES = 64 * 1024
 LINGER_BODIES = 8
 LINGER_SECONDS = 2.0
 LARGE_JSON_BYTES = 256 * 1024
+# A body comes at least as fast, in bytes a second.
+SLOWEST = 1024
 # Digits; Python refuses to read numbers of thousands.
 LONGEST_LENGTH = 18
 
@@ -62,6 +65,11 @@ class StrictJsonRoute(APIRoute):
                 if strictly.refusal is not None:
                     raise strictly.refusal from None
                 raise
+            except HTTPException as error:
+                # FastAPI's words for whatever ends the reading of a body.
+                if isinstance(error.__cause__, AppError):
+                    raise error.__cause__ from None
+                raise
 
         return strict
 
@@ -82,7 +90,9 @@ async def receive_body(
         MalformedBody: it is not what its Content-Encoding says.
         BodiesFull: other bodies leave it no room.
         BodyTooLarge: also later, from what is returned, for an upload of undeclared length.
+        BodyTooSlow: it does not come; also later, from what is returned.
     """
+    receive = _timely(receive, settings.body_seconds)
     most = settings.max_file_bytes + FORM_BYTES if upload else settings.max_body_bytes
     declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
     if declared.isdigit() and (len(declared) > LONGEST_LENGTH or int(declared) > most):
@@ -113,6 +123,34 @@ async def receive_body(
         return receive
     whole = await _whole(receive, most, share)
     return None if whole is None else _replayed(whole, receive)
+
+
+def _timely(receive: Receive, seconds: float) -> Receive:
+    """Raises BodyTooSlow when a body pauses for `seconds`, or comes more slowly than `SLOWEST` for longer than that."""
+    clock = asyncio.get_running_loop().time
+    started = clock()
+    received = 0
+    complete = False
+
+    async def timely() -> Message:
+        nonlocal received, complete
+        if complete:
+            return await receive()
+        try:
+            now = clock()
+            async with asyncio.timeout_at(min(now + seconds, started + seconds + received / SLOWEST)):
+                message = await receive()
+        except TimeoutError:
+            raise BodyTooSlow(
+                f"Of the body {received:,} bytes came, and then too little for {seconds:g} seconds; nothing was kept: "
+                "send it again, over a faster connection or in smaller requests.",
+                headers={"Connection": "close"},
+            ) from None
+        received += len(message.get("body", b""))
+        complete = message["type"] != "http.request" or not message.get("more_body")
+        return message
+
+    return timely
 
 
 async def _whole(receive: Receive, most: int, share: Share) -> bytes | None:

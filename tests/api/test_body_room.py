@@ -50,6 +50,10 @@ class Slow:
         await self.leave()
         return status
 
+    async def answer(self) -> bytes:
+        """All that comes until the server ends the connection."""
+        return await self._reader.read()
+
     async def leave(self) -> None:
         self._writer.close()
         with suppress(ConnectionError):
@@ -59,7 +63,8 @@ class Slow:
 @pytest_asyncio.fixture
 async def narrow(make_settings: Callable[..., Settings]) -> AsyncIterator[Service]:
     """An API with room for two bodies of the largest size."""
-    async with running_api(make_settings(max_body_bytes=MIB, max_bodies_bytes=2 * MIB, max_content_chars=MIB)) as api:
+    room = {"max_body_bytes": MIB, "max_bodies_bytes": 2 * MIB, "max_content_chars": MIB}
+    async with running_api(make_settings(**room, body_seconds=300)) as api:
         yield api
 
 
@@ -116,6 +121,45 @@ async def test_what_small_bodies_hold_has_a_bound_too(narrow: Service) -> None:
     await eventually(refused, "small ones fill their share")
     assert [b"201" in await each.finish() for each in held] == [True] * 4
     assert (await post(narrow, body_of(1000))).status_code == 201
+
+
+@pytest.mark.parametrize("framing", ["declared", "chunked"])
+async def test_a_body_that_does_not_come_leaves_its_room(make_settings: Callable[..., Settings], framing: str) -> None:
+    narrow = make_settings(max_body_bytes=MIB, max_bodies_bytes=MIB, max_content_chars=MIB, body_seconds=0.5)
+    async with running_api(narrow) as api:
+        held = await Slow.begin(api, MIB, framing)
+        require_too_slow(await held.answer())
+        await held.leave()
+
+        async def free() -> bool:
+            return (await post(api, body_of(MIB))).status_code == 201
+
+        await eventually(free, "the room is free again")
+
+
+async def test_an_upload_that_trickles_in_is_too_slow(make_settings: Callable[..., Settings]) -> None:
+    async with running_api(make_settings(body_seconds=0.5)) as api:
+        host, port = api.client.base_url.host, api.client.base_url.port
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(f"POST /v1/files HTTP/1.1\r\nHost: {host}\r\nContent-Length: 9999\r\n".encode())
+        writer.write(b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n")
+        writer.write(b'Content-Disposition: form-data; name="file"; filename="a"\r\n\r\n')
+
+        async def trickle() -> None:
+            while True:
+                writer.write(b"-")
+                await asyncio.sleep(0.1)
+
+        sending = asyncio.create_task(trickle())
+        require_too_slow(await asyncio.wait_for(reader.read(), 60))
+        sending.cancel()
+        writer.close()
+
+
+def require_too_slow(answer: bytes) -> None:
+    assert b" 408 " in answer.partition(b"\r\n")[0]
+    assert b'"body_too_slow"' in answer
+    assert b"connection: close" in answer.lower()
 
 
 def test_room_for_less_than_one_body_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

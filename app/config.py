@@ -200,6 +200,12 @@ class Settings(BaseSettings):
     )
     webhook_allow_http: bool = Field(False, description="webhooks may go to `http://` also in production")
 
+    fetch_images: bool = Field(
+        False,
+        description="images of chats at `https://` addresses are fetched, from public addresses alone; otherwise they "
+        "are refused, save for servers of the kind `openai`, which get the address",
+    )
+
     otel_exporter_otlp_endpoint: str | None = Field(
         None,
         description="where OpenTelemetry traces go by OTLP over HTTP, `http://127.0.0.1:4318`; empty sends none: "

@@ -6,6 +6,7 @@ import gc
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -75,6 +76,7 @@ from app.queue.outputs import OutputStore
 from app.queue.servers import SERVERS_CHANNEL, ServerStore
 from app.queue.statements.channels import SETTLED_CHANNEL
 from app.queue.store import QueueStore
+from app.services.addresses import AddressPolicy
 from app.services.audit import Audit
 from app.services.backlog import BacklogGauges
 from app.services.batches import Batches
@@ -84,10 +86,12 @@ from app.services.contexts import Contexts
 from app.services.conversations import Conversations
 from app.services.files import Files
 from app.services.health import Health, require_database
+from app.services.image_fetching import ImageFetcher
 from app.services.inputs import Inputs
 from app.services.keys import Keys
 from app.services.limits import Limits
 from app.services.loading import Loader
+from app.services.outbound import Sender
 from app.services.outputs import Outputs
 from app.services.results import Results
 from app.services.servers import Servers
@@ -124,6 +128,7 @@ CORS: dict[str, Any] = {
 # What Entrance answers, wherever a path has a place for a text.
 MALFORMED = {"description": "The path holds control characters", "content": PROBLEM_CONTENT}
 GRACEFUL_SECONDS = 10
+IMAGES_AT_ONCE = 32
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any]]]
 
@@ -206,6 +211,7 @@ def _lifespan(settings: Settings) -> Lifespan:
                 conversations=Conversations(database, settings, items_of_turn),
                 submissions=submissions,
                 inputs=inputs,
+                images=await _images(stack, settings),
                 outputs=Outputs(OutputStore(database), results),
                 streams=streams,
                 comparisons=Comparisons(database, store, contexts, results, submissions, limits, settings),
@@ -232,7 +238,9 @@ def _lifespan(settings: Settings) -> Lifespan:
                 spool=Spool(settings),
                 bodies=BodyRoom(settings),
             )
-            loader = Loader(database, stored_files, preparing(services), services.batches.arrived, settings)
+            loader = Loader(
+                database, stored_files, preparing(replace(services, images=None)), services.batches.arrived, settings
+            )
             listener = Listener(
                 settings.listen_arguments,
                 {
@@ -255,6 +263,13 @@ def _lifespan(settings: Settings) -> Lifespan:
             yield {"services": services}
 
     return lifespan
+
+
+async def _images(stack: AsyncExitStack, settings: Settings) -> ImageFetcher | None:
+    if not settings.fetch_images:
+        return None
+    sender = await stack.enter_async_context(Sender(AddressPolicy(), IMAGES_AT_ONCE))
+    return ImageFetcher(sender, settings.max_body_bytes)
 
 
 def _document_problems(app: FastAPI) -> None:

@@ -29,6 +29,7 @@ from app.services.contexts import Contexts
 from app.services.conversations import Conversations
 from app.services.files import Files
 from app.services.health import Health
+from app.services.image_fetching import ImageFetcher
 from app.services.inputs import Inputs
 from app.services.keys import Keys
 from app.services.limits import Limits
@@ -57,6 +58,8 @@ class Services:
     conversations: Conversations
     submissions: Submissions
     inputs: Inputs
+    # None where no images are fetched.
+    images: ImageFetcher | None
     outputs: Outputs
     streams: Streams
     comparisons: Comparisons

@@ -25,11 +25,11 @@ from pydantic_core import to_json
 
 from app.config import Settings
 from app.db.engine import Database
-from app.dispatch.outbound import Sender, SendError
 from app.errors import DatabaseUnavailable
 from app.queue.bulk import statements_of, write_apart
 from app.queue.deliveries import Close, DeliveryStore
 from app.services.addresses import AddressPolicy
+from app.services.outbound import Sender, SendError
 from app.services.retention import oldest_kept
 from app.services.webhooks import rows_of, secret_of
 from app.telemetry import logger

@@ -12,7 +12,7 @@ from app.db.tables.contexts import Prompt
 from app.errors import NoChatTemplate, UnsupportedParameter, invalid
 from app.openai.default_model import model_or_default
 from app.openai.messages import Message, for_template, plain
-from app.openai.pictures import check_images, no_images, rendered
+from app.openai.pictures import check_images, no_images, rendered, with_fetched
 from app.openai.requests import GenerationRequest, Prepared, Sources, Unnamed, checked, unsupported
 from app.openai.tools import NamedChoice, Tool, ToolUse
 from app.openai.written import PARSERS
@@ -104,6 +104,8 @@ async def prepare_checked(
         raise invalid("chat_template_kwargs", f"{min(clash)} has a parameter of its own")
     if chat.continue_final_message and chat.add_generation_prompt:
         raise invalid("continue_final_message", "goes on with a message, and add_generation_prompt begins one")
+    if services.images is not None:
+        messages = await with_fetched(services.images, messages)
     # Only to see that the model takes it, and how its template opens the answer: it is not stored.
     shown = await taken_chat(services, chosen.model, messages, given)
     held = parameters.structured_outputs is not None

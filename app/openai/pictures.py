@@ -8,9 +8,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from app.errors import AppError, ChatTemplateRefused
+from app.errors import AppError, ChatTemplateRefused, invalid
 from app.openai.requests import unsupported
 from app.prompts.templates import Templates
+from app.services.image_fetching import ImageFetcher, NotFetched
 
 IMAGE_URL = "image_url"
 # Stands where a template that knows images puts its own mark; one that shows it has printed the part as it is.
@@ -58,14 +59,51 @@ def _images(messages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str
 
 
 def _data(part: Mapping[str, Any], where: str) -> str:
-    given = part.get(IMAGE_URL)
-    url = given.get("url") if isinstance(given, Mapping) else given
+    url = _url(part)
     if not isinstance(url, str) or not (head := _DATA_URL.match(url)):
         raise unsupported(
             f"{where}.{IMAGE_URL}",
             "an image is sent along, as a data URL: data:image/png;base64,... Nothing is fetched",
         )
     return url[head.end() :]
+
+
+async def with_fetched(images: ImageFetcher, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages, with the images at addresses in them.
+
+    Raises:
+        InvalidRequest: one cannot be fetched; its place is named.
+    """
+    found = [(url, where) for part, where in _images(messages) if (url := _address(part)) is not None]
+    if not found:
+        return messages
+    try:
+        data = iter(await images.fetch([url for url, _ in found]))
+    except NotFetched as error:
+        raise invalid(f"{found[error.place][1]}.{IMAGE_URL}", str(error)) from None
+
+    def filled(part: dict[str, Any]) -> dict[str, Any]:
+        if part["type"] != IMAGE_URL or _address(part) is None:
+            return part
+        given = part[IMAGE_URL]
+        return part | {IMAGE_URL: {**(given if isinstance(given, Mapping) else {}), "url": next(data)}}
+
+    return [
+        message | {"content": [filled(part) for part in message["content"]]}
+        if isinstance(message.get("content"), list)
+        else message
+        for message in messages
+    ]
+
+
+def _url(part: Mapping[str, Any]) -> Any:
+    given = part.get(IMAGE_URL)
+    return given.get("url") if isinstance(given, Mapping) else given
+
+
+def _address(part: Mapping[str, Any]) -> str | None:
+    url = _url(part)
+    return url if isinstance(url, str) and url[:8].lower() == "https://" else None
 
 
 async def rendered(

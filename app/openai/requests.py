@@ -23,6 +23,7 @@ from app.queue.ticket import FLEX, FLEX_PRIORITY, PRIORITY_HIGHEST, PRIORITY_LOW
 from app.services.catalog import Catalog
 from app.services.contexts import Contexts
 from app.services.conversations import Conversations
+from app.services.image_fetching import ImageFetcher
 from app.services.inputs import Inputs
 from app.services.results import Results
 from app.services.submissions import Submissions, Turn
@@ -135,6 +136,8 @@ class Sources(Protocol):
     def submissions(self) -> Submissions: ...
     @property
     def inputs(self) -> Inputs: ...
+    @property
+    def images(self) -> ImageFetcher | None: ...
 
 
 def _is(value: Any, only: Any) -> bool:

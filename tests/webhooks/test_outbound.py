@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import trustme
 
-from app.dispatch.outbound import Sender, SendError
 from app.services.addresses import Address, AddressPolicy, literal
+from app.services.outbound import Sender, SendError
 from tests.webhooks.receiver import Receiver, receiving
 
 HEADERS = {"webhook-id": "1"}

@@ -12,11 +12,11 @@ import pytest
 from app.api.schemas import Result
 from app.config import Settings
 from app.db.engine import Database
-from app.dispatch.outbound import Sender
 from app.dispatch.webhooks import KEPT_DAYS, LARGEST_PAYLOAD, NOT_STORABLE, Deliverer, payload_of
 from app.queue.deliveries import CLAIM, Close, DeliveryStore
 from app.queue.store import QueueStore
 from app.services.addresses import AddressPolicy
+from app.services.outbound import Sender
 from app.services.retention import oldest_kept
 from app.services.webhooks import rows_of
 from tests.dispatch.test_defects import submission

@@ -41,6 +41,15 @@ class Answer:
     retry_after: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """`location` is where a redirect leads."""
+
+    status: int
+    location: str | None
+    body: bytes
+
+
 class Resolver:
     """getaddrinfo on threads of its own: name servers that hang must not hold up the connections to Postgres."""
 
@@ -79,7 +88,7 @@ class PinnedNetwork(httpcore.AsyncNetworkBackend):
         except (OSError, UnicodeError):
             raise SendError(f"The name {host} does not resolve.") from None
         if not addresses or not all(map(self._policy.allows, addresses)):
-            raise SendError(f"{host} stands for an address that is not public, and webhooks may not go there.")
+            raise SendError(f"{host} stands for an address that is not public, so nothing is sent there.")
         last: Exception = SendError(f"The name {host} does not resolve.")
         for address in dict.fromkeys(addresses):
             try:
@@ -93,7 +102,7 @@ class PinnedNetwork(httpcore.AsyncNetworkBackend):
 
 
 class Sender:
-    """POSTs. Use it as a context manager."""
+    """POSTs, and GETs what is not long. Use it as a context manager."""
 
     def __init__(
         self, policy: AddressPolicy, connections: int, resolve: Resolve | None = None, tls: ssl.SSLContext | None = None
@@ -113,6 +122,26 @@ class Sender:
         self._resolver.close()
         await self._pool.aclose()
 
+    async def get(self, url: str, most_bytes: int, seconds: float = TIMEOUT_SECONDS) -> Fetched:
+        """The answer, read whole, at the latest after `seconds`.
+
+        Raises:
+            SendError: there was none, or it has more than `most_bytes`.
+        """
+        target = httpx.URL(url)
+        body = bytearray()
+        try:
+            async with asyncio.timeout(seconds), self._request("GET", target, {}, None, seconds) as response:
+                async for part in response.aiter_stream():
+                    body += part
+                    if len(body) > most_bytes:
+                        raise SendError(f"{target.host} sent more than {most_bytes:,} bytes.")
+                return Fetched(response.status, _header(response, b"location"), bytes(body))
+        except (TimeoutError, httpcore.TimeoutException):
+            raise SendError(f"{target.host} did not answer within {seconds:g} s.") from None
+        except (httpcore.NetworkError, httpcore.ProtocolError) as error:
+            raise SendError(_sentence(target.host, error)) from None
+
     async def post(self, url: str, headers: dict[str, str], body: bytes, seconds: float = TIMEOUT_SECONDS) -> Answer:
         """The answer's status, at the latest after `seconds`; its body is not kept.
 
@@ -121,15 +150,7 @@ class Sender:
         """
         target = httpx.URL(url)
         answer: Answer | None = None
-        request = self._pool.stream(
-            "POST",
-            httpcore.URL(
-                scheme=target.raw_scheme, host=target.raw_host, port=target.port, target=target.raw_path or b"/"
-            ),
-            headers=[(b"Host", target.netloc), *((k.encode(), v.encode()) for k, v in headers.items())],
-            content=body,
-            extensions={"timeout": {"connect": min(CONNECT_SECONDS, seconds)}},
-        )
+        request = self._request("POST", target, headers, body, seconds)
         try:
             async with asyncio.timeout(seconds), request as response:
                 answer = Answer(response.status, _header(response, b"retry-after"))
@@ -141,6 +162,19 @@ class Sender:
             if answer is None:
                 raise SendError(_sentence(target.host, error)) from None
         return answer or Answer(0, None)
+
+    def _request(
+        self, method: str, target: httpx.URL, headers: dict[str, str], body: bytes | None, seconds: float
+    ) -> contextlib.AbstractAsyncContextManager[httpcore.Response]:
+        return self._pool.stream(
+            method,
+            httpcore.URL(
+                scheme=target.raw_scheme, host=target.raw_host, port=target.port, target=target.raw_path or b"/"
+            ),
+            headers=[(b"Host", target.netloc), *((k.encode(), v.encode()) for k, v in headers.items())],
+            content=body,
+            extensions={"timeout": {"connect": min(CONNECT_SECONDS, seconds)}},
+        )
 
 
 async def _read_short(response: httpcore.Response) -> None:

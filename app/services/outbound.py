@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from ipaddress import ip_address
 
 import httpcore
@@ -101,6 +102,12 @@ class PinnedNetwork(httpcore.AsyncNetworkBackend):
         await self._network.sleep(seconds)
 
 
+@cache
+def _authorities() -> ssl.SSLContext:
+    """Read once in a process: that takes longer than all else that a dispatcher does at its start."""
+    return httpx.create_ssl_context()
+
+
 class Sender:
     """POSTs, and GETs what is not long. Use it as a context manager."""
 
@@ -109,7 +116,7 @@ class Sender:
     ) -> None:
         self._resolver = Resolver(connections)
         self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=tls or httpx.create_ssl_context(),
+            ssl_context=tls or _authorities(),
             max_connections=connections,
             keepalive_expiry=KEEPALIVE_SECONDS,
             network_backend=PinnedNetwork(policy, resolve or self._resolver),

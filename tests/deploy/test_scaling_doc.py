@@ -28,12 +28,12 @@ def test_the_connection_counts_follow_the_formula() -> None:
         assert (fits == "yes") == (int(connections) <= USABLE)
 
 
-def test_the_concurrencies_follow_the_formula() -> None:
-    rows = re.findall(r"^\| (\d+) \| (\d+) \| (\d+) \| (\d+) \| (none|\d+) \|$", DOC, re.MULTILINE)
-    assert len(rows) == 4
-    for sequences, dispatchers, concurrency, in_flight, left in rows:
-        assert int(in_flight) == int(dispatchers) * int(concurrency) == int(sequences)
-        assert left == (str((int(dispatchers) - 1) * int(concurrency)) if int(dispatchers) > 1 else "none")
+def test_the_slots_kept_for_single_prompts_are_those_of_the_setting() -> None:
+    share = Settings.model_fields["interactive_share"].default
+    assert "60 slots of 64" in DOC
+    assert 64 - int(64 * share) == 60
+    assert "fewer than 16 slots" in DOC
+    assert (int(15 * share), int(16 * share)) == (0, 1)
 
 
 def test_every_setting_named_there_is_one() -> None:

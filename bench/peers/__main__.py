@@ -18,11 +18,9 @@ from rich.table import Table
 
 from bench.http_load import BODY, Connection
 from bench.measure import CONNECTIONS, raw_client
-from bench.peers.designs import Celery, Design, PgQueuer, Service
-from bench.peers.processes import check_installed
+from bench.peers.designs import Celery, Design, PgQueuer, Service, reported
 from bench.stack import CONCURRENCY, Bench, output_of, running_bench
 from bench.tokens import REQUESTS, SECONDS_PER_TOKEN, SHORT
-from nvidia_triton.local.process import LocalError
 
 ROUNDS = 3
 JOBS = 3000
@@ -153,16 +151,5 @@ def show(console: Console, found: dict[str, dict[str, float]]) -> None:
     )
 
 
-def main() -> int:
-    console = Console()
-    try:
-        check_installed()
-        show(console, asyncio.run(compare(console)))
-    except LocalError as error:
-        console.print(str(error), soft_wrap=True, highlight=False)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(reported(compare, show))

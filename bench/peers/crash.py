@@ -22,11 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.http_load import body_of
-from bench.peers.designs import Celery, Design, PgQueuer, Service, Store
-from bench.peers.processes import Part, check_installed
+from bench.peers.designs import Celery, Design, PgQueuer, Service, Store, reported
+from bench.peers.processes import Part
 from bench.stack import Bench, running_bench
 from bench.tokens import SHORT
-from nvidia_triton.local.process import LocalError
 
 JOBS = int(os.environ.get("CRASH_JOBS") or 3000)
 USERS = 16
@@ -172,16 +171,5 @@ def show(console: Console, found: dict[str, Outcome]) -> None:
     )
 
 
-def main() -> int:
-    console = Console()
-    try:
-        check_installed()
-        show(console, asyncio.run(compare(console)))
-    except LocalError as error:
-        console.print(str(error), soft_wrap=True, highlight=False)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(reported(compare, show))

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import httpx
+from rich.console import Console
 
 from bench.http_load import Connection
-from bench.peers.processes import Part, epmd, listens, rabbitmq, redis
+from bench.peers.processes import Part, check_installed, epmd, listens, rabbitmq, redis
 from bench.stack import CONCURRENCY, Bench
+from nvidia_triton.local.process import LocalError
 from nvidia_triton.local.settings import ROOT, free_ports
 from tests.postgres_server import RunningPostgres
 
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 DATABASE = "pgqueuer"
 IDLE_SECONDS = 0.001
+T = TypeVar("T")
 
 
 class Store(Protocol):
@@ -178,3 +181,15 @@ def uvicorn(directory: Path, module: str, port: int, **environment: str) -> Part
     arguments = [f"bench.peers.{module}:api", "--port", str(port), "--no-access-log", "--log-level", "warning"]
     command = [str(PEERS_PYTHON), "-m", "uvicorn", *arguments]
     return Part("API", command, directory / "api.log", listens(port), **environment)
+
+
+def reported(compare: Callable[[Console], Coroutine[Any, Any, T]], show: Callable[[Console, T], None]) -> int:
+    """Shows what was found; returns the exit status."""
+    console = Console()
+    try:
+        check_installed()
+        show(console, asyncio.run(compare(console)))
+    except LocalError as error:
+        console.print(str(error), soft_wrap=True, highlight=False)
+        return 1
+    return 0

@@ -56,14 +56,19 @@ class Part:
         deadline = time.monotonic() + START_SECONDS
         while not self._ready():
             if not self.running or time.monotonic() > deadline:
-                raise LocalError(f"{self.name} does not start: {self._log} says why.")
+                raise LocalError(f"{self.name} does not start: {self._last_words()}")
             time.sleep(0.05)
 
     def finished(self) -> None:
         """Blocks until it has ended, and must have ended well."""
         assert self._process is not None
         if self._process.wait(timeout=START_SECONDS) != 0:
-            raise LocalError(f"{self.name} failed: {self._log} says why.")
+            raise LocalError(f"{self.name} failed: {self._last_words()}")
+
+    def _last_words(self) -> str:
+        """The end of its log, which does not outlive the run."""
+        lines = self._log.read_text(errors="replace").strip().splitlines()
+        return " ".join(lines[-3:]) or "it said nothing."
 
     def kill(self) -> None:
         """It and all that it started, as a power cut would."""

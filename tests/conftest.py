@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import asyncpg
@@ -122,6 +123,14 @@ async def cloned_database(postgres: RunningPostgres, template: str) -> AsyncIter
 async def database_url(postgres: RunningPostgres, template: str) -> AsyncIterator[str]:
     async with cloned_database(postgres, template) as url:
         yield url
+
+
+@pytest_asyncio.fixture
+async def rows(database_url: str) -> AsyncIterator[Any]:
+    """A connection beside the service's, to look at the tables and to move time."""
+    connection = await asyncpg.connect(database_url)
+    yield connection
+    await connection.close()
 
 
 @pytest.fixture

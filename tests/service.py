@@ -137,6 +137,12 @@ async def running_dispatcher(settings: Settings) -> AsyncIterator[None]:
         await task
 
 
+def environment_of(settings: Settings) -> dict[str, str]:
+    """The variables that say the same."""
+    given = settings.model_dump(mode="json", exclude_none=True)
+    return {name.upper(): ",".join(value) if isinstance(value, list) else str(value) for name, value in given.items()}
+
+
 class Process:
     """The API or a dispatcher as a process of its own, to be killed, frozen and asked to stop."""
 
@@ -144,11 +150,7 @@ class Process:
         self, module: str, settings: Settings, log: Path, *, python: str = sys.executable, **environment: str
     ) -> None:
         self.log = log
-        given = settings.model_dump(mode="json", exclude_none=True)
-        values = {
-            name.upper(): ",".join(value) if isinstance(value, list) else str(value) for name, value in given.items()
-        }
-        values["LOG_LEVEL"] = "INFO"
+        values = environment_of(settings) | {"LOG_LEVEL": "INFO"}
         with log.open("ab") as output:
             self.process = subprocess.Popen(
                 [python, "-m", module],

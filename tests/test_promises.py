@@ -4,14 +4,13 @@ import asyncio
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import httpx
-import pytest
 
 from app.config import Settings
 from app.db.ids import uuid7
@@ -21,13 +20,6 @@ from tests.engine import busy, generated
 from tests.postgres_server import RunningPostgres, start_postgres
 from tests.servers import RunningTriton, start_triton
 from tests.service import Process, Service, eventually, running_api, running_dispatcher
-
-
-@pytest.fixture
-async def rows(database_url: str) -> AsyncIterator[Any]:
-    connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
 
 
 async def test_202_means_committed(make_settings: Callable[..., Settings], rows: Any, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import httpx
 import pytest
 
@@ -110,13 +109,6 @@ async def forwarding(target: str) -> AsyncIterator[Forwarder]:
         yield forwarder
     finally:
         await forwarder.cut()
-
-
-@pytest.fixture
-async def rows(database_url: str) -> AsyncIterator[Any]:
-    connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from bench.stack import CONCURRENCY, Bench
 from nvidia_triton.local.process import LocalError
 from nvidia_triton.local.settings import ROOT, free_ports
 from tests.postgres_server import RunningPostgres
+from tests.service import environment_of
 
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 DATABASE = "pgqueuer"
@@ -108,13 +109,7 @@ class Service(Design):
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
         directory, port = bench.directory, bench.settings.api_port
-        environment = {
-            "DATABASE_URL": bench.settings.database_url,
-            "TRITON_URLS": ",".join(bench.settings.triton_urls),
-            "API_PORT": str(port),
-            "MODEL_CONCURRENCY": str(CONCURRENCY),
-            "LOG_LEVEL": "WARNING",
-        }
+        environment = environment_of(bench.settings) | {"LOG_LEVEL": "WARNING"}
         worker = Part("dispatcher", [sys.executable, "-m", "app.worker"], directory / "worker.log", **environment)
         api = Part("API", [sys.executable, "-m", "app.main"], directory / "api.log", listens(port), **environment)
         super().__init__(port, [Postgres(bench.postgres)], worker, api)

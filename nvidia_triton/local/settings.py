@@ -147,7 +147,7 @@ def local_settings(environ: Mapping[str, str], root: Path = ROOT) -> LocalSettin
 def check_port(host: str, port: int, what: str, variable: str) -> None:
     """Raises LocalError when nothing can listen there."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        # As servers do: a connection that is only winding down does not count.
+        # As servers do: what is left of connections to the server before does not count. Of others' it does.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

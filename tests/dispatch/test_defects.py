@@ -27,13 +27,6 @@ from app.queue.ticket import Claim, Outcome, Release, Settlement, Status, Submis
 from tests.service import eventually, running_api, running_dispatcher
 
 
-@pytest.fixture
-async def rows(database_url: str) -> Any:
-    connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
-
-
 def restarts(task: str) -> float:
     return REGISTRY.get_sample_value("tickets_background_restarts_total", {"task": task}) or 0.0
 

@@ -377,26 +377,3 @@ async def test_a_frozen_servers_runs_are_given_up_and_run_elsewhere(
     finally:
         victim.thaw()
         other.kill()
-
-
-async def test_a_single_prompt_does_not_wait_for_a_backlog_of_lower_priority(
-    make_settings: Callable[..., Settings], database_url: str
-) -> None:
-    """Each of the backlog would run for minutes, so the prompt is only answered if a slot was kept for it."""
-    connection = await asyncpg.connect(database_url)
-    running = "SELECT count(*) FROM results WHERE attempt_token IS NOT NULL AND status = 'pending'"
-    settings = make_settings(model_concurrency=4, interactive_share=0.25, drain_seconds=0.1)
-    async with running_api(settings) as service, running_dispatcher(settings):
-        context = await service.context()
-        for _ in range(6):
-            await service.send(context, model="slow", priority=-50, parameters={"max_tokens": 4000, "ignore_eos": True})
-
-        async def filled() -> bool:
-            return bool(await connection.fetchval(running) == 3)
-
-        await eventually(filled, "the backlog has the slots it may have")
-        for _ in range(2):
-            result = await service.run(model="slow", max_tokens=2)
-            assert result["status"] == "completed"
-        assert await connection.fetchval(running) == 3
-    await connection.close()

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,13 +14,6 @@ from app.queue.audit import AuditStore
 from tests.keys.conftest import MakeKey, bearer
 from tests.keys.test_command import command
 from tests.service import Service
-
-
-@pytest.fixture
-async def rows(database_url: str) -> AsyncIterator[Any]:
-    connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
 
 
 async def entries(service: Service, admin: str, query: str = "") -> list[dict[str, Any]]:

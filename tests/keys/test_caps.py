@@ -2,11 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import asyncpg
 import pytest
 
 from app.config import Settings
@@ -17,13 +16,6 @@ from app.services.standing import Standing, period_end
 from tests.api.test_bad_input import check_problem
 from tests.keys.conftest import MakeKey, bearer
 from tests.service import Service, eventually, running_api
-
-
-@pytest.fixture
-async def rows(database_url: str) -> AsyncIterator[Any]:
-    connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
 
 
 async def use(rows: Any, *, days_ago: int = 0, tokens: int = 0, dollars: float | None = None) -> None:

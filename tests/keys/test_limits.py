@@ -2,11 +2,10 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-import asyncpg
 import pytest
 
 from app.config import Settings
@@ -19,13 +18,6 @@ from app.services.standing import Window, duration
 from tests.api.test_bad_input import check_problem
 from tests.keys.conftest import MakeKey, bearer
 from tests.service import Service, eventually, running_api
-
-
-@pytest.fixture
-async def rows(database_url: str) -> AsyncIterator[Any]:
-    connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
 
 
 async def stored(rows: Any) -> int:

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -32,13 +32,6 @@ from tests.keys.conftest import MakeKey, bearer
 from tests.service import Service, eventually, running_api, running_dispatcher
 
 COUNTS = ("requests", "failures", "prompt_tokens", "completion_tokens", "gpu_seconds", "cost")
-
-
-@pytest.fixture
-async def rows(database_url: str) -> AsyncIterator[Any]:
-    connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
 
 
 async def use(

@@ -8,7 +8,6 @@ from types import UnionType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from uuid import UUID, uuid4
 
-import asyncpg
 import pytest
 from pydantic_core import from_json
 from sqlalchemy import ARRAY, Column, Double, MetaData, Table, Text
@@ -66,13 +65,6 @@ def prompts() -> list[Prompt]:
 
 def new_ticket(prompt: Prompt | None = None) -> Submission:
     return Submission(**filled(SubmittedColumns), prompt=prompt or prompts()[0])
-
-
-@pytest.fixture
-async def rows(database_url: str) -> Any:
-    connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -11,21 +11,16 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from app.config import Settings
 from app.db.engine import Database
 from app.db.ids import uuid7
 from app.queue.slots import Ended, Slot, SlotStore
 from app.queue.store import QueueStore
 from app.queue.ticket import Claim, Claims, Submission
+from tests.service import eventually, running_api, running_dispatcher
 
 MOST, KEPT = 8, 2
 LATER = timedelta(hours=1)
-
-
-@pytest.fixture
-async def rows(database_url: str) -> AsyncIterator[Any]:
-    connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
 
 
 @pytest.fixture
@@ -154,3 +149,24 @@ async def test_dispatchers_that_claim_at_random_keep_them_and_finish_everything(
     assert len(set(done)) == 2 * count
     assert most_seen["n"] == MOST
     assert most_seen["yielding"] <= MOST - KEPT
+
+
+async def test_a_single_prompt_does_not_wait_for_a_backlog_of_lower_priority(
+    make_settings: Callable[..., Settings], rows: Any
+) -> None:
+    """Each of the backlog would run for minutes, so the prompt is only answered if a slot was kept for it."""
+    running = "SELECT count(*) FROM results WHERE attempt_token IS NOT NULL AND status = 'pending'"
+    settings = make_settings(model_concurrency=4, interactive_share=0.25, drain_seconds=0.1)
+    async with running_api(settings) as service, running_dispatcher(settings):
+        context = await service.context()
+        for _ in range(6):
+            await service.send(context, model="slow", priority=-50, parameters={"max_tokens": 4000, "ignore_eos": True})
+
+        async def filled() -> bool:
+            return bool(await rows.fetchval(running) == 3)
+
+        await eventually(filled, "the backlog has the slots it may have")
+        for _ in range(2):
+            result = await service.run(model="slow", max_tokens=2)
+            assert result["status"] == "completed"
+        assert await rows.fetchval(running) == 3

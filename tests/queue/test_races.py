@@ -19,13 +19,6 @@ from tests.service import Service, eventually
 PAUSE = 4711
 
 
-@pytest.fixture
-async def rows(database_url: str) -> Any:
-    connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
-
-
 async def waiting_for_a_lock(rows: Any) -> bool:
     return bool(
         await rows.fetchval(

@@ -27,14 +27,6 @@ DONE = SettledColumns("text", None, "stop", 3, 5)
 
 
 @pytest.fixture
-async def rows(database_url: str) -> Any:
-    """A connection beside the store's, to look at the tables and to move time."""
-    connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
-
-
-@pytest.fixture
 async def submit(rows: Any, store: QueueStore) -> Callable[..., Awaitable[UUID]]:
     context = uuid7()
     await rows.execute("INSERT INTO contexts (id, content) VALUES ($1, 'prompt')", context)

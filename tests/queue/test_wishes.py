@@ -1,12 +1,8 @@
 """Tickets that wish for servers are queues of their own, and slow no other one."""
 
 from collections import Counter
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
-
-import asyncpg
-import pytest
 
 from app.db.ids import uuid7
 from app.queue.bulk import MAX_STATEMENT_BYTES
@@ -21,13 +17,6 @@ TWENTY_SLOTS = (
     *([], ["s"], ["one"], ["x"], 0.0),
 )
 NAMED = [("s", "one", "triton"), ("t", "two", "openai"), ("u", "three", "openai")]
-
-
-@pytest.fixture
-async def rows(database_url: str) -> AsyncIterator[Any]:
-    connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
 
 
 async def submitted(store: QueueStore, rows: Any, *wishes: str, owner_id: int = 0) -> None:

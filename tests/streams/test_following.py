@@ -3,12 +3,11 @@
 import asyncio
 import random
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 from uuid import uuid4
 
-import asyncpg
 import pytest
 
 from app.config import Settings
@@ -17,13 +16,6 @@ from app.dispatch.janitor import drop_events
 from app.queue.events import EventStore
 from tests.service import Service, eventually, running_api, running_dispatcher
 from tests.streams.follower import Follower, messages, streamed
-
-
-@pytest.fixture
-async def rows(database_url: str) -> AsyncIterator[Any]:
-    connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
 
 
 async def running(service: Service, id_: str) -> None:

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import httpx
 import psutil
 import pytest
@@ -27,13 +26,6 @@ UNSEEDED = {"max_tokens": 150, "ignore_eos": True, "temperature": 1.0}
 # A process imports for two seconds of its own, which a busy machine makes many.
 STARTING_SECONDS = 60.0
 SLOW = "[[sim:slow=20]] Tell me of the sea."
-
-
-@pytest.fixture
-async def rows(database_url: str) -> AsyncIterator[Any]:
-    connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
 
 
 @asynccontextmanager

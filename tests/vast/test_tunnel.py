@@ -8,12 +8,11 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import httpx
 import psutil
 import pytest
@@ -48,13 +47,6 @@ def rented(vast: FakeVast, vast_env: dict[str, str], tmp_path: Path) -> Iterator
     made.said()
     yield made
     tunnel.stop(made.context, None)
-
-
-@pytest.fixture
-async def rows(database_url: str) -> AsyncIterator[Any]:
-    connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
 
 
 def live(found: tunnel.Tunnel) -> bool:

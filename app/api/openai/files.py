@@ -24,33 +24,27 @@ PATH = "/v1/files"
 MOST_FIELDS = 10
 SHORTEST_SECONDS, LONGEST_SECONDS = 3600, 30 * 24 * 3600
 
-FORM = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file", "purpose"],
-                    "properties": {
-                        "file": {
-                            "type": "string",
-                            "format": "binary",
-                            "description": "of a batch JSONL, a request on each line; else anything",
-                        },
-                        "purpose": {"type": "string", "enum": list(UPLOADED)},
-                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
-                        "expires_after[seconds]": {
-                            "type": "integer",
-                            "minimum": SHORTEST_SECONDS,
-                            "maximum": LONGEST_SECONDS,
-                        },
-                    },
-                }
-            }
+
+def multipart(properties: dict[str, Any], *required: str) -> dict[str, Any]:
+    """A form with a file, as the OpenAPI document describes it."""
+    schema = {"type": "object", "required": list(required), "properties": properties}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
+FORM = multipart(
+    {
+        "file": {
+            "type": "string",
+            "format": "binary",
+            "description": "of a batch JSONL, a request on each line; else anything",
         },
-    }
-}
+        "purpose": {"type": "string", "enum": list(UPLOADED)},
+        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+        "expires_after[seconds]": {"type": "integer", "minimum": SHORTEST_SECONDS, "maximum": LONGEST_SECONDS},
+    },
+    "file",
+    "purpose",
+)
 
 router = APIRouter(prefix=PATH, tags=["openai"], route_class=GuardedRoute)
 

@@ -12,7 +12,7 @@ from starlette.datastructures import UploadFile
 from app.api.dependencies import caller_of, services_of
 from app.api.openai.batches import ExpiresAfter, whole
 from app.api.openai.documents import openai_errors
-from app.api.openai.files import MOST_FIELDS, content_of, declared_size, rendered, seconds_of
+from app.api.openai.files import MOST_FIELDS, content_of, declared_size, multipart, rendered, seconds_of
 from app.api.security import READ, SUBMIT, UPLOAD, GuardedRoute
 from app.errors import BodyTooLarge, invalid
 from app.openai.ids import object_id, uuid_of
@@ -21,20 +21,7 @@ from app.storable import Storable, StorableText
 PATH = "/v1/uploads"
 PART_BYTES = 64 * 1024 * 1024
 MOST_PARTS = 10_000
-PART_FORM = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["data"],
-                    "properties": {"data": {"type": "string", "format": "binary", "description": "at most 64 MiB"}},
-                }
-            }
-        },
-    }
-}
+PART_FORM = multipart({"data": {"type": "string", "format": "binary", "description": "at most 64 MiB"}}, "data")
 
 
 class NewUpload(Storable):

@@ -1,0 +1,1 @@
+"""Hosts follow the queue: rents, drains and destroys GPU hosts under a budget."""

@@ -32,6 +32,9 @@ from app.telemetry.metrics import ATTEMPT_SECONDS, LEASES_LOST, model_label
 log = logger("dispatch")
 
 CLAIM_BATCH = 200
+# Each slot that is offered costs the claim time, and most claims are for one ticket that has just come: so many of each
+# server's slots are offered to a model whose tickets did not take all that was offered last.
+FEW_SLOTS = 4
 DATABASE_RETRY_SECONDS = 0.5
 # Another dispatcher holds the rows that were due: it is done with them at once.
 RACED_SECONDS = 0.02
@@ -72,6 +75,8 @@ class Dispatcher:
         # Models whose queue was seen empty, and how often new work was announced since the start.
         self._drained: set[str] = set()
         self._announced = 0
+        # Models whose tickets took every slot that was offered them last.
+        self._busy: set[str] = set()
         # Whether the runs have all the bytes they may.
         self._full = False
         # While a claim is under way: whom somebody began to follow, for the answer may not know it yet.
@@ -145,7 +150,7 @@ class Dispatcher:
             self._wake.clear()
             room = self._settings.max_in_flight_bytes - sum(run.size for run in self._runs.values())
             self._note_room(room)
-            lanes = [] if self._full else self._fleet.free_slots(CLAIM_BATCH, without=self._drained)
+            lanes = [] if self._full else self._offered()
             kept_free = False
             if lanes:
                 announced = self._announced
@@ -174,6 +179,8 @@ class Dispatcher:
                 if announced == self._announced and not (claimed.raced or claimed.left_out or claimed.held_back):
                     # Of the others, the servers have no room: whoever makes some claims anew.
                     self._drained.update(model for model, n in claimed.granted.items() if got[model] < n)
+                for model, n in Counter(lane.model for lane in lanes).items():
+                    (self._busy.add if got[model] == n else self._busy.discard)(model)
                 kept_free = claimed.held_back > 0
                 followed, self._followed = self._followed, None
                 for claim in claims:
@@ -187,6 +194,9 @@ class Dispatcher:
                 # What no ticket of the queue wants, choices of running ones may use.
                 self._fleet.share_out()
             await self._wake.wait()
+
+    def _offered(self) -> list[Lane]:
+        return self._fleet.free_slots(CLAIM_BATCH, without=self._drained, few=FEW_SLOTS, many=self._busy)
 
     def _note_room(self, room: int) -> None:
         full = room <= 0

@@ -183,20 +183,22 @@ class Fleet:
         QUARANTINED.labels(lane.server.url, lane.model).set(0)
         self.changed()
 
-    def free_slots(self, limit: int, without: Collection[str] = ()) -> list[Lane]:
+    def free_slots(
+        self, limit: int, without: Collection[str] = (), *, few: int | None = None, many: Collection[str] = ()
+    ) -> list[Lane]:
         """Where requests may start now: a lane for each slot, those on the least busy servers first, then the cheapest.
 
-        Models `without` are passed over.
+        Models `without` are passed over; of a lane there are at most `few`, unless its model is one of `many`.
         """
         slots = []
         for server in self.servers:
             busy = server.in_flight
             for lane in server.lanes.values():
                 if lane.open and lane.model not in without:
-                    slots += [
-                        ((busy + n, server.price_rank), lane)
-                        for n in range(self.concurrency_of(server) - lane.in_flight)
-                    ]
+                    free = self.concurrency_of(server) - lane.in_flight
+                    if few is not None and lane.model not in many:
+                        free = min(free, few)
+                    slots += [((busy + n, server.price_rank), lane) for n in range(free)]
         slots.sort(key=lambda slot: slot[0])
         room = {server: self._server_concurrency - server.in_flight for server in self.servers}
         chosen: list[Lane] = []

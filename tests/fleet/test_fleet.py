@@ -60,6 +60,13 @@ async def test_slots_are_offered_on_the_least_busy_servers_first(fleet: Fleet) -
     assert len(fleet.free_slots(1000)) == 3 + 5
 
 
+async def test_few_slots_of_each_server_are_offered_to_a_model_that_takes_no_more(fleet: Fleet) -> None:
+    others = {lane.model for lane in fleet.lanes()} - {"tiny", "noop"}
+    few = Counter((lane.server.url, lane.model) for lane in fleet.free_slots(1000, others, few=1, many={"tiny"}))
+    assert {few[server.url, "tiny"] for server in fleet.servers[:2]} == {3}
+    assert {few[server.url, "noop"] for server in fleet.servers[:2]} == {1}
+
+
 async def test_a_model_without_work_takes_no_place_in_a_batch_from_others(fleet: Fleet) -> None:
     models = {lane.model for lane in fleet.free_slots(4, without={"tiny", "lora", "slow"})}
     assert models == {"noop"}

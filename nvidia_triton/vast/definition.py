@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from nvidia_triton.checked_yaml import UnusableFile, problems, read
 from nvidia_triton.vast.errors import TargetError
 
 # CUDA and the least driver of each image: the compatibility matrix of NVIDIA's Triton release notes.
@@ -155,6 +155,9 @@ class InstanceDefinition(Part):
     needs: Needs = Needs()
     models: tuple[str, ...] = Field(min_length=1)
     deadline_minutes: Deadlines = Deadlines()
+    # What the service's controller of hosts reads, and checks itself.
+    pools: Any = None
+    budget: Any = None
 
     @field_validator("env")
     @classmethod
@@ -186,65 +189,14 @@ class InstanceDefinition(Part):
         return self
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML takes the last of two equal keys without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key.value} is there twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def load_definition(path: Path) -> InstanceDefinition:
     """
     Raises:
         TargetError: the file is missing or does not hold a definition; each wrong key is named.
     """
     try:
-        found = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
-    except UnicodeDecodeError:
-        raise TargetError(f"{path.name} is not UTF-8.") from None
-    except OSError as error:
-        raise TargetError(f"The instance definition {path.name} cannot be read: {error.strerror}.") from None
-    except yaml.YAMLError as error:
-        raise TargetError(f"{path.name} is not YAML: {_first_line(error)}.") from None
-    try:
-        return InstanceDefinition.model_validate({} if found is None else found)
+        return InstanceDefinition.model_validate(read(path))
+    except UnusableFile as error:
+        raise TargetError(str(error)) from None
     except ValidationError as error:
-        problems = "\n".join(f"  {_key(each['loc'])}: {_reason(each)}" for each in error.errors(include_url=False))
-        raise TargetError(f"{path.name} has keys that cannot be used:\n{problems}") from None
-
-
-REASONS = {
-    "too_short": "must hold at least one",
-    "missing": "is missing",
-    "tuple_type": "must be a list, such as [a, b]",
-    "dict_type": "must hold names with their values, indented below it",
-    "model_type": "must hold keys with their values, indented below it",
-    "string_type": "must be text: put it in quotes",
-    "finite_number": "must be a number",
-}
-
-
-def _first_line(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or "it cannot be read"
-    return f"line {mark.line + 1}: {problem}" if mark else str(problem)
-
-
-def _key(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location if part != "[key]") or "the file"
-
-
-def _reason(problem: Any) -> str:
-    if problem["type"] == "extra_forbidden":
-        return "there is no such key; check its spelling"
-    if problem["type"] in REASONS:
-        return REASONS[problem["type"]]
-    if problem["type"] == "value_error":
-        return str(problem["ctx"]["error"])
-    message = str(problem["msg"])
-    return message[0].lower() + message[1:]
+        raise TargetError(f"{path.name} has keys that cannot be used:\n{problems(error)}") from None

@@ -5,6 +5,7 @@ from app.db.tables.comparisons import comparisons
 from app.db.tables.contexts import contexts
 from app.db.tables.conversations import conversation_items, conversations
 from app.db.tables.files import batches, file_chunks, files
+from app.db.tables.hosts import capacity_leader, host_charges, host_events, hosts, pools
 from app.db.tables.models import models, set_aside_models
 from app.db.tables.owners import api_keys, audit, idempotency_keys, owners, request_counts, usage
 from app.db.tables.results import attempts, output_files, result_events, results
@@ -17,17 +18,22 @@ __all__ = [
     "attempts",
     "audit",
     "batches",
+    "capacity_leader",
     "comparisons",
     "contexts",
     "conversation_items",
     "conversations",
     "file_chunks",
     "files",
+    "host_charges",
+    "host_events",
+    "hosts",
     "idempotency_keys",
     "metadata",
     "models",
     "output_files",
     "owners",
+    "pools",
     "request_counts",
     "result_events",
     "results",

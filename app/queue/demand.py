@@ -1,0 +1,108 @@
+"""What waits for hosts, model by model; the cost of looking is bounded, whatever is pending or was done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.db.engine import Database
+
+# With as many waiting, one more changes no plan.
+MOST_COUNTED = 100_000
+SAMPLED = 200
+HISTORY_DAYS = 7
+RATE_SECONDS = 600
+
+# A wish for one server by name is no wish for another host.
+WAITING = f"""
+SELECT m.model, w.*, s.asked_tokens
+FROM unnest($1::text[]) AS m(model) CROSS JOIN LATERAL (
+    SELECT count(*) FILTER (WHERE attempt_token IS NULL OR available_at <= now()) AS waiting,
+           count(*) FILTER (WHERE attempt_token IS NOT NULL AND available_at > now()) AS running,
+           coalesce(extract(epoch FROM now() - min(created_at) FILTER (
+               WHERE attempt_token IS NULL OR available_at <= now()
+           )), 0)::float8 AS oldest
+    FROM (
+        SELECT attempt_token, available_at, created_at FROM results r
+        WHERE r.status = 'pending' AND r.model = m.model AND (r.wish = '' OR r.wish LIKE 'kinds:%triton%')
+        LIMIT {MOST_COUNTED}
+    ) counted
+) w CROSS JOIN LATERAL (
+    SELECT avg((parameters ->> 'max_tokens')::float8) AS asked_tokens FROM (
+        SELECT parameters FROM results r WHERE r.status = 'pending' AND r.model = m.model LIMIT {SAMPLED}
+    ) sampled WHERE jsonb_typeof(parameters -> 'max_tokens') = 'number'
+) s
+"""  # noqa: S608
+HISTORY = f"""
+SELECT model, sum(completion_tokens)::float8 / sum(requests - failures) AS tokens
+FROM usage WHERE day > (now() AT TIME ZONE 'UTC')::date - {HISTORY_DAYS} AND model = ANY ($1::text[])
+GROUP BY model HAVING sum(requests - failures) > 0
+"""  # noqa: S608
+# By the key, which is in the order of time.
+ARRIVED = f"""
+SELECT model, count(*) AS tickets, extract(epoch FROM max(created_at) - min(created_at))::float8 AS span
+FROM (
+    SELECT model, created_at FROM results WHERE id > uuidv7(make_interval(secs => -{RATE_SECONDS}))
+    ORDER BY id DESC LIMIT {MOST_COUNTED}
+) latest WHERE model = ANY ($1::text[]) GROUP BY model
+"""  # noqa: S608
+DEADLINES = """
+SELECT model, greatest(extract(epoch FROM expires_at - now()), 0)::float8 AS seconds, count(*) AS tickets
+FROM (
+    SELECT model, date_bin('10 s', expires_at, 'epoch') AS expires_at FROM (
+        SELECT model, expires_at, attempt_token FROM results
+        WHERE status = 'pending' AND expires_at IS NOT NULL ORDER BY expires_at LIMIT 10000
+    ) first WHERE attempt_token IS NULL AND model = ANY ($1::text[])
+) binned GROUP BY model, expires_at ORDER BY expires_at
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDemand:
+    """`oldest`: seconds. `tokens`: of one answer, on average; of a model without history, half of what is asked for.
+
+    `arrived`: tickets of the last ten minutes, and `span` the seconds between the first and the last of them.
+    `deadlines`: seconds until tickets expire, and how many.
+    """
+
+    model: str
+    waiting: int
+    running: int
+    oldest: float
+    tokens: float
+    arrived: int = 0
+    span: float = 0.0
+    deadlines: tuple[tuple[float, int], ...] = ()
+
+
+class DemandStore:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def read(self, models: Sequence[str]) -> list[ModelDemand]:
+        """What waits for each of the models; raises DatabaseUnavailable."""
+        async with self._database.hot() as connection:
+            waiting, history, arrived, deadlines = [
+                await connection.fetch(statement, list(models)) for statement in (WAITING, HISTORY, ARRIVED, DEADLINES)
+            ]
+        usual = {row["model"]: row["tokens"] for row in history}
+        arrivals = {row["model"]: (row["tickets"], row["span"]) for row in arrived}
+        return [
+            ModelDemand(
+                row["model"],
+                row["waiting"],
+                row["running"],
+                row["oldest"],
+                _tokens(usual.get(row["model"]), row["asked_tokens"]),
+                *arrivals.get(row["model"], (0, 0.0)),
+                tuple((each["seconds"], each["tickets"]) for each in deadlines if each["model"] == row["model"]),
+            )
+            for row in waiting
+        ]
+
+
+def _tokens(usual: float | None, asked: float | None) -> float:
+    # Tickets of today may ask for less than those before.
+    if usual is None:
+        return (asked or 0.0) / 2
+    return usual if asked is None else min(usual, asked)

@@ -1,0 +1,274 @@
+"""All SQL of `hosts` and of the ledger, `host_charges`.
+
+The leader writes, in transactions that its token fences (leader.py); admins write what they ask for. A charge is
+committed before its host is asked for, and ends when the provider is known not to have the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from app.db.engine import Database
+from app.queue.leader import fenced
+
+Row = Mapping[str, Any]
+
+# Dollars of a charge from a moment on, up to now.
+DOLLARS_SINCE = """greatest(extract(epoch FROM coalesce(c.until_at, now()) - greatest(c.from_at, {since})), 0)::float8
+    / 3600 * c.hourly_price"""
+_COST = DOLLARS_SINCE.format(since="c.from_at")
+_VIEW = f"""
+SELECT h.*, (SELECT coalesce(sum({_COST}), 0) FROM host_charges c WHERE c.host_id = h.id) AS cost, now() AS now
+FROM hosts h
+"""
+LIVE = _VIEW + "WHERE h.ended_at IS NULL ORDER BY h.id"
+# Those that live first, then the newest.
+RECENT = _VIEW + "WHERE h.id < $2 ORDER BY h.ended_at IS NOT NULL, h.id DESC LIMIT $1"
+READ = _VIEW + "WHERE h.id = $1"
+BY_LABELS = "SELECT id, label, state, ended_at FROM hosts WHERE label = ANY ($1::text[])"
+EVENTS = "SELECT at, state, reason, progress FROM host_events WHERE host_id = $1 ORDER BY id"
+
+RESERVE = """
+WITH host AS (
+    INSERT INTO hosts (pool, provider, label, offer, machine, gpu, hourly_price, storage_price, spot, models, revision,
+                       state, reason)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'wanted', $12)
+    RETURNING *
+), event AS (
+    INSERT INTO host_events (host_id, state, reason) SELECT id, state, reason FROM host
+), charge AS (
+    INSERT INTO host_charges (host_id, from_at, pool, hourly_price) SELECT id, now(), pool, hourly_price FROM host
+)
+SELECT *, 0::float8 AS cost, now() AS now FROM host
+"""
+# One that has ended stays as it is.
+MOVE = """
+WITH moved AS (
+    UPDATE hosts SET state = $2, reason = $3, progress = '', progress_at = now(), state_since = now(),
+        provider_id = coalesce($4, provider_id), server_id = coalesce($5, server_id), address = coalesce($6, address),
+        ready_at = CASE WHEN $2 = 'ready' THEN coalesce(ready_at, now()) ELSE ready_at END
+    WHERE id = $1 AND ended_at IS NULL AND state <> $2
+    RETURNING id, state, reason
+), event AS (
+    INSERT INTO host_events (host_id, state, reason) SELECT id, state, reason FROM moved
+)
+SELECT true FROM moved
+"""
+PROGRESS = """
+WITH said AS (
+    UPDATE hosts SET progress = $2, progress_at = now() WHERE id = $1 AND ended_at IS NULL RETURNING id, state
+)
+INSERT INTO host_events (host_id, state, progress) SELECT id, state, $2 FROM said WHERE $3
+"""
+FAIL = """
+UPDATE hosts SET failure = $2, failed_at = now(), failed_in = state
+WHERE id = $1 AND failure IS NULL AND ended_at IS NULL
+"""
+SERVED_AT = "UPDATE hosts SET server_id = $2, address = $3 WHERE id = $1"
+END = """
+WITH ended AS (
+    UPDATE hosts SET state = CASE WHEN failure IS NULL THEN 'gone' ELSE 'failed' END, reason = $2, ended_at = now(),
+        state_since = now(), progress = ''
+    WHERE id = $1 AND ended_at IS NULL
+    RETURNING id, state, reason
+), event AS (
+    INSERT INTO host_events (host_id, state, reason) SELECT id, state, reason FROM ended
+)
+SELECT true FROM ended
+"""
+END_CHARGES = """
+UPDATE host_charges SET until_at = CASE WHEN $2 THEN now() ELSE from_at END WHERE host_id = $1 AND until_at IS NULL
+"""
+CHARGE = """
+INSERT INTO host_charges (host_id, from_at, pool, hourly_price) SELECT id, now(), pool, $2 FROM hosts WHERE id = $1
+"""
+OPEN_PRICE = "SELECT hourly_price FROM host_charges WHERE host_id = $1 AND until_at IS NULL"
+
+# What was done on the servers of hosts. One that has work has had a request just now.
+COUNT_WORK = """
+WITH work AS (
+    SELECT h.id, count(*) FILTER (WHERE x.token IS NOT NULL AND x.until > now()) AS in_flight,
+           sum(x.attempts)::bigint AS generations, sum(x.completion_tokens)::bigint AS completion_tokens,
+           sum(x.gpu_seconds) AS busy_seconds
+    FROM hosts h JOIN servers s ON s.id = h.server_id JOIN server_slots x ON x.server = s.address
+    WHERE h.ended_at IS NULL AND h.server_id IS NOT NULL
+    GROUP BY h.id
+), counted AS (
+    UPDATE hosts h SET generations = w.generations, completion_tokens = w.completion_tokens,
+        busy_seconds = w.busy_seconds,
+        last_request_at = CASE WHEN w.in_flight > 0 OR w.generations > h.generations THEN now()
+                               ELSE h.last_request_at END
+    FROM work w WHERE h.id = w.id AND (w.in_flight > 0 OR w.generations IS DISTINCT FROM h.generations)
+)
+SELECT id, in_flight FROM work
+"""
+# Live claims that name a server: *drained* is none.
+CLAIMS = "SELECT count(*) FROM server_slots WHERE server = $1 AND token IS NOT NULL AND until > now()"
+FAILURES = """
+SELECT pool, offer, machine, failure, failed_at, failed_in FROM hosts
+WHERE failed_at > now() - make_interval(secs => $1) ORDER BY failed_at DESC LIMIT 1000
+"""
+# What the hosts of the last weeks showed, by pool and GPU.
+MEASURED = """
+SELECT pool, gpu,
+       sum(completion_tokens) FILTER (WHERE busy_seconds > $1) / sum(busy_seconds) FILTER (WHERE busy_seconds > $1)
+           AS tokens_per_second,
+       avg(extract(epoch FROM ready_at - created_at))::float8 AS startup
+FROM hosts WHERE ready_at IS NOT NULL AND id > uuidv7(make_interval(days => -$2)) GROUP BY pool, gpu
+"""
+_WINDOWS = {
+    "hour": "date_trunc('hour', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'",
+    "day": "date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'",
+    "month": "date_trunc('month', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'",
+    "total": "'-infinity'::timestamptz",
+}
+SPENT = f"""
+SELECT pool, {
+    ", ".join(f"sum({DOLLARS_SINCE.format(since=since)})::float8 AS {name}" for name, since in _WINDOWS.items())
+}, coalesce(sum(hourly_price) FILTER (WHERE until_at IS NULL), 0)::float8 AS rate
+FROM host_charges c GROUP BY pool
+"""
+
+ASK = (
+    "UPDATE hosts SET asked = $2 WHERE id = $1 AND ended_at IS NULL AND asked IS DISTINCT FROM 'destroy' RETURNING true"
+)
+LOCK = "UPDATE hosts SET locked = $2 WHERE id = $1 AND ended_at IS NULL RETURNING true"
+
+
+class HostStore:
+    """What anybody may read, and what admins ask for; every method raises DatabaseUnavailable without Postgres."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def live(self) -> Sequence[Row]:
+        """Hosts that have not ended, oldest first; each with its `cost` in dollars and `now`."""
+        return await self._fetch(LIVE)
+
+    async def recent(self, limit: int, before: UUID) -> Sequence[Row]:
+        """As `live`, and then those that ended, newest first."""
+        return await self._fetch(RECENT, limit, before)
+
+    async def find(self, id_: UUID) -> Row | None:
+        found = await self._fetch(READ, id_)
+        return found[0] if found else None
+
+    async def events(self, id_: UUID) -> Sequence[Row]:
+        return await self._fetch(EVENTS, id_)
+
+    async def by_labels(self, labels: Sequence[str]) -> dict[str, Row]:
+        return {row["label"]: row for row in await self._fetch(BY_LABELS, list(labels))}
+
+    async def spent(self) -> dict[str, Row]:
+        """Dollars by pool: of the running `hour`, `day` and `month` (UTC) and in all; `rate` is dollars an hour now."""
+        return {row["pool"]: row for row in await self._fetch(SPENT)}
+
+    async def failures(self, seconds: float) -> Sequence[Row]:
+        """Hosts that failed within the last `seconds`, newest first."""
+        return await self._fetch(FAILURES, seconds)
+
+    async def measured(self, least_busy_seconds: float, days: int) -> Sequence[Row]:
+        """`tokens_per_second` of a busy host, and `startup` in seconds, by pool and GPU."""
+        return await self._fetch(MEASURED, least_busy_seconds, days)
+
+    async def claims(self, address: str) -> int:
+        """How many live claims name the server."""
+        (row,) = await self._fetch(CLAIMS, address)
+        return int(row[0])
+
+    async def ask(self, connection: Any, id_: UUID, what: str) -> bool:
+        """`drain` or `destroy`, in the transaction of `connection`; False where it has ended or is to be destroyed."""
+        return bool(await connection.fetchval(ASK, id_, what))
+
+    async def lock(self, connection: Any, id_: UUID, locked: bool) -> bool:
+        return bool(await connection.fetchval(LOCK, id_, locked))
+
+    async def _fetch(self, statement: str, *values: object) -> Sequence[Any]:
+        async with self._database.hot() as connection:
+            rows: Sequence[Any] = await connection.fetch(statement, *values)
+        return rows
+
+
+class LeadersHosts:
+    """What the leader writes; every method raises NotLeading once the token is stale."""
+
+    def __init__(self, database: Database, token: int) -> None:
+        self._database = database
+        self._token = token
+
+    async def reserve(
+        self,
+        *,
+        pool: str,
+        provider: str,
+        label: str,
+        offer: str,
+        machine: str | None,
+        gpu: str | None,
+        hourly_price: float,
+        storage_price: float,
+        spot: bool,
+        models: Sequence[str],
+        revision: str | None,
+        reason: str,
+    ) -> Row:
+        """A host that is wanted, and its charge, which begins now."""
+        async with fenced(self._database, self._token) as connection:
+            row: Row = await connection.fetchrow(
+                RESERVE,
+                *(pool, provider, label, offer, machine, gpu, hourly_price, storage_price, spot, list(models)),
+                *(revision, reason),
+            )
+        return row
+
+    async def move(
+        self,
+        id_: UUID,
+        state: str,
+        reason: str = "",
+        *,
+        provider_id: str | None = None,
+        server_id: UUID | None = None,
+        address: str | None = None,
+    ) -> None:
+        async with fenced(self._database, self._token) as connection:
+            await connection.execute(MOVE, id_, state, reason, provider_id, server_id, address)
+
+    async def serve_at(self, id_: UUID, server_id: UUID, address: str) -> None:
+        async with fenced(self._database, self._token) as connection:
+            await connection.execute(SERVED_AT, id_, server_id, address)
+
+    async def progress(self, id_: UUID, text: str, *, noted: bool) -> None:
+        """Says how far it is; `noted` keeps it in the host's history."""
+        async with fenced(self._database, self._token) as connection:
+            await connection.execute(PROGRESS, id_, text, noted)
+
+    async def fail(self, id_: UUID, failure: str) -> None:
+        """What ends it; the first failure stays."""
+        async with fenced(self._database, self._token) as connection:
+            await connection.execute(FAIL, id_, failure)
+
+    async def end(self, id_: UUID, reason: str, *, charged: bool = True) -> None:
+        """It is known not to exist any more; where it never did, its open charge comes to nothing."""
+        async with fenced(self._database, self._token) as connection:
+            await connection.execute(END, id_, reason)
+            await connection.execute(END_CHARGES, id_, charged)
+
+    async def charge(self, id_: UUID, hourly_price: float) -> None:
+        """From now on it costs this much; one that was taken for gone counts again."""
+        async with fenced(self._database, self._token) as connection:
+            if await connection.fetchval(OPEN_PRICE, id_) != hourly_price:
+                await connection.execute(END_CHARGES, id_, True)
+                await connection.execute(CHARGE, id_, hourly_price)
+
+    async def end_charges(self, id_: UUID) -> None:
+        async with fenced(self._database, self._token) as connection:
+            await connection.execute(END_CHARGES, id_, True)
+
+    async def count_work(self) -> dict[UUID, int]:
+        """Writes down what hosts have done; returns how many claims each has now."""
+        async with fenced(self._database, self._token) as connection:
+            rows = await connection.fetch(COUNT_WORK)
+        return {row["id"]: row["in_flight"] for row in rows}

@@ -1,0 +1,148 @@
+"""The leader's lease, what it writes about hosts, and what they cost, on a real Postgres."""
+
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from app.db.engine import Database
+from app.db.ids import uuid7
+from app.queue.demand import DemandStore
+from app.queue.hosts import HostStore, LeadersHosts, Row
+from app.queue.leader import LeaderStore, NotLeading
+from app.queue.pools import LeadersPools, PoolStore
+
+PRICE = 0.5
+
+
+@pytest.fixture
+async def leader(database: Database) -> LeadersHosts:
+    taken = await LeaderStore(database).take("first", 60)
+    assert taken is not None
+    return LeadersHosts(database, taken.token)
+
+
+async def reserved(leader: LeadersHosts, **changes: Any) -> Row:
+    values: dict[str, Any] = {
+        "pool": "p",
+        "provider": "vast",
+        "label": f"label-{uuid4().hex}",
+        "offer": "17",
+        "machine": "m1",
+        "gpu": "RTX 4090",
+        "hourly_price": PRICE,
+        "storage_price": 0.01,
+        "spot": False,
+        "models": ["tiny"],
+        "revision": None,
+        "reason": "3 tickets wait",
+    }
+    return await leader.reserve(**values | changes)
+
+
+async def began_ago(rows: Any, host: UUID, interval: str) -> None:
+    await rows.execute(
+        "UPDATE host_charges SET from_at = from_at - $2::text::interval WHERE host_id = $1", host, interval
+    )
+
+
+async def test_there_is_one_leader_and_what_a_stale_one_writes_changes_nothing(database: Database, rows: Any) -> None:
+    store = LeaderStore(database)
+    first = await store.take("first", 60)
+    assert first is not None
+    assert await store.take("second", 60) is None
+    host = await reserved(LeadersHosts(database, first.token))
+    # As a process that was frozen for a minute.
+    await rows.execute("UPDATE capacity_leader SET until = now()")
+    assert not await store.renew(first.token, 60)
+    second = await store.take("second", 60)
+    assert second is not None
+    assert (second.service, second.token) == (first.service, first.token + 1)
+    stale = LeadersHosts(database, first.token)
+    for write in (
+        stale.move(host["id"], "creating"),
+        stale.end(host["id"], "gone"),
+        stale.fail(host["id"], "it failed"),
+        reserved(stale),
+        LeadersPools(database, first.token).put([]),
+    ):
+        with pytest.raises(NotLeading):
+            await write
+    (left,) = await HostStore(database).live()
+    assert (left["id"], left["state"]) == (host["id"], "wanted")
+
+
+async def test_a_host_costs_from_before_it_is_asked_for_until_it_is_known_to_be_gone(
+    database: Database, rows: Any, leader: LeadersHosts
+) -> None:
+    store = HostStore(database)
+    host = await reserved(leader)
+    await began_ago(rows, host["id"], "2 hours")
+    (row,) = await store.live()
+    assert row["cost"] == pytest.approx(2 * PRICE, rel=1e-3)
+    await leader.charge(host["id"], 0.01)
+    await leader.charge(host["id"], 0.01)
+    spent = (await store.spent())["p"]
+    assert spent["rate"] == 0.01
+    assert spent["total"] == pytest.approx(2 * PRICE, rel=1e-3)
+    # Not more than the running hour and day have had.
+    assert 0 < spent["hour"] <= PRICE + 1e-6
+    assert spent["hour"] <= spent["day"] <= spent["month"] <= spent["total"] + 1e-9
+    await leader.fail(host["id"], "SSH never answered")
+    await leader.end(host["id"], "the provider no longer has it")
+    ended = await store.find(host["id"])
+    assert ended is not None
+    assert (ended["state"], ended["failed_in"]) == ("failed", "wanted")
+    assert ended["cost"] == pytest.approx(2 * PRICE, rel=1e-3)
+    assert (await store.spent())["p"]["rate"] == 0
+    (failure,) = await store.failures(3600)
+    assert (failure["machine"], failure["failure"]) == ("m1", "SSH never answered")
+    assert [event["state"] for event in await store.events(host["id"])] == ["wanted", "failed"]
+    await leader.move(host["id"], "ready")
+    assert (await store.find(host["id"]) or {})["state"] == "failed"
+
+
+async def test_what_was_never_made_costs_nothing(database: Database, rows: Any, leader: LeadersHosts) -> None:
+    host = await reserved(leader)
+    await began_ago(rows, host["id"], "1 hour")
+    await leader.end(host["id"], "the offer was gone", charged=False)
+    assert (await HostStore(database).spent())["p"]["total"] == 0
+
+
+async def test_demand_is_what_no_server_runs(database: Database, rows: Any) -> None:
+    context = uuid7()
+    await rows.execute("INSERT INTO contexts (id, content) VALUES ($1, 'p')", context)
+    insert = """
+    INSERT INTO results (id, context_id, model, parameters, priority, wish, expires_at, available_at)
+    SELECT uuidv7(), $1, $2, $3, 0, $4, now() + $5::text::interval, now() + $6::text::interval
+    FROM generate_series(1, $7)
+    """
+    asked = {"max_tokens": 100}
+    await rows.set_type_codec(
+        "jsonb", schema="pg_catalog", encoder=lambda value: str(value).replace("'", '"'), decoder=str
+    )
+    await rows.execute(insert, context, "tiny", asked, "", None, "0", 5)
+    await rows.execute(insert, context, "tiny", asked, "", "90 seconds", "0", 2)
+    # In backoff, or for a server that is none of the hosts.
+    await rows.execute(insert, context, "tiny", asked, "", None, "1 hour", 1)
+    await rows.execute(insert, context, "tiny", asked, "server:mine", None, "0", 9)
+    await rows.execute("INSERT INTO usage VALUES (now()::date, 0, NULL, 'tiny', 11, 1, 0, 300, 1, NULL)")
+    tiny, other = await DemandStore(database).read(["tiny", "other"])
+    assert (tiny.waiting, tiny.running, tiny.tokens) == (8, 0, 30.0)
+    assert sum(count for _, count in tiny.deadlines) == 2
+    assert all(70 < seconds <= 90 for seconds, _ in tiny.deadlines)
+    assert tiny.arrived == 17
+    assert (other.waiting, other.tokens, other.deadlines) == (0, 0.0, ())
+
+
+async def test_pools_follow_their_definitions(database: Database, leader: LeadersHosts) -> None:
+    taken = await LeaderStore(database).read()
+    assert taken["leads"]
+    pools = LeadersPools(database, 1)
+    await pools.put(
+        [{"name": "a", "models": ["x", "y"], "settings": {"max": 2}}, {"name": "b", "models": ["z"], "settings": {}}]
+    )
+    await pools.planned({"a": {"actions": []}})
+    await pools.put([{"name": "a", "models": ["x"], "settings": {"max": 3}}])
+    (pool,) = await PoolStore(database).list()
+    assert (pool["name"], pool["models"], pool["settings"], pool["plan"]) == ("a", ["x"], {"max": 3}, {"actions": []})

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from nvidia_triton.providers.base import Offer, Removed
+
 
 class State(StrEnum):
     """A host's life. It bills from `creating` until it is `gone`, or `failed` once nothing of it is left."""
@@ -98,7 +100,8 @@ class Host:
     `machine`: the provider's machine, by which failures are remembered. `created`: since when it bills. `since`: when
     it took its state. `progress`: last sign that it gets on. `busy`: when its last claim was settled, or when it became
     ready. `running`: claims that are live. `locked`: not ended for want of work. `in_doubt`: nobody knows whether it
-    exists; it counts at its full price. `interrupted`: its provider took it away.
+    exists; it counts at its full price. `interrupted`: its provider took it away. `leaving`: somebody asked for its
+    end, so it is not taken back into service.
     """
 
     id: str
@@ -115,6 +118,7 @@ class Host:
     locked: bool = False
     in_doubt: bool = False
     interrupted: bool = False
+    leaving: bool = False
 
     @property
     def starting(self) -> bool:
@@ -126,28 +130,11 @@ class Host:
 
 
 @dataclass(frozen=True)
-class Offer:
-    """A machine that can be rented. `vram`: GB of each GPU; `price` includes storage."""
-
-    id: str
-    provider: str
-    machine: str
-    gpu: str
-    gpus: int
-    vram: float
-    price: float
-    driver: str = ""
-    cuda: str = ""
-    interruptible: bool = False
-
-
-@dataclass(frozen=True)
 class Market:
-    """A provider's answer for one pool. `removed`: offers that each condition of the query takes away, for the case
-    that none is left; `error`: why the provider could not be asked."""
+    """A provider's answer for one pool: offers, or what removes them; `error`: why the provider could not be asked."""
 
     offers: tuple[Offer, ...] = ()
-    removed: Mapping[str, int] = field(default_factory=dict)
+    removed: tuple[Removed, ...] = ()
     error: str = ""
 
 
@@ -171,8 +158,9 @@ class Spent:
 
 @dataclass(frozen=True)
 class Failure:
-    """A machine that failed: `step` is the state it failed in, `at` when."""
+    """A host that failed: `step` is the state it failed in, `at` when. A week of them is remembered."""
 
+    pool: str
     machine: str
     at: float
     step: str
@@ -224,13 +212,16 @@ Action = Rent | Drain | Undrain | Destroy
 
 
 class WaitReason(StrEnum):
-    """Why tickets of a model wait while nothing more is rented for them."""
+    """Why tickets of a model wait. `hosts_fail`: so many failed that the next one is put off; `not_yet`: `target_wait`
+    and the tickets' deadlines leave time to gather more work before one is rented."""
 
     BUDGET = "budget"
     NO_OFFER = "no_offer"
     HOST_STARTING = "host_starting"
     MAX_HOSTS = "max_hosts"
     HOSTS_BUSY = "hosts_busy"
+    HOSTS_FAIL = "hosts_fail"
+    NOT_YET = "not_yet"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 # Modules are compiled once, not at the start of each process.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help install install-gradio install-peers run test test-long test-clients demo compare fetch-model lint format migrate revision psql key keys revoke-key servers webhook-secret lock clean bench bench-peers crash-peers test-compose crashtest
+.PHONY: help install install-gradio install-peers run test test-long test-clients demo compare fetch-model lint format migrate revision psql key keys revoke-key servers hosts capacity webhook-secret lock clean bench bench-peers crash-peers test-compose crashtest
 
 PYTHON ?= python3
 # Files of tests at once; they wait for other processes most of the time.
@@ -99,6 +99,17 @@ servers: install ## list the servers, or change them: make servers ADD=gpu1 ADDR
 	elif [ -n "$${DISABLE:-}" ]; then $(LOCAL).database app.cli.servers disable "$$DISABLE"; \
 	elif [ -n "$${REMOVE:-}" ]; then $(LOCAL).database app.cli.servers remove "$$REMOVE"; \
 	else $(LOCAL).database app.cli.servers; fi
+
+hosts: install ## list the hosts that are or were rented: make hosts [FOLLOW=1], SHOW=host, DRAIN=, DESTROY=, LOCK=, UNLOCK= (docs/capacity.md)
+	@if [ -n "$${SHOW:-}" ]; then exec $(LOCAL).database app.cli.hosts show "$$SHOW"; \
+	elif [ -n "$${DRAIN:-}" ]; then exec $(LOCAL).database app.cli.hosts drain "$$DRAIN"; \
+	elif [ -n "$${DESTROY:-}" ]; then exec $(LOCAL).database app.cli.hosts destroy "$$DESTROY"; \
+	elif [ -n "$${LOCK:-}" ]; then exec $(LOCAL).database app.cli.hosts lock "$$LOCK"; \
+	elif [ -n "$${UNLOCK:-}" ]; then exec $(LOCAL).database app.cli.hosts unlock "$$UNLOCK"; \
+	else exec $(LOCAL).database app.cli.hosts list $${FOLLOW:+--follow}; fi
+
+capacity: install ## what is wanted of hosts, what is decided, and why: make capacity [FOLLOW=1]
+	@exec $(LOCAL).database app.cli.capacity $${FOLLOW:+--follow}
 
 webhook-secret: install ## print what signs webhooks: make webhook-secret OWNER=alice (ROTATE=1 makes a new one)
 	@$(LOCAL).database app.cli.webhooks $${OWNER:+"$$OWNER"} $${ROTATE:+--rotate}

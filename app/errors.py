@@ -140,6 +140,17 @@ class ServerListedElsewhere(AppError):
     title = "The server is listed in the environment or in a file"
 
 
+class HostNotFound(NotFound):
+    code = "host_not_found"
+    title = "No such host"
+
+
+class HostEnded(AppError):
+    code = "host_ended"
+    status = 409
+    title = "The host has ended"
+
+
 class AdapterNotFound(InvalidRequest):
     code = "lora_not_found"
     title = "The model has no such adapter"

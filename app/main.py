@@ -22,6 +22,7 @@ from app.api import comparison_streams
 from app.api import comparisons as comparisons_routes
 from app.api import contexts as contexts_routes
 from app.api import health as health_routes
+from app.api import hosts as hosts_routes
 from app.api import keys as keys_routes
 from app.api import models as models_routes
 from app.api import pages as pages_routes
@@ -86,6 +87,7 @@ from app.services.contexts import Contexts
 from app.services.conversations import Conversations
 from app.services.files import Files
 from app.services.health import Health, require_database
+from app.services.hosts import Hosts
 from app.services.image_fetching import ImageFetcher
 from app.services.inputs import Inputs
 from app.services.keys import Keys
@@ -167,7 +169,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # Not FastAPI's include_router: it would have each router look for its routes by itself, and the right one twice.
     for module in (
         *(models_routes, results_routes, streams_routes, contexts_routes, comparisons_routes, comparison_streams),
-        *(keys_routes, usage_routes, audit_routes, servers_routes, webhooks_routes, health_routes, pages_routes),
+        *(keys_routes, usage_routes, audit_routes, servers_routes, hosts_routes),
+        *(webhooks_routes, health_routes, pages_routes),
         *(chat, completions, responses, conversations, embeddings, images),
         *(files, uploads, batches, openai_models, tokens),
         *(anthropic, tgi, tgi_openai, protollm, semoss, semoss_generate),
@@ -233,6 +236,7 @@ def _lifespan(settings: Settings) -> Lifespan:
                 backlog=backlog,
                 fleet=fleet,
                 servers=Servers(database, settings, fleet),
+                hosts=Hosts(database),
                 wishes=wishes,
                 connections=Connections(),
                 spool=Spool(settings),

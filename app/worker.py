@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from functools import partial
 
 import uvloop
@@ -39,12 +39,10 @@ from app.queue.store import QueueStore
 from app.queue.unkept import UnkeptStore
 from app.services.catalog import Catalog
 from app.services.conversations import Conversations
-from app.services.health import Health, require_database
+from app.services.health import Health, migrated, require_database
 from app.telemetry import configure_logging, logger, tracing
 
 log = logger("worker")
-
-LOOK_AGAIN_SECONDS = 1.0
 
 
 async def run(settings: Settings, stop: asyncio.Event) -> None:
@@ -53,7 +51,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(settings))
         fleet = await stack.enter_async_context(open_fleet(settings, ServerStore(database)))
-        if not await _migrated(Health(database), stop):
+        if not await migrated(Health(database), stop):
             return
         store = QueueStore(database)
         events = EventStore(database)
@@ -96,27 +94,6 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         gc.freeze()
         await dispatcher.run(stop)
     log.info("stopped", name=name)
-
-
-async def _migrated(health: Health, stop: asyncio.Event) -> bool:
-    """Waits until the database is there and migrated; False when asked to stop before.
-
-    Raises:
-        DatabaseFault: no waiting mends what keeps this process from using it.
-    """
-    said = ""
-    while not stop.is_set():
-        state = await health.database()
-        if state.migrated:
-            return True
-        if state.lasting:
-            raise DatabaseFault(state.detail)
-        if state.detail != said:
-            said = state.detail
-            log.warning("waiting for the database", reason=said)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), LOOK_AGAIN_SECONDS)
-    return False
 
 
 async def _main(settings: Settings) -> None:

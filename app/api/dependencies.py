@@ -29,6 +29,7 @@ from app.services.contexts import Contexts
 from app.services.conversations import Conversations
 from app.services.files import Files
 from app.services.health import Health
+from app.services.hosts import Hosts
 from app.services.image_fetching import ImageFetcher
 from app.services.inputs import Inputs
 from app.services.keys import Keys
@@ -81,6 +82,7 @@ class Services:
     backlog: BacklogGauges
     fleet: Fleet
     servers: Servers
+    hosts: Hosts
     wishes: Wishes
     connections: Connections
     spool: Spool

@@ -121,10 +121,17 @@ class Cancellation(BaseModel):
 
 
 class WaitingState(BaseModel):
-    reason: str = Field(description="queued, no_server, model_loading, model_down or backoff")
-    detail: str | None = Field(
-        description="with model_down: since when, why, and what is done about it; with a wish: what its servers lack"
+    reason: str = Field(
+        description="queued, no_server, model_loading, model_down or backoff; of a model that has a pool of hosts also "
+        "host_starting, no_offer, budget, max_hosts, hosts_busy, hosts_fail or not_yet"
     )
+    detail: str | None = Field(
+        description="with model_down: since when, why, and what is done about it; with a wish: what its servers lack; "
+        "with a reason of hosts: what stands in the way"
+    )
+    host: str | None = Field(description="with host_starting: the host")
+    step: str | None = Field(description="with host_starting: what it does")
+    estimated_ready_at: datetime | None = Field(description="with host_starting")
     position: int = Field(
         description="among the owner's results for the model; 1 is next, 1001 is everything beyond 1,000"
     )

@@ -29,6 +29,10 @@ class Action(StrEnum):
     SERVER_ADDED = "server.added"
     SERVER_CHANGED = "server.changed"
     SERVER_REMOVED = "server.removed"
+    HOST_DRAINED = "host.drained"
+    HOST_DESTROYED = "host.destroyed"
+    HOST_LOCKED = "host.locked"
+    HOST_UNLOCKED = "host.unlocked"
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,7 @@ SELECT h.*, (SELECT coalesce(sum({_COST}), 0) FROM host_charges c WHERE c.host_i
 FROM hosts h
 """
 LIVE = _VIEW + "WHERE h.ended_at IS NULL ORDER BY h.id"
-# Those that live first, then the newest.
-RECENT = _VIEW + "WHERE h.id < $2 ORDER BY h.ended_at IS NOT NULL, h.id DESC LIMIT $1"
+RECENT = _VIEW + "WHERE h.id < $2 ORDER BY h.id DESC LIMIT $1"
 READ = _VIEW + "WHERE h.id = $1"
 BY_LABELS = "SELECT id, label, state, ended_at FROM hosts WHERE label = ANY ($1::text[])"
 EVENTS = "SELECT at, state, reason, progress FROM host_events WHERE host_id = $1 ORDER BY id"
@@ -66,6 +65,7 @@ FAIL = """
 UPDATE hosts SET failure = $2, failed_at = now(), failed_in = state
 WHERE id = $1 AND failure IS NULL AND ended_at IS NULL
 """
+KNOWN_AS = "UPDATE hosts SET provider_id = $2 WHERE id = $1"
 SERVED_AT = "UPDATE hosts SET server_id = $2, address = $3 WHERE id = $1"
 END = """
 WITH ended AS (
@@ -148,7 +148,7 @@ class HostStore:
         return await self._fetch(LIVE)
 
     async def recent(self, limit: int, before: UUID) -> Sequence[Row]:
-        """As `live`, and then those that ended, newest first."""
+        """Hosts that live or have ended, newest first, as `live` has them."""
         return await self._fetch(RECENT, limit, before)
 
     async def find(self, id_: UUID) -> Row | None:
@@ -236,6 +236,10 @@ class LeadersHosts:
         async with fenced(self._database, self._token) as connection:
             await connection.execute(MOVE, id_, state, reason, provider_id, server_id, address)
 
+    async def known_as(self, id_: UUID, provider_id: str) -> None:
+        async with fenced(self._database, self._token) as connection:
+            await connection.execute(KNOWN_AS, id_, provider_id)
+
     async def serve_at(self, id_: UUID, server_id: UUID, address: str) -> None:
         async with fenced(self._database, self._token) as connection:
             await connection.execute(SERVED_AT, id_, server_id, address)
@@ -262,10 +266,6 @@ class LeadersHosts:
             if await connection.fetchval(OPEN_PRICE, id_) != hourly_price:
                 await connection.execute(END_CHARGES, id_, True)
                 await connection.execute(CHARGE, id_, hourly_price)
-
-    async def end_charges(self, id_: UUID) -> None:
-        async with fenced(self._database, self._token) as connection:
-            await connection.execute(END_CHARGES, id_, True)
 
     async def count_work(self) -> dict[UUID, int]:
         """Writes down what hosts have done; returns how many claims each has now."""

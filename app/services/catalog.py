@@ -24,9 +24,16 @@ DESCRIBE_TIMEOUT_SECONDS = 3.0
 NAMES_SHOWN = 50
 DRAINED = "Its server is drained: it finishes what it has, and gets nothing more."
 NOT_SERVED = "No server of the fleet that can be reached has this model."
+SLEEPS = "No host runs it now: a request has one started."
 REMEMBER = """
 INSERT INTO models (name, version) SELECT * FROM unnest($1::text[], $2::text[])
 ON CONFLICT (name) DO UPDATE SET version = excluded.version, last_seen_at = now()
+"""
+# Models of pools take requests before a host has ever served them.
+EVER_SERVED = """
+SELECT name, max(version) AS version, bool_or(pooled) AS pooled FROM (
+    SELECT name, version, false AS pooled FROM models UNION ALL SELECT unnest(models), '', true FROM pools
+) known GROUP BY name ORDER BY name
 """
 SET_ASIDE = "set_aside"
 WaitingReason = Literal["queued", "no_server", "model_loading", "model_down", "backoff"]
@@ -68,8 +75,8 @@ class Catalog:
         """Every model the fleet has or had, as Triton tells it now."""
         await self._refresh(PATIENCE_SECONDS)
         served = self._served()
-        for name, version in await self._ever_served():
-            served.setdefault(name, CatalogEntry(name, version, "unavailable", NOT_SERVED))
+        for name, version, pooled in await self._ever_served():
+            served.setdefault(name, CatalogEntry(name, version, "unavailable", SLEEPS if pooled else NOT_SERVED))
         return sorted(served.values(), key=lambda entry: entry.name)
 
     async def describe(self, name: str) -> tuple[CatalogEntry, dict[str, Any]]:
@@ -113,7 +120,7 @@ class Catalog:
             # A server that has just joined may be known by its own probe.
             await self.remember()
         if fresh or self._ever is None:
-            self._ever = frozenset(name for name, _ in await self._ever_served())
+            self._ever = frozenset(name for name, _, _ in await self._ever_served())
         return self._ever | self._known
 
     async def remember(self) -> None:
@@ -223,10 +230,11 @@ class Catalog:
             rows = await connection.fetch("SELECT name, first_seen_at FROM models")
         return {row["name"]: int(row["first_seen_at"].timestamp()) for row in rows}
 
-    async def _ever_served(self) -> list[tuple[str, str]]:
+    async def _ever_served(self) -> list[tuple[str, str, bool]]:
+        """Names, versions, and whether a pool has hosts for them."""
         async with self._database.hot() as connection:
-            rows = await connection.fetch("SELECT name, version FROM models ORDER BY name")
-        return [(row["name"], row["version"]) for row in rows]
+            rows = await connection.fetch(EVER_SERVED)
+        return [(row["name"], row["version"], row["pooled"]) for row in rows]
 
 
 def said_of(row: SetAside) -> str:

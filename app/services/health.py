@@ -1,5 +1,7 @@
 """Whether this process can do its work."""
 
+import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,11 @@ from app.db.connect import Connector
 from app.db.engine import HOT_SETTINGS, Database, open_database
 from app.db.faults import DatabaseFault, diagnose, is_unavailable
 from app.errors import DatabaseUnavailable
+from app.telemetry import logger
 
+log = logger("health")
+
+LOOK_AGAIN_SECONDS = 1.0
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 
 
@@ -57,6 +63,27 @@ class Health:
                 f"The database is at revision {revision}, the code expects {self._newest}; run `make migrate`.",
             )
         return DatabaseHealth(True, True, "")
+
+
+async def migrated(health: Health, stop: asyncio.Event) -> bool:
+    """Waits until the database is there and migrated; False when asked to stop before.
+
+    Raises:
+        DatabaseFault: no waiting mends what keeps this process from using it.
+    """
+    said = ""
+    while not stop.is_set():
+        state = await health.database()
+        if state.migrated:
+            return True
+        if state.lasting:
+            raise DatabaseFault(state.detail)
+        if state.detail != said:
+            said = state.detail
+            log.warning("waiting for the database", reason=said)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), LOOK_AGAIN_SECONDS)
+    return False
 
 
 async def require_database(settings: Settings) -> None:

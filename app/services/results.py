@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -24,12 +24,15 @@ from app.queue.ticket import Phase, Status, phase_of
 from app.queue.unkept import UnkeptStore
 from app.services.audit import actor_of
 from app.services.callers import Caller
-from app.services.catalog import Catalog, WaitingReason
+from app.services.catalog import Catalog
 from app.services.pages import Listed, Page, Window, fetch_bounded_page
+from app.services.plans import Plans
 from app.services.retention import removed_or
 from app.services.wishes import Wish, Wishes
 
 LOOK_AGAIN_SECONDS = 2.0
+# Where a host would help.
+PLANNED_FOR = ("queued", "no_server")
 
 # The request, as it came, is no part of what a list shows.
 _LISTED = [column for column in results.c if column is not results.c.request]
@@ -50,9 +53,13 @@ class Filters:
 class Waiting:
     """`position` 1 is next; beyond the store's limit it stays at the limit plus one. `detail` explains more."""
 
-    reason: WaitingReason
+    reason: str
     position: int
     detail: str | None = None
+    # The host that is started for it: its id, what it does, and when it is to be ready.
+    host: str | None = None
+    step: str | None = None
+    estimated_ready_at: datetime | None = None
 
 
 class Results:
@@ -69,6 +76,7 @@ class Results:
         self._store = store
         self._catalog = catalog
         self._wishes = wishes
+        self._plans = Plans(database)
         self._board = board
         self._unkept = UnkeptStore(database)
         self._reading: dict[tuple[UUID, int], asyncio.Task[Mapping[str, Any]]] = {}
@@ -128,14 +136,17 @@ class Results:
         """Why a queued result does not run yet; None for every other one."""
         if phase(row) != Phase.QUEUED:
             return None
-        reason = self._catalog.waiting_reason(row["model"])
+        reason: str = self._catalog.waiting_reason(row["model"])
         if reason == "queued" and row["available_at"] > datetime.now(UTC):
             reason = "backoff"
         _, detail = self._catalog.state_of(row["model"])
         if row["wish"] and (unmet := self._wishes.unmet(Wish.of(row["wish"]), row["model"])):
             reason, detail = "no_server", unmet
         position = await self._store.position(row["model"], row["rank"], row["id"], row["owner_id"], row["wish"])
-        return Waiting(reason, position, detail or None)
+        waiting = Waiting(reason, position, detail or None)
+        if reason in PLANNED_FOR and not row["wish"] and (planned := await self._plans.of(row["model"])) is not None:
+            return replace(waiting, **planned)
+        return waiting
 
     async def _read_together(self, id_: UUID, owner_id: int) -> Mapping[str, Any]:
         """Thousands may wait for one result: those who look at the same moment share one query."""

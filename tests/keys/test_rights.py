@@ -66,6 +66,13 @@ ROUTES: dict[tuple[str, str], Scope | None] = {
     ("GET", "/servers/{server_id}"): ADMINS,
     ("PATCH", "/servers/{server_id}"): ADMINS,
     ("DELETE", "/servers/{server_id}"): ADMINS,
+    ("GET", "/hosts/"): ADMINS,
+    ("GET", "/hosts/{host_id}"): ADMINS,
+    ("POST", "/hosts/{host_id}/drain"): ADMINS,
+    ("POST", "/hosts/{host_id}/destroy"): ADMINS,
+    ("POST", "/hosts/{host_id}/lock"): ADMINS,
+    ("POST", "/hosts/{host_id}/unlock"): ADMINS,
+    ("GET", "/capacity/"): ADMINS,
     ("POST", "/v1/chat/completions"): SUBMITS,
     ("GET", "/v1/chat/completions/{completion_id}"): READS,
     ("POST", "/v1/completions"): SUBMITS,
@@ -135,7 +142,7 @@ REFUSED = range(400, 500)
 
 def concrete(path: str) -> str:
     """The path with ids of nothing."""
-    for name in ("context_id", "result_id", "delivery_id", "comparison_id", "key_id", "server_id"):
+    for name in ("context_id", "result_id", "delivery_id", "comparison_id", "key_id", "server_id", "host_id"):
         path = path.replace(f"{{{name}}}", str(uuid4()))
     for name, prefix in (("completion_id", "chatcmpl-"), ("response_id", "resp_"), ("file_id", "file-")):
         path = path.replace(f"{{{name}}}", prefix + uuid4().hex)

@@ -291,6 +291,18 @@ class ModelNotAllowed(AppError):
     title = "The API key is not for this model"
 
 
+class TooManyGuesses(AppError):
+    code = "too_many_guesses"
+    status = 429
+    title = "Too many wrong keys"
+
+
+class ForeignForm(AppError):
+    code = "foreign_form"
+    status = 403
+    title = "The form was not made for this browser"
+
+
 class LimitReached(AppError):
     """A limit of the key; nothing was stored. `seconds` until it is worth trying again, `limit` is the key's field."""
 

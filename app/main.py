@@ -60,6 +60,7 @@ from app.api.security import Entrance, no_route, require_declared
 from app.api.spool import Spool
 from app.background import Background
 from app.config import Settings, SettingsError, load_settings
+from app.console import ask, login, overview, ticket, tickets
 from app.db.engine import open_database
 from app.db.faults import DATABASE_FAULT, DatabaseFault
 from app.fleet.fleet import open_fleet
@@ -72,7 +73,7 @@ from app.prompts.templates import Templates
 from app.prompts.tokenizers import Tokenizers
 from app.queue.deliveries import DeliveryStore
 from app.queue.events import EVENTS_CHANNEL
-from app.queue.notify import Listener, SettledBoard, both
+from app.queue.notify import Listener, SettledBoard, all_of
 from app.queue.outputs import OutputStore
 from app.queue.servers import SERVERS_CHANNEL, ServerStore
 from app.queue.statements.channels import SETTLED_CHANNEL
@@ -95,10 +96,14 @@ from app.services.limits import Limits
 from app.services.loading import Loader
 from app.services.outbound import Sender
 from app.services.outputs import Outputs
+from app.services.overview import Overviews
+from app.services.pulse import Pulse
 from app.services.results import Results
 from app.services.servers import Servers
+from app.services.sessions import Sessions
 from app.services.streams import Streams
 from app.services.submissions import Submissions
+from app.services.ticket_list import TicketList
 from app.services.uploads import Uploads
 from app.services.usage import Usage
 from app.services.webhooks import Webhooks
@@ -174,6 +179,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         *(chat, completions, responses, conversations, embeddings, images),
         *(files, uploads, batches, openai_models, tokens),
         *(anthropic, tgi, tgi_openai, protollm, semoss, semoss_generate),
+        *(overview, tickets, ticket, ask, login),
     ):
         app.router.routes.extend(module.router.routes)
     require_declared(app, open_paths)
@@ -207,6 +213,9 @@ def _lifespan(settings: Settings) -> Lifespan:
             backlog = BacklogGauges(database, catalog)
             stack.push_async_callback(backlog.close)
             parsers = Parsers(settings)
+            keys = Keys(database)
+            servers = Servers(database, settings, fleet)
+            pulse = Pulse()
             services = Services(
                 settings=settings,
                 contexts=contexts,
@@ -225,7 +234,7 @@ def _lifespan(settings: Settings) -> Lifespan:
                 catalog=catalog,
                 adapters=Adapters(catalog, settings),
                 health=Health(database),
-                keys=Keys(database),
+                keys=keys,
                 limits=limits,
                 usage=Usage(database),
                 audit=Audit(database),
@@ -235,12 +244,16 @@ def _lifespan(settings: Settings) -> Lifespan:
                 batches=Batches(database, store, stored_files, settings),
                 backlog=backlog,
                 fleet=fleet,
-                servers=Servers(database, settings, fleet),
+                servers=servers,
                 hosts=Hosts(database),
                 wishes=wishes,
                 connections=Connections(),
                 spool=Spool(settings),
                 bodies=BodyRoom(settings),
+                sessions=Sessions(database, keys),
+                ticket_list=TicketList(database),
+                overviews=Overviews(database, catalog, servers),
+                pulse=pulse,
             )
             loader = Loader(
                 database, stored_files, preparing(replace(services, images=None)), services.batches.arrived, settings
@@ -248,7 +261,7 @@ def _lifespan(settings: Settings) -> Lifespan:
             listener = Listener(
                 settings.listen_arguments,
                 {
-                    SETTLED_CHANNEL: both(board.received, streams.announced),
+                    SETTLED_CHANNEL: all_of(board.received, streams.announced, pulse.announced),
                     EVENTS_CHANNEL: streams.announced,
                     SERVERS_CHANNEL: catalog.servers_announced,
                 },

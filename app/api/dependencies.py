@@ -35,11 +35,15 @@ from app.services.inputs import Inputs
 from app.services.keys import Keys
 from app.services.limits import Limits
 from app.services.outputs import Outputs
+from app.services.overview import Overviews
 from app.services.pages import Page, Window
+from app.services.pulse import Pulse
 from app.services.results import Results
 from app.services.servers import Servers
+from app.services.sessions import Sessions
 from app.services.streams import Streams
 from app.services.submissions import Submissions
+from app.services.ticket_list import TicketList
 from app.services.uploads import Uploads
 from app.services.usage import Usage
 from app.services.webhooks import Webhooks
@@ -87,6 +91,10 @@ class Services:
     connections: Connections
     spool: Spool
     bodies: BodyRoom
+    sessions: Sessions
+    ticket_list: TicketList
+    overviews: Overviews
+    pulse: Pulse
 
 
 def services_of(request: Request) -> Services:

@@ -28,11 +28,17 @@ router = APIRouter(route_class=GuardedRoute, dependencies=[OPEN], include_in_sch
 
 @router.get("/")
 async def index(request: Request) -> Response:
-    """A browser is sent to the documentation; other clients get links."""
+    """A browser is sent to the console; other clients get links."""
     root = root_of(request)
     if "text/html" in request.headers.get("accept", ""):
-        return RedirectResponse(f"{root}/docs", 302)
-    paths = {"docs": "/docs", "openapi": "/openapi.json", "health": "/health/ready", "openai": "/v1"}
+        return RedirectResponse(f"{root}/console/", 302)
+    paths = {
+        "console": "/console/",
+        "docs": "/docs",
+        "openapi": "/openapi.json",
+        "health": "/health/ready",
+        "openai": "/v1",
+    }
     links = {name: root + path for name, path in paths.items()}
     return JSONResponse({"title": request.app.title, "version": request.app.version, "links": links})
 

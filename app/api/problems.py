@@ -3,7 +3,7 @@ Anthropic, below /tgi as TGI."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -37,6 +37,8 @@ OPENAI_PREFIX, TGI_PREFIX = "/v1", "/tgi"
 MESSAGES_PREFIX, MODELS_PREFIX = "/v1/messages", "/v1/models"
 # By the first Anthropic's clients are known where OpenAI's have the same path; the other has the request's id for them.
 ANTHROPIC_VERSION, ANTHROPIC_ID = b"anthropic-version", "request-id"
+# In a request's state.
+RENDERS_ERRORS = "renders_errors"
 # What vLLM's clients find beside it.
 OPENAI_PATHS = ("/tokenize", "/detokenize")
 
@@ -81,7 +83,10 @@ def is_anthropic(scope: Scope) -> bool:
 
 
 def error_response(scope: Scope, error: AppError) -> Response:
-    """In the shape that the client expects."""
+    """In the shape that the client expects; a route that renders its errors itself says so in the request's state."""
+    rendered: Callable[[Scope, AppError], Response] | None = scope["state"].get(RENDERS_ERRORS)
+    if rendered is not None:
+        return rendered(scope, error)
     path = route_path(scope)
     if is_anthropic(scope):
         id_: str = scope["state"]["request_id"]

@@ -88,6 +88,10 @@ class GuardedRoute(StrictJsonRoute):
         # A request meets many routes that are not its own, and their patterns take longer to say so.
         return super().matches(scope) if self._fixed_part in scope["path"] else (Match.NONE, {})
 
+    async def authenticate(self, services: Services, scope: Connection) -> Caller:
+        """Whose request this is; raises Unauthorized where it is nobody's."""
+        return await authenticate(services, scope)
+
     async def handle(self, scope: Connection, receive: Receive, send: Send) -> None:
         access = self.access
         if access is None:
@@ -95,7 +99,7 @@ class GuardedRoute(StrictJsonRoute):
         offered = not self.methods or scope["method"] in self.methods
         if access.scope is not None:
             services: Services = scope["state"]["services"]
-            caller = await authenticate(services, scope)
+            caller = await self.authenticate(services, scope)
             if offered:
                 _require(caller, access.scope)
             await services.limits.admit(
@@ -127,7 +131,7 @@ async def authenticate(services: Services, scope: Connection) -> Caller:
         caller = await services.keys.caller(key)
     else:
         # Some clients insist on a key: any word is taken for none where none is needed.
-        keyless = _keyless(services, scope)
+        keyless = keyless_caller(services, scope)
         if keyless is None and key:
             keyless = await services.keys.caller(key)
         if keyless is None:
@@ -151,7 +155,7 @@ def _given_key(scope: Connection) -> str:
     return other if other and not KEY.fullmatch(token) else token
 
 
-def _keyless(services: Services, scope: Connection) -> Caller | None:
+def keyless_caller(services: Services, scope: Connection) -> Caller | None:
     """The caller of a request without a key; None where it needs one."""
     access = services.settings.keyless_access
     if access is KeylessAccess.NONE:

@@ -76,12 +76,12 @@ class Listener:
         self._callbacks[channel](payload)
 
 
-def both(first: Callable[[str], None], second: Callable[[str], None]) -> Callable[[str], None]:
-    """One callback for two who listen to the same channel."""
+def all_of(*callbacks: Callable[[str], None]) -> Callable[[str], None]:
+    """One callback for several who listen to the same channel."""
 
     def call(payload: str) -> None:
-        first(payload)
-        second(payload)
+        for each in callbacks:
+            each(payload)
 
     return call
 

@@ -28,6 +28,7 @@ ALPHABET = digits + ascii_letters
 SECRET_CHARS = 43
 KEY = re.compile(rf"{PREFIX}[0-9A-Za-z]{{{SECRET_CHARS}}}")
 HINT_CHARS = 4
+UNKNOWN = "This API key is not known here: check it, or have a new one made with `make key NAME=...`."
 
 # Bounds of what a key may be given.
 LONGEST_DAYS = 36_500
@@ -130,15 +131,16 @@ class Keys:
         Raises:
             Unauthorized: nobody's; or it has expired, or was revoked.
         """
-        row = None
-        if KEY.fullmatch(key):
-            digest = sha256(key.encode()).digest()
-            entry = self._known.get(digest) or self._unknown.get(digest)
-            row = entry[1] if entry is not None else await self._ask_once(digest)
+        if not KEY.fullmatch(key):
+            raise Unauthorized(UNKNOWN)
+        return await self.caller_of(sha256(key.encode()).digest())
+
+    async def caller_of(self, digest: bytes) -> Caller:
+        """As `caller`, of the key with this SHA-256."""
+        entry = self._known.get(digest) or self._unknown.get(digest)
+        row = entry[1] if entry is not None else await self._ask_once(digest)
         if row is None:
-            raise Unauthorized(
-                "This API key is not known here: check it, or have a new one made with `make key NAME=...`."
-            )
+            raise Unauthorized(UNKNOWN)
         if row["revoked_at"] is not None:
             raise ApiKeyRevoked("This API key was revoked: have a new one made with `make key NAME=...`.")
         if row["expires_at"] is not None and row["expires_at"] <= datetime.now(UTC):

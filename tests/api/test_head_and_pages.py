@@ -78,12 +78,12 @@ async def test_the_health_checks_of_other_servers(service: Service) -> None:
     assert (await service.client.get("/version")).json() == {"version": "0.1.0"}
 
 
-async def test_the_root_leads_a_browser_to_the_docs_and_others_to_links(service: Service) -> None:
+async def test_the_root_leads_a_browser_to_the_console_and_others_to_links(service: Service) -> None:
     answer = await service.client.get("/", headers=BROWSER)
-    assert (answer.status_code, answer.headers["location"]) == (302, "/docs")
+    assert (answer.status_code, answer.headers["location"]) == (302, "/console/")
     links = (await service.client.get("/")).json()["links"]
     assert links["docs"] == "/docs"
-    for path in (links["docs"], links["openapi"], links["health"]):
+    for path in (links["console"], links["docs"], links["openapi"], links["health"]):
         assert (await service.client.get(path)).status_code == 200, path
 
 

@@ -91,8 +91,8 @@ async def check(client: httpx.AsyncClient, key: str) -> None:
     assert (await client.get(page.links["next"]["url"])).json()[0]["id"] == made.json()["id"]
 
     home = await client.get("/llm/", headers={"Accept": "text/html"})
-    assert (home.status_code, home.headers["location"]) in ((302, "/llm/docs"), (302, f"{address}/llm/docs"))
-    for name in ("/docs", "/redoc"):
+    assert (home.status_code, home.headers["location"]) in ((302, "/llm/console/"), (302, f"{address}/llm/console/"))
+    for name in ("/docs", "/redoc", "/console/"):
         html = (await client.get("/llm" + name)).text
         urls = re.findall(r"""(?:src|href|spec-url)=["']([^"']+)["']|url: '([^']+)'""", html)
         for url in (first or second for first, second in urls):

@@ -7,7 +7,15 @@ from app.db.tables.conversations import conversation_items, conversations
 from app.db.tables.files import batches, file_chunks, files
 from app.db.tables.hosts import capacity_leader, host_charges, host_events, hosts, pools
 from app.db.tables.models import models, set_aside_models
-from app.db.tables.owners import api_keys, audit, idempotency_keys, owners, request_counts, usage
+from app.db.tables.owners import (
+    api_keys,
+    audit,
+    console_sessions,
+    idempotency_keys,
+    owners,
+    request_counts,
+    usage,
+)
 from app.db.tables.results import attempts, output_files, result_events, results
 from app.db.tables.servers import server_slots, servers
 from app.db.tables.uploads import uploads
@@ -20,6 +28,7 @@ __all__ = [
     "batches",
     "capacity_leader",
     "comparisons",
+    "console_sessions",
     "contexts",
     "conversation_items",
     "conversations",

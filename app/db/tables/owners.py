@@ -69,6 +69,17 @@ api_keys = Table(
     Column("storage_bytes", BigInteger),
 )
 
+# Browsers that are logged in at the console; a session ends with its key.
+console_sessions = Table(
+    "console_sessions",
+    metadata,
+    # SHA-256 of the cookie's token, which is random.
+    Column("digest", LargeBinary, primary_key=True),
+    Column("key_id", UUID, ForeignKey("api_keys.id", ondelete="CASCADE"), nullable=False),
+    Column("created_at", Moment, nullable=False, server_default=func.now()),
+    Column("expires_at", Moment, nullable=False),
+)
+
 # One row for each Idempotency-Key of the last day; `resource_id` is what it made.
 idempotency_keys = Table(
     "idempotency_keys",

@@ -1,0 +1,76 @@
+"""A page and its live parts: one address, which as an event stream tells what of the page has changed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
+
+from fastapi import Request, Response
+from pydantic_core import to_json
+
+from app.api.dependencies import services_of
+from app.api.sse import EventStream, event_bytes
+from app.console.entrance import cookie_of, form_token_of, with_cookie
+from app.console.render import ENVIRONMENT, common, html
+
+LIVE = "live_"
+RETRY_MILLISECONDS = 2000
+
+Gather = Callable[[], Awaitable[dict[str, Any]]]
+
+
+def wants_events(request: Request) -> bool:
+    return "text/event-stream" in request.headers.get("accept", "")
+
+
+async def page(request: Request, template: str, gather: Gather) -> Response:
+    """The page, or for a browser that shows it already the stream of its changes.
+
+    Parts that change are the template's blocks whose names begin with LIVE, in elements with these ids.
+    """
+    form = form_token_of(request)
+    if wants_events(request):
+        return EventStream(_changes(request, template, gather, form))
+    return with_cookie(request, html(request.scope, template, form=form, **await gather()))
+
+
+async def _changes(request: Request, template: str, gather: Gather, form: str) -> AsyncGenerator[bytes]:
+    services = services_of(request)
+    parts = Parts(request, template, form)
+    yield b"retry: %d\n\n" % RETRY_MILLISECONDS
+    with services.pulse.watching() as event:
+        while not services.streams.closed and await still_known(request):
+            for each in parts.changed(await gather()):
+                yield each
+            await services.pulse.beat(event)
+    yield event_bytes(b"{}", "ended")
+
+
+class Parts:
+    """The live parts of a page as the browser has them."""
+
+    def __init__(self, request: Request, template: str, form: str) -> None:
+        self._template = ENVIRONMENT.get_template(template)
+        self._common = common(request.scope) | {"form": form}
+        self._sent: dict[str, str] = {}
+
+    def changed(self, values: dict[str, Any]) -> list[bytes]:
+        """An event for each part that is not as it was sent before."""
+        context = self._template.new_context(self._common | values)
+        events = []
+        for name, block in self._template.blocks.items():
+            if name.startswith(LIVE):
+                made = "".join(block(context))
+                if self._sent.get(name) != made:
+                    self._sent[name] = made
+                    events.append(event_bytes(to_json({"part": name, "html": made}), "part"))
+        return events
+
+
+async def still_known(request: Request) -> bool:
+    """Whether the browser's session goes on; without one it was admitted for where it is."""
+    token = cookie_of(request.scope)
+    if token is None or request.state.caller.key_id is None:
+        return True
+    caller = await services_of(request).sessions.caller(token)
+    return caller is not None

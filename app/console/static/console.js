@@ -1,0 +1,99 @@
+// Times in the reader's zone, parts of the page as they change, and the keyboard.
+
+const exact = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "long" });
+const sameDay = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
+const otherDay = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+
+function localise(part) {
+  for (const time of part.querySelectorAll("time[datetime]")) {
+    const moment = new Date(time.dateTime);
+    const today = moment.toDateString() === new Date().toDateString();
+    time.textContent = (today ? sameDay : otherDay).format(moment);
+    time.title = `${exact.format(moment)} (${time.dateTime})`;
+  }
+}
+
+let stream = null;
+let chosen = -1;
+
+function say(text) {
+  document.getElementById("live-state").textContent = text;
+}
+
+function follow() {
+  if (stream || document.hidden || document.documentElement.dataset.live !== "on") return;
+  stream = new EventSource(location.href.split("#")[0]);
+  stream.addEventListener("open", () => {
+    say("live");
+    // What comes now is told from its beginning.
+    const growing = document.querySelector("[data-growing]");
+    if (growing) growing.textContent = "";
+  });
+  stream.addEventListener("part", (event) => {
+    const { part, html } = JSON.parse(event.data);
+    const place = document.getElementById(part);
+    if (!place || place.contains(document.activeElement) && document.activeElement.matches("textarea, input")) return;
+    const growing = place.querySelector("[data-growing]");
+    const told = growing ? growing.textContent : "";
+    place.innerHTML = html;
+    const again = place.querySelector("[data-growing]");
+    if (again) again.textContent = told;
+    localise(place);
+    mark();
+  });
+  stream.addEventListener("text", (event) => {
+    const growing = document.querySelector("[data-growing]");
+    if (growing) growing.append(JSON.parse(event.data).text);
+  });
+  stream.addEventListener("ended", () => leave(""));
+  stream.addEventListener("error", () => {
+    say(stream && stream.readyState === EventSource.CLOSED ? "not live: load the page again" : "reconnecting…");
+  });
+}
+
+function leave(text) {
+  if (stream) stream.close();
+  stream = null;
+  say(text);
+}
+
+function rows() {
+  return [...document.querySelectorAll("table.rows tbody tr")].filter((row) => row.querySelector("a"));
+}
+
+function mark() {
+  rows().forEach((row, number) => row.classList.toggle("here", number === chosen));
+}
+
+function move(by) {
+  const all = rows();
+  if (!all.length) return;
+  chosen = Math.max(0, Math.min(all.length - 1, chosen + by));
+  mark();
+  all[chosen].querySelector("a").focus();
+  all[chosen].scrollIntoView({ block: "nearest" });
+}
+
+let before = "";
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, textarea, select")) return;
+  const links = { o: 0, t: 1, a: 2 };
+  if (before === "g" && event.key in links) {
+    document.querySelectorAll("nav a")[links[event.key]]?.click();
+  } else if (event.key === "/") {
+    const search = document.querySelector("input[type=search]");
+    if (search) { event.preventDefault(); search.focus(); }
+  } else if (event.key === "j") {
+    move(1);
+  } else if (event.key === "k") {
+    move(-1);
+  } else if (event.key === "?") {
+    document.getElementById("keys").showModal();
+  }
+  before = event.key;
+});
+document.addEventListener("visibilitychange", () => (document.hidden ? leave("paused") : follow()));
+addEventListener("pagehide", () => leave(""));
+
+localise(document);
+follow();

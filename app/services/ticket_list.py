@@ -1,0 +1,163 @@
+"""Tickets as people look for them: filters that combine, the beginnings of texts, and how many there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Select, Text, and_, cast, func, literal, or_, select, true
+
+from app.db.engine import Database
+from app.db.ids import lowest_at
+from app.db.tables import contexts, results
+from app.services.callers import Caller
+from app.services.pages import Page
+
+# Numbers are exact up to this.
+MOST_COUNTED = 10_000
+# What no index finds is looked for among so many of the newest.
+SEARCHED = 20_000
+BEGINNING_CHARS = 160
+
+
+class State(StrEnum):
+    """Status and phase in one word."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """Which tickets; `text` is looked for in prompts, answers and errors, whatever its case."""
+
+    state: State | None = None
+    model: str | None = None
+    reference: str | None = None
+    batch_id: UUID | None = None
+    server: str | None = None
+    error_code: str | None = None
+    text: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+    @property
+    def bounded(self) -> bool:
+        """Whether it looks only among the newest SEARCHED tickets that the rest of it leaves."""
+        return bool(self.server or self.error_code or self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """`exact` is False where there are more than `number`."""
+
+    number: int
+    exact: bool
+
+
+_LAST_SAID = contexts.c.messages[-1]["content"]
+_SHOWN: tuple[ColumnElement[Any], ...] = (
+    *(
+        results.c[name]
+        for name in (
+            *("id", "model", "status", "attempt_token", "cancel_requested_at", "created_at", "started_at"),
+            *("completed_at", "completion_tokens", "server", "error_code", "batch_id", "client_reference", "task"),
+        )
+    ),
+    func.left(results.c.error_message, BEGINNING_CHARS).label("error"),
+    func.left(results.c.output, BEGINNING_CHARS).label("answer"),
+    func.left(func.coalesce(contexts.c.content, _LAST_SAID.astext, cast(_LAST_SAID, Text)), BEGINNING_CHARS).label(
+        "prompt"
+    ),
+)
+
+
+class TicketList:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def page(self, caller: Caller, search: Search, limit: int, before: UUID | None = None) -> Page:
+        """The newest of the caller's tickets that the search finds; `before` is the last id of the page before."""
+        found = _found(caller, search, before).order_by(results.c.id.desc()).limit(limit + 1).subquery()
+        query = (
+            select(*_SHOWN)
+            .join_from(results, contexts, contexts.c.id == results.c.context_id, isouter=True)
+            .where(results.c.id.in_(select(found.c.id)))
+            .order_by(results.c.id.desc())
+        )
+        async with self._database.reading() as queries:
+            rows = await queries.rows(query)
+        more = len(rows) > limit
+        rows = rows[:limit]
+        return Page(rows, rows[-1]["id"] if more else None)
+
+    async def count(self, caller: Caller, search: Search) -> Counted:
+        """How many it finds, of all pages."""
+        found = _found(caller, search).limit(MOST_COUNTED + 1).subquery()
+        async with self._database.reading() as queries:
+            number = await queries.value(select(func.count()).select_from(found))
+        return Counted(min(number, MOST_COUNTED), number <= MOST_COUNTED)
+
+    async def ids(self, caller: Caller, search: Search) -> list[UUID]:
+        """The newest MOST_COUNTED that it finds, newest first."""
+        found = _found(caller, search).order_by(results.c.id.desc()).limit(MOST_COUNTED)
+        async with self._database.reading() as queries:
+            return [row["id"] for row in await queries.rows(found)]
+
+
+def _found(caller: Caller, search: Search, before: UUID | None = None) -> Select[Any]:
+    """Ids of tickets."""
+    indexed = [results.c.owner_id == caller.owner_id, *_indexed(search)]
+    if not search.bounded:
+        return select(results.c.id).where(*indexed, *_before(results.c.id, before))
+    newest = select(results.c.id).where(*indexed).order_by(results.c.id.desc()).limit(SEARCHED).subquery()
+    query = select(results.c.id).join_from(newest, results, results.c.id == newest.c.id)
+    for name in ("server", "error_code"):
+        if value := getattr(search, name):
+            query = query.where(results.c[name] == value)
+    if search.text:
+        pattern = f"%{_escaped(search.text)}%"
+        said = (results.c.output, results.c.error_message, contexts.c.content, cast(contexts.c.messages, Text))
+        query = query.join(contexts, contexts.c.id == results.c.context_id, isouter=True)
+        query = query.where(or_(*(column.ilike(pattern, escape="\\") for column in said)))
+    return query.where(*_before(results.c.id, before))
+
+
+def _indexed(search: Search) -> Sequence[ColumnElement[bool]]:
+    where: list[ColumnElement[bool]] = []
+    if search.state is not None:
+        where.append(_in_state(search.state))
+    for column, value in (
+        (results.c.model, search.model),
+        (results.c.client_reference, search.reference),
+        (results.c.batch_id, search.batch_id),
+    ):
+        if value is not None:
+            where.append(column == value)
+    if search.created_after is not None:
+        where += [results.c.id >= lowest_at(search.created_after), results.c.created_at >= search.created_after]
+    if search.created_before is not None:
+        where.append(results.c.id < lowest_at(search.created_before))
+    return where
+
+
+def _in_state(state: State) -> ColumnElement[bool]:
+    if state in (State.COMPLETED, State.FAILED):
+        return results.c.status == state.value
+    claimed = results.c.attempt_token.is_not(None)
+    return and_(results.c.status == "pending", claimed if state is State.RUNNING else ~claimed)
+
+
+def _before(column: ColumnElement[UUID], id_: UUID | None) -> Sequence[ColumnElement[bool]]:
+    return (true(),) if id_ is None else (column < literal(id_),)
+
+
+def _escaped(text: str) -> str:
+    """As LIKE takes it literally."""
+    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")

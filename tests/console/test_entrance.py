@@ -1,0 +1,226 @@
+"""Who gets to see the pages, and that nothing changes but by a form made for the browser that sends it."""
+
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+from fastapi.routing import iter_route_contexts
+from playwright.async_api import Browser, expect
+
+from app.config import Settings
+from app.console.entrance import COOKIE, PageRoute
+from app.main import create_app
+from app.services.callers import Scope
+from app.services.sessions import MOST_GUESSES, form_token
+from tests.console.conftest import visiting
+from tests.keys.conftest import MakeKey, bearer
+from tests.openai.response_kit import emit
+from tests.service import Service
+
+READS, SUBMITS, OPEN = Scope.READ, Scope.SUBMIT, None
+PAGES: dict[tuple[str, str], Scope | None] = {
+    ("GET", "/console"): READS,
+    ("GET", "/console/"): READS,
+    ("GET", "/console/tickets"): READS,
+    ("GET", "/console/tickets/cancel"): SUBMITS,
+    ("POST", "/console/tickets/cancel"): SUBMITS,
+    ("GET", "/console/tickets/{result_id}"): READS,
+    ("POST", "/console/tickets/{result_id}/cancel"): SUBMITS,
+    ("POST", "/console/tickets/{result_id}/retry"): SUBMITS,
+    ("GET", "/console/ask"): SUBMITS,
+    ("POST", "/console/ask"): SUBMITS,
+    ("GET", "/console/login"): OPEN,
+    ("POST", "/console/login"): OPEN,
+    ("POST", "/console/logout"): READS,
+    ("GET", "/console/static/{name}"): OPEN,
+    ("GET", "/console/{path:path}"): READS,
+}
+
+
+@asynccontextmanager
+async def logged_in(service: Service, key: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A client with the cookie of a session."""
+    async with httpx.AsyncClient(base_url=service.client.base_url, trust_env=False, timeout=60) as client:
+        page = await client.get("/console/login")
+        answer = await client.post("/console/login", data={"key": key, "form": form_of(page.text)})
+        assert answer.status_code == 303, answer.text
+        yield client
+
+
+def form_of(html: str) -> str:
+    found = re.search(r'name="form" value="(\w+)"', html)
+    assert found is not None
+    return found.group(1)
+
+
+def concrete(path: str) -> str:
+    return path.replace("{result_id}", str(uuid4())).replace("{name}", "console.css").replace("{path:path}", "x/y")
+
+
+def places() -> Iterator[tuple[str, str, Scope | None]]:
+    for (method, path), scope in PAGES.items():
+        yield method, concrete(path), scope
+
+
+def test_every_page_is_in_the_table_of_this_test() -> None:
+    known = {
+        (method, each.path or "")
+        for each in iter_route_contexts(create_app(Settings()).routes)
+        if isinstance(each.original_route, PageRoute)
+        for method in each.methods or ()
+    }
+    assert {each for each in known if each[0] != "HEAD"} == set(PAGES)
+
+
+async def test_nobody_sees_a_page_without_a_log_in(guarded: Service, make_key: MakeKey) -> None:
+    key = await make_key(scopes=tuple(Scope))
+    for headers in ({}, bearer(key), {"Cookie": f"{COOKIE}=guessed"}, {"Cookie": f"{COOKIE}={key}"}):
+        for method, path, scope in places():
+            if scope is OPEN:
+                continue
+            answer = await guarded.client.request(method, path, headers=headers)
+            assert answer.status_code == 303, (method, path, answer.text)
+            assert answer.headers["location"].startswith("/console/login?to=%2Fconsole"), path
+    # A stream is not led anywhere.
+    answer = await guarded.client.get("/console/", headers={"Accept": "text/event-stream"})
+    assert answer.status_code == 401
+
+
+async def test_a_key_gives_the_rights_that_it_has_and_forms_only_their_own_browser(
+    guarded: Service, make_key: MakeKey, rows: Any
+) -> None:
+    reading, writing = await make_key("reader", scopes=(READS,)), await make_key("writer")
+    async with logged_in(guarded, reading) as reader, logged_in(guarded, writing) as writer:
+        token = writer.cookies[COOKIE]
+        for method, path, scope in places():
+            if path == "/console/logout" or scope is OPEN:
+                continue
+            form = form_token(reader.cookies[COOKIE])
+            answer = await reader.request(method, path, data={"form": form} if method == "POST" else None)
+            assert (answer.status_code == 403) == (scope is SUBMITS), (method, path, answer.text)
+            if method == "POST":
+                for data in ({}, {"form": form}, {"form": token}, {"form": ""}):
+                    answer = await writer.post(path, data=data)
+                    assert (answer.status_code, "foreign_form" in answer.text) == (403, True), (path, data)
+                json = await writer.post(path, json={"form": form_token(token)})
+                assert json.status_code in (403, 415, 422), (path, json.text)
+        page = await reader.get("/console/tickets")
+        assert "/console/ask" not in page.text
+    assert await rows.fetchval("SELECT count(*) FROM results") == 0
+
+
+async def test_two_owners_see_only_their_own(guarded: Service, make_key: MakeKey) -> None:
+    alice, bob = await make_key("alice"), await make_key("bob")
+    guarded.client.headers.update(bearer(alice))
+    result = await guarded.run(emit("the secret of alice"), "chat")
+    async with logged_in(guarded, bob) as client:
+        for path in ("/console/", "/console/tickets", "/console/tickets?text=secret"):
+            page = await client.get(path)
+            assert page.status_code == 200
+            assert "secret of" not in page.text
+        assert "<b>0</b> ticket" in (await client.get("/console/tickets")).text
+        for method, path in (("GET", ""), ("POST", "/cancel"), ("POST", "/retry")):
+            data = {"form": form_token(client.cookies[COOKIE])} if method == "POST" else None
+            answer = await client.request(method, f"/console/tickets/{result['id']}{path}", data=data)
+            assert answer.status_code == 404, path
+        follows = {"form": form_token(client.cookies[COOKIE]), "model": "chat", "message": "x", "follows": result["id"]}
+        assert (await client.post("/console/ask", data=follows)).status_code == 404
+    async with logged_in(guarded, alice) as client:
+        assert "secret of alice" in (await client.get("/console/tickets")).text
+
+
+async def test_a_session_ends_with_its_key_and_with_the_log_out(guarded: Service, make_key: MakeKey, rows: Any) -> None:
+    key = await make_key()
+    async with logged_in(guarded, key) as client, logged_in(guarded, key) as other:
+        assert (await client.get("/console/")).status_code == 200
+        assert key not in repr(await rows.fetch("SELECT * FROM console_sessions"))
+        token = client.cookies[COOKIE]
+        assert token not in repr(await rows.fetch("SELECT * FROM console_sessions"))
+        out = await client.post("/console/logout", data={"form": form_token(token)})
+        assert out.status_code == 303
+        client.cookies.set(COOKIE, token)
+        assert (await client.get("/console/")).status_code == 303
+        assert (await other.get("/console/")).status_code == 200
+        await rows.execute("UPDATE console_sessions SET expires_at = now() - interval '1 second'")
+        assert (await other.get("/console/")).status_code == 303
+    async with logged_in(guarded, key) as client:
+        id_ = await rows.fetchval("SELECT id FROM api_keys")
+        answer = await guarded.client.delete(f"/keys/{id_}", headers=bearer(await make_key("a", scopes=tuple(Scope))))
+        assert answer.status_code < 300, answer.text
+        assert (await client.get("/console/")).status_code == 303
+
+
+async def test_guesses_are_counted_and_the_right_key_waits_too(guarded: Service, make_key: MakeKey) -> None:
+    key = await make_key()
+    async with httpx.AsyncClient(base_url=guarded.client.base_url, trust_env=False) as client:
+        form = form_of((await client.get("/console/login")).text)
+        for _ in range(MOST_GUESSES):
+            answer = await client.post("/console/login", data={"key": "sk-" + "0" * 43, "form": form})
+            assert (answer.status_code, "not known here" in answer.text) == (401, True)
+        answer = await client.post("/console/login", data={"key": key, "form": form})
+        assert (answer.status_code, answer.headers["retry-after"].isdigit()) == (429, True)
+        assert "try again in" in answer.text
+
+
+@pytest.mark.parametrize("to", ["https://elsewhere.example/", "//elsewhere.example/", "/console//x", "/docs", "\\\\x"])
+async def test_a_log_in_leads_to_the_console_alone(guarded: Service, make_key: MakeKey, to: str) -> None:
+    async with httpx.AsyncClient(base_url=guarded.client.base_url, trust_env=False) as client:
+        form = form_of((await client.get("/console/login", params={"to": to})).text)
+        answer = await client.post("/console/login", data={"key": await make_key(), "form": form, "to": to})
+        assert (answer.status_code, answer.headers["location"]) == (303, "/console/")
+
+
+async def test_every_page_forbids_what_it_does_not_need(service: Service) -> None:
+    for path in (
+        "/console/",
+        "/console/tickets",
+        "/console/ask",
+        "/console/login",
+        "/console/nowhere",
+        "/console/static/x",
+    ):
+        answer = await service.client.get(path)
+        policy = dict(each.split(maxsplit=1) for each in answer.headers["content-security-policy"].split("; "))
+        assert policy["default-src"] == "'self'", path
+        assert policy["frame-ancestors"] == "'none'", path
+        assert "unsafe" not in answer.headers["content-security-policy"], path
+        assert not re.search(r"<script(?![^>]*\bsrc=)|\son\w+=|\sstyle=|https?://", answer.text), path
+        assert len(answer.content) < 100_000
+    assert (await service.client.get("/console/nowhere")).status_code == 404
+    cookie = (await service.client.get("/console/login")).headers.get("set-cookie", "HttpOnly; SameSite=strict")
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
+
+
+async def test_logging_in_with_a_browser_and_a_key_that_only_reads(
+    guarded: Service, make_key: MakeKey, browser: Browser
+) -> None:
+    guarded.client.headers.update(bearer(await make_key("writer", owner="team")))
+    result = await guarded.run(emit("Something to read."), "chat")
+    key = await make_key("reader", owner="team", scopes=(READS,))
+    async with visiting(browser, guarded) as visit:
+        page = await visit.go(f"/console/tickets/{result['id']}")
+        await page.fill("input[name=key]", "sk-wrong")
+        await page.click("main >> button:has-text('Log in')")
+        await expect(page.locator("[role=alert]")).to_contain_text("not known here")
+        await page.fill("input[name=key]", key)
+        await page.click("main >> button:has-text('Log in')")
+        await page.wait_for_url(f"**/console/tickets/{result['id']}")
+        await expect(page.locator("#answer")).to_contain_text("Something to read.")
+        assert await page.locator("main form, nav a:has-text('Ask')").count() == 0
+        await page.click("button:has-text('Log out')")
+        await page.wait_for_url("**/console/login")
+        await page.go_back()
+        await expect(page.locator("input[name=key]")).to_be_visible()
+
+
+async def test_a_link_from_elsewhere_finds_the_session(guarded: Service, make_key: MakeKey) -> None:
+    """The browser leaves the cookie out of the first request, and brings it to the second, which our page asks for."""
+    answer = await guarded.client.get("/console/tickets", headers={"Sec-Fetch-Site": "cross-site"})
+    assert (answer.status_code, 'http-equiv="refresh"' in answer.text) == (200, True)
+    answer = await guarded.client.get("/console/tickets", headers={"Sec-Fetch-Site": "same-origin"})
+    assert answer.status_code == 303

@@ -1,6 +1,6 @@
 """What a provider of hosts is: four calls, the words they use and the ways they fail.
 
-    provider = open_provider("vast", definition, settings)
+    provider = open_provider("vast", {}, settings)
     offers = await provider.offers(definition.offer_query(max_price=0.80))
     ident = await provider.create(offers[0], "triton-tickets-pool-1a2b3c4d", definition)
     hosts = await provider.list("triton-tickets-", known=[ident])
@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, Self
+
+from nvidia_triton.vast.query import Query as Query
 
 if TYPE_CHECKING:
     from nvidia_triton.vast.definition import InstanceDefinition
@@ -70,25 +72,6 @@ class DeployFailed(ProviderError):
         super().__init__(message)
         self.step = step
         self.of_model = of_model
-
-
-@dataclass(frozen=True)
-class Query:
-    """What an offer must have. Prices are dollars an hour, storage included; memory is GB on each GPU."""
-
-    gpus: int = 1
-    vram_gb: float = 0.0
-    gpu_names: tuple[str, ...] = ()
-    countries: tuple[str, ...] = ()
-    max_price: float | None = None
-    disk_gb: float = 0.0
-    cuda: str = ""
-    driver: str = ""
-    direct_ports: int = 0
-    inet_down: float = 0.0
-    reliability: float = 0.0
-    verified: bool = False
-    interruptible: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,34 @@ from typing import Annotated, Any
 
 import typer
 import typer.core
+from rich.console import Console
 from rich.table import Table
 
-from nvidia_triton.vast import costs, deploy, gpu, instances, monitor, offers, preflight, remote, ssh, startup, tunnel
+from nvidia_triton.vast import (
+    costs,
+    deploy,
+    gpu,
+    instances,
+    monitor,
+    offers,
+    preflight,
+    remote,
+    ssh,
+    startup,
+    tunnel,
+    wiring,
+)
 from nvidia_triton.vast.context import Context, Instance
 from nvidia_triton.vast.errors import TargetError
-from nvidia_triton.vast.progress import done, say
+from nvidia_triton.vast.progress import PrintedWork
 from nvidia_triton.vast.vast import VastClient
-from nvidia_triton.vast.wiring import open_context
 
 INTERRUPTED = 130
+PLAIN_WIDTH = 160
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+_console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
 
 
 class Interrupted(Exception):
@@ -48,10 +65,10 @@ MaxPrice = Annotated[str, typer.Option(envvar="MAX_PRICE", help="dollars an hour
 @app.command()
 def search_instance(max_price: MaxPrice = "") -> None:
     """Offers that fit the definition, the cheapest first."""
-    context = open_context()
-    found = offers.search(context, VastClient(context.settings), _price(max_price))
-    context.console.print(offers.table(found, f"{len(found)} offers for {context.definition.image.tag}"))
-    say(context.console, f"Rent one with `make create-instance INSTANCE_ID={found[0]['id']}`.")
+    context = _open()
+    found = offers.search(VastClient(context.settings), context.definition.offer_query(_price(max_price)))
+    _console.print(offers.table(found, f"{len(found)} offers for {context.definition.image.tag}"))
+    context.work.say(f"Rent one with `make create-instance INSTANCE_ID={found[0]['id']}`.")
 
 
 @app.command()
@@ -62,21 +79,21 @@ def create_instance(offer: Annotated[str, typer.Option(envvar="INSTANCE_ID", hel
             f"INSTANCE_ID={offer} is not the id of an offer: `make search-instance` shows offers, then "
             "`make create-instance INSTANCE_ID=<offer id>`."
         )
-    context = open_context()
+    context = _open()
     preflight.check_access(context)
     client = VastClient(context.settings)
     with context.state.locked("gpu", busy=gpu.BUSY), instances.naming_what_costs(context):
         ident = instances.create(context, client, int(offer))
-        say(context.console, f"CONTRACT_ID={ident}")
+        context.work.say(f"CONTRACT_ID={ident}")
         instance = startup.wait_until_ready(context, client, ident)
-    done(context.console, "instance", f"CONTRACT_ID={ident}: {costs.summary(instance)}")
-    say(context.console, f"Next: `make run-tritonserver CONTRACT_ID={ident}`.")
+    context.work.done("instance", f"CONTRACT_ID={ident}: {costs.summary(instance)}")
+    context.work.say(f"Next: `make run-tritonserver CONTRACT_ID={ident}`.")
 
 
 @app.command()
 def list_instances() -> None:
     """Instances with this project's label, and what they have cost so far."""
-    context = open_context(needs_definition=False)
+    context = _open(needs_definition=False)
     ours = instances.find(context, VastClient(context.settings))
     table = Table()
     for name in ("CONTRACT_ID", "state", "GPU", "$/h", "$ so far", "label", "rented by"):
@@ -93,11 +110,11 @@ def list_instances() -> None:
         )
     unanswered = instances.unanswered(context)
     if table.row_count:
-        context.console.print(table)
+        _console.print(table)
     elif not unanswered:
-        say(context.console, "No instance of this project is rented.")
+        context.work.say("No instance of this project is rented.")
     for sentence in unanswered:
-        say(context.console, sentence)
+        context.work.say(sentence)
 
 
 @app.command()
@@ -128,8 +145,7 @@ def ssh_tunnels_tritonserver(contract: Contract = "") -> None:
     """Starts the tunnel to the instance; it stays in the background and reconnects."""
     context, _, instance = _instance(contract)
     link = tunnel.start(context, instance)
-    say(
-        context.console,
+    context.work.say(
         f"{instance.name} is at 127.0.0.1: {link.http_port} HTTP, {link.grpc_port} gRPC, {link.metrics_port} metrics. "
         "The service uses it by itself; `make stop-tunnels` ends it.",
     )
@@ -138,15 +154,15 @@ def ssh_tunnels_tritonserver(contract: Contract = "") -> None:
 @app.command()
 def stop_tunnels(contract: Contract = "") -> None:
     """Stops the tunnel to one instance, or all tunnels."""
-    context = open_context(needs_definition=False)
+    context = _open(needs_definition=False)
     stopped = tunnel.stop(context, _number(contract))
-    say(context.console, f"Stopped: {', '.join(f'vast-{each}' for each in stopped)}" if stopped else "No tunnel runs.")
+    context.work.say(f"Stopped: {', '.join(f'vast-{each}' for each in stopped)}" if stopped else "No tunnel runs.")
 
 
 @app.command()
 def check_health_tritonserver(contract: Contract = "") -> None:
     """Prints 1 when Triton and its models are well, else 0 and the reason."""
-    healthy, reason = monitor.health(open_context(needs_definition=False), _number(contract))
+    healthy, reason = monitor.health(_open(needs_definition=False), _number(contract))
     print("1" if healthy else f"0\n{reason}")
     if not healthy:
         raise typer.Exit(1)
@@ -166,8 +182,8 @@ def check_logs_tritonserver(
 @app.command()
 def check_model_stats_tritonserver(contract: Contract = "") -> None:
     """Requests, failures, times and tokens of each model."""
-    context = open_context(needs_definition=False)
-    context.console.print(monitor.model_stats(context, _number(contract)))
+    context = _open(needs_definition=False)
+    _console.print(monitor.model_stats(context, _number(contract)))
 
 
 @app.command()
@@ -178,8 +194,7 @@ def stop_instance(contract: Contract = "") -> None:
     client.stop(instance.id)
     stopped = dataclasses.replace(instance, intended_status="stopped")
     instances.remember(context, stopped)
-    done(
-        context.console,
+    context.work.done(
         "instance",
         f"{instance.id} stops. It goes on costing {costs.price_of(stopped)}: `make start-instance "
         f"CONTRACT_ID={instance.id}` starts it again, if its GPU is still free then; `make destroy-instance "
@@ -194,8 +209,8 @@ def start_instance(contract: Contract = "") -> None:
     with instances.naming_what_costs(context):
         client.start(instance.id)
         instance = startup.wait_until_ready(context, client, instance.id, restarted=True)
-    done(context.console, "instance", f"CONTRACT_ID={instance.id}: {costs.summary(instance)}")
-    say(context.console, "Next: `make gpu-up` starts Triton, the models and the tunnel again.")
+    context.work.done("instance", f"CONTRACT_ID={instance.id}: {costs.summary(instance)}")
+    context.work.say("Next: `make gpu-up` starts Triton, the models and the tunnel again.")
 
 
 @app.command()
@@ -208,7 +223,7 @@ def destroy_instance(contract: Contract = "") -> None:
 @app.command()
 def gpu_up(contract: Contract = "", models: Models = "", max_price: MaxPrice = "") -> None:
     """Rents a GPU, sets it up and answers a first ticket; goes on where an earlier call ended."""
-    context = open_context()
+    context = _open()
     with instances.naming_what_costs(context):
         gpu.up(context, contract or None, _models(context, models), _price(max_price))
 
@@ -216,7 +231,7 @@ def gpu_up(contract: Contract = "", models: Models = "", max_price: MaxPrice = "
 @app.command()
 def gpu_down(contract: Contract = "") -> None:
     """Ends the tunnel, the instance and what gpu-up started here."""
-    gpu.down(open_context(needs_definition=False), contract or None)
+    gpu.down(_open(needs_definition=False), contract or None)
 
 
 def main() -> int:
@@ -250,7 +265,7 @@ def _defect(error: Exception) -> str:
     """Keeps the trace of what nobody foresaw, and says where; what is rented is named."""
     what = f"This failed in a way that nobody foresaw ({type(error).__name__})"
     try:
-        context = open_context(needs_definition=False)
+        context = _open(needs_definition=False)
         trace = context.state.prepare().file("error.log")
         trace.write_text(context.settings.redact("".join(traceback.format_exception(error))))
         what += f"; the details are in {os.path.relpath(trace)}."
@@ -261,7 +276,7 @@ def _defect(error: Exception) -> str:
 
 def _left_running() -> str:
     try:
-        return instances.left_running(open_context(needs_definition=False))
+        return instances.left_running(_open(needs_definition=False))
     except (TargetError, OSError):
         return "`make list-instances` shows what is rented."
 
@@ -272,8 +287,12 @@ def _fail(text: str, code: int = 1) -> int:
     return code
 
 
+def _open(*, needs_definition: bool = True) -> Context:
+    return wiring.open_context(needs_definition=needs_definition, work=PrintedWork(_console))
+
+
 def _instance(contract: str, *, needs_definition: bool = True) -> tuple[Context, VastClient, Instance]:
-    context = open_context(needs_definition=needs_definition)
+    context = _open(needs_definition=needs_definition)
     client = VastClient(context.settings)
     return context, client, instances.resolve(context, client, contract or None)
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Protocol
 
 from nvidia_triton.vast.servers import ServersFile
 from nvidia_triton.vast.settings import VastSettings
 from nvidia_triton.vast.state import State
+from nvidia_triton.vast.work import Work
 
 if TYPE_CHECKING:
     from nvidia_triton.vast.definition import InstanceDefinition
@@ -18,13 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """Settings, the instance definition, the state of this checkout, and where to write."""
+    """Settings, the instance definition, the state of this checkout, and how it is watched and ended."""
 
     settings: VastSettings
     definition: InstanceDefinition
     state: State
     servers: ServersFile
-    console: Console
+    work: Work
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,25 @@ class Address:
 
     host: str
     port: int
+
+
+class Host(Protocol):
+    """A machine that SSH leads to, of any provider. The targets call it `id`; its host key is kept under `name`."""
+
+    @property
+    def id(self) -> int | str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def addresses(self) -> tuple[Address, ...]: ...
+    @property
+    def user(self) -> str: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def num_gpus(self) -> int: ...
+    @property
+    def image(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -55,6 +73,9 @@ class Instance:
     storage_hourly: float
     start_date: float | None
     image: str
+    machine: str = ""
+    interruptible: bool = False
+    cur_state: str = ""
 
     @property
     def name(self) -> str:
@@ -62,9 +83,13 @@ class Instance:
         return f"vast-{self.id}"
 
     @property
+    def user(self) -> str:
+        return "root"
+
+    @property
     def stopped(self) -> bool:
-        """By its tenant, or by Vast.ai for want of money."""
-        return self.intended_status == "stopped"
+        """By its tenant, by Vast.ai for want of money, or because somebody bid more for an interruptible one."""
+        return self.intended_status == "stopped" or (self.interruptible and self.cur_state == "stopped")
 
     @property
     def hourly(self) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from nvidia_triton.vast.errors import TargetError
+from nvidia_triton.vast.work import Work
 
 LOOPBACK = "127.0.0.1"
 ANSWER_SECONDS = 10.0
@@ -47,7 +48,8 @@ class LoadFailed(TargetError):
 class Control:
     """One Triton behind a local port. Where the way to it breaks, methods raise httpx.TransportError."""
 
-    def __init__(self, http_port: int) -> None:
+    def __init__(self, http_port: int, work: Work | None = None) -> None:
+        self._work = work or Work()
         self._client = httpx.Client(base_url=f"http://{LOOPBACK}:{http_port}", timeout=ANSWER_SECONDS, trust_env=False)
 
     def __enter__(self) -> Control:
@@ -105,7 +107,7 @@ class Control:
                     f"{name} is still {found.state.lower()} after {seconds:.0f} s; requests in flight may hold it. Try "
                     "again later, or restart Triton with `make run-tritonserver RESTART=1`."
                 )
-            time.sleep(POLL_SECONDS)
+            self._work.pause(POLL_SECONDS)
         return found
 
     def statistics(self) -> list[dict[str, Any]]:

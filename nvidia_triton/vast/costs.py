@@ -1,7 +1,10 @@
 """An instance in words: its state, its price, what it has cost."""
 
 from nvidia_triton.vast.context import Instance
-from nvidia_triton.vast.progress import dollars
+
+
+def dollars(amount: float) -> str:
+    return f"${amount:.3f}" if amount < 1 else f"${amount:.2f}"
 
 
 def state_of(instance: Instance) -> str:

@@ -1,23 +1,17 @@
 """What is rented and what runs on it: nvidia_triton/vastai_instance_definition.yaml, checked key by key."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nvidia_triton.checked_yaml import UnusableFile, problems, read
+from nvidia_triton.vast import images
 from nvidia_triton.vast.errors import TargetError
+from nvidia_triton.vast.query import Query as OfferQuery
 
-# CUDA and the least driver of each image: the compatibility matrix of NVIDIA's Triton release notes.
-IMAGES = {
-    "25.07": ("12.9", "575.51"),
-    "25.10": ("13.0", "580.95"),
-    "25.12": ("13.1", "590.44"),
-    "26.02": ("13.1", "590.48"),
-    "26.04": ("13.2", "595.58"),
-    "26.07": ("13.3", "610.43"),
-}
 ONSTART_CHARS = 4000
 VALUE_CHARS = 255
 OURS = (
@@ -46,7 +40,10 @@ class Part(BaseModel):
 
 
 class Image(Part):
-    """`cuda` and `driver` are what the image asks of the host; known for the usual tags."""
+    """`cuda` and `driver` are what the image asks of the host; known for the usual tags.
+
+    With the tag `auto` they are those of the oldest known image, and the newest that the chosen host carries is rented.
+    """
 
     repository: str = Field(default="nvcr.io/nvidia/tritonserver", pattern=r"^[a-z0-9][\w.:/-]*$")
     tag: str = "25.10-vllm-python-py3"
@@ -59,17 +56,29 @@ class Image(Part):
         if not isinstance(values, dict):
             return values
         tag = str(values.get("tag", cls.model_fields["tag"].default))
-        known = IMAGES.get(tag.split("-")[0])
+        known = images.RELEASES[0] if tag == images.AUTO else images.release_of(tag)
         if known is None and not {"cuda", "driver"} <= values.keys():
             raise ValueError(
                 f"what {tag} asks of the host is not known here: add `cuda` and `driver` from the release notes, "
-                f"or use one of {', '.join(IMAGES)}"
+                f"or use {images.AUTO} or one of {images.NUMBERS}"
             )
-        return dict(zip(("cuda", "driver"), known or (), strict=False)) | values
+        return ({"cuda": known.cuda, "driver": known.driver} if known else {}) | values
 
     @property
     def name(self) -> str:
         return f"{self.repository}:{self.tag}"
+
+    def on(self, cuda: str, driver: str) -> Self:
+        """The image for a host with this CUDA and driver."""
+        newest = images.newest_for(cuda, driver)
+        if self.tag != images.AUTO or newest is None:
+            return self
+        return self.model_copy(update={"tag": newest.tag, "cuda": newest.cuda, "driver": newest.driver})
+
+    def named(self, name: str) -> Self:
+        """With `auto`, the image of a host that runs the image `name`."""
+        release = images.release_of(name.rpartition(":")[2])
+        return self.on(release.cuda, release.driver) if release else self
 
 
 class Query(Part):
@@ -143,11 +152,12 @@ class Deadlines(Part):
 
 
 class InstanceDefinition(Part):
-    """`max_price` in dollars an hour, `disk` in GB."""
+    """`max_price` and `bid` in dollars an hour, `disk` in GB. With a bid, interruptible hosts are rented."""
 
     image: Image = Field(default_factory=lambda: Image.model_validate({}))
     query: Query = Query()
     max_price: float = Field(0.8, gt=0, lt=1000)
+    bid: float | None = Field(None, gt=0, lt=1000)
     disk: float = Field(80, ge=10, le=100_000)
     env: dict[Variable, str] = Field(default_factory=dict)
     onstart: str
@@ -158,6 +168,25 @@ class InstanceDefinition(Part):
     # What the service's controller of hosts reads, and checks itself.
     pools: Any = None
     budget: Any = None
+
+    def offer_query(self, max_price: float | None = None) -> OfferQuery:
+        """What an offer must have; `max_price` in place of the definition's."""
+        return OfferQuery(
+            gpus=self.query.num_gpus,
+            vram_gb=self.query.gpu_ram,
+            gpu_names=self.query.gpu_names,
+            countries=self.query.countries,
+            max_price=self.max_price if max_price is None else max_price,
+            disk_gb=self.disk,
+            image=self.image.tag,
+            cuda=self.image.cuda,
+            driver=self.image.driver,
+            direct_ports=self.query.direct_port_count,
+            inet_down=self.query.inet_down,
+            reliability=self.query.reliability,
+            verified=self.query.verified,
+            bid=self.bid,
+        )
 
     @field_validator("env")
     @classmethod
@@ -182,6 +211,12 @@ class InstanceDefinition(Part):
         return script
 
     @model_validator(mode="after")
+    def _bid_within_price(self) -> Self:
+        if self.bid is not None and self.bid > self.max_price:
+            raise ValueError(f"bid ({self.bid:g}) is more than max_price ({self.max_price:g}), which caps it: lower it")
+        return self
+
+    @model_validator(mode="after")
     def _ports_differ(self) -> Self:
         ports = self.triton.ports
         if len({ports.http, ports.grpc, ports.metrics}) < 3:
@@ -189,13 +224,15 @@ class InstanceDefinition(Part):
         return self
 
 
-def load_definition(path: Path) -> InstanceDefinition:
-    """
+def load_definition(path: Path, changes: Mapping[str, Any] | None = None) -> InstanceDefinition:
+    """`changes` stand in place of keys of the file.
+
     Raises:
         TargetError: the file is missing or does not hold a definition; each wrong key is named.
     """
     try:
-        return InstanceDefinition.model_validate(read(path))
+        found = read(path)
+        return InstanceDefinition.model_validate({**found, **changes} if changes and isinstance(found, dict) else found)
     except UnusableFile as error:
         raise TargetError(str(error)) from None
     except ValidationError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,11 @@ import httpx
 from nvidia_triton.engine_arguments import vllm_of_image
 from nvidia_triton.hub import source
 from nvidia_triton.vast import model_files, repository, rsync, ssh
-from nvidia_triton.vast.context import Context, Instance
+from nvidia_triton.vast.context import Context, Host
 from nvidia_triton.vast.control import UNLOAD_SECONDS, Control, LoadFailed
 from nvidia_triton.vast.errors import TargetError
 from nvidia_triton.vast.forward import Busy, Forward
-from nvidia_triton.vast.loading import engine_reason, load, progress
-from nvidia_triton.vast.progress import say
+from nvidia_triton.vast.loading import engine_reason, load
 from nvidia_triton.vast.remote_scripts import KEEP, LOCKED, RESTORE, RESTORED, STAGING, SURVEY, SWAP
 from nvidia_triton.vast.repository import ModelFolder
 
@@ -38,7 +37,15 @@ class Survey:
     digests: dict[str, str]
 
 
-def deploy(context: Context, instance: Instance, names: Sequence[str]) -> None:
+class NotLoaded(TargetError):
+    """Models that the engine does not load, with its reasons; the others serve."""
+
+    def __init__(self, message: str, reasons: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.reasons = dict(reasons)
+
+
+def deploy(context: Context, instance: Host, names: Sequence[str]) -> None:
     """Sends and loads the models `names`; one that is there, unchanged and ready, is left alone.
 
     Raises:
@@ -55,13 +62,13 @@ def deploy(context: Context, instance: Instance, names: Sequence[str]) -> None:
     with context.state.locked(f"deploy-{instance.id}", busy=busy):
         for folder in folders:
             for warning in folder.warnings:
-                say(context.console, f"note: {warning}")
+                context.work.say(f"note: {warning}")
         connection = ssh.connect(context, instance)
         try:
             with (
                 # Another checkout may deploy too: two that send to one folder would leave a mixture of both.
                 Forward(connection, context.definition.triton.ports.http, guard=LOCKED) as forward,
-                Control(forward.port) as control,
+                Control(forward.port, context.work) as control,
             ):
                 survey = _survey(connection, folders)
                 fetched = model_files.fetch(connection, folders)
@@ -74,9 +81,10 @@ def deploy(context: Context, instance: Instance, names: Sequence[str]) -> None:
                 f"CONTRACT_ID={instance.id}` may say why. Repeat this target to go on."
             ) from None
     if failed:
-        raise TargetError(
+        raise NotLoaded(
             f"Not loaded on {instance.name}: {', '.join(failed)}; the reason stands above. The other models serve. "
-            "Correct the folder in models/ and repeat this target."
+            "Correct the folder in models/ and repeat this target.",
+            failed,
         )
 
 
@@ -86,19 +94,20 @@ class _Deployment:
         self._forward = forward
         self._control = control
         self._survey = survey
-        self._console = connection.context.console
+        self._work = connection.context.work
 
-    def run(self, folders: Sequence[ModelFolder], fetched: AbstractSet[str]) -> list[str]:
-        """Names of the models that failed; `fetched` are those of which files were downloaded there just now."""
+    def run(self, folders: Sequence[ModelFolder], fetched: AbstractSet[str]) -> dict[str, str]:
+        """The models that failed, and why; `fetched` are those of which files were downloaded there just now."""
         digests = {folder.name: digest_of(folder.path) for folder in folders}
         changed = {name for name, digest in digests.items() if self._survey.digests.get(name) != digest} | fetched
         for folder in folders:
             if folder.name in changed:
                 left = [f"/{source.WEIGHTS}"] if folder.source else []
-                with progress(self._console, f"sending {folder.name}") as show:
-                    rsync.send(self._connection, folder.path, f"{STAGING}/{folder.name}", show.update, left)
+                self._work.begins("rsync")
+                with self._work.progress(f"sending {folder.name}") as line:
+                    rsync.send(self._connection, folder.path, f"{STAGING}/{folder.name}", line, left)
                 self._say(f"{folder.name}: sent")
-        failed = []
+        failed: dict[str, str] = {}
         for name, digest in digests.items():
             try:
                 if name in changed:
@@ -108,10 +117,8 @@ class _Deployment:
                 else:
                     self._load(name)
             except LoadFailed as reason:
-                failed.append(name)
-                self._say(
-                    f"{name}: failed to load. {self._connection.context.settings.redact(engine_reason(str(reason)))}"
-                )
+                failed[name] = self._connection.context.settings.redact(engine_reason(str(reason)))
+                self._say(f"{name}: failed to load. {failed[name]}")
                 if name in changed:
                     self._bring_back(name)
         return failed
@@ -140,11 +147,13 @@ class _Deployment:
 
     def _unload(self, name: str) -> None:
         self._forward.ensure()
+        self._work.begins("load model")
         # A model that asks for GPU memory while its former copy still holds it would fail.
-        with progress(self._console, f"unloading {name}"):
+        with self._work.progress(f"unloading {name}"):
             self._control.unload(name)
 
     def _load(self, name: str, what: str = "ready") -> None:
+        self._work.begins("load model")
         seconds = load(self._connection, self._forward, self._control, name)
         self._say(f"{name}: {what} after {seconds:.0f} s")
 
@@ -152,7 +161,7 @@ class _Deployment:
         return self._connection.run(script, {"name": name, **variables}, timeout=STEP_SECONDS)
 
     def _say(self, text: str) -> None:
-        say(self._console, text)
+        self._work.say(text)
 
 
 def digest_of(folder: Path) -> str:

@@ -45,6 +45,7 @@ class Forward:
 
     def __init__(self, connection: Connection, remote_port: int, guard: str = "") -> None:
         self._connection = connection
+        self._work = connection.context.work
         self._remote = _guarded(guard) if guard else HOLD_OPEN
         self._patience = BUSY_AT_FIRST_SECONDS
         self._remote_port = remote_port
@@ -72,7 +73,7 @@ class Forward:
         while not self._open():
             if time.monotonic() > deadline:
                 raise Busy(f"{self._connection.instance.name} is busy.")
-            time.sleep(PAUSE_SECONDS)
+            self._work.pause(PAUSE_SECONDS)
         self._patience = BUSY_SECONDS
 
     def _open(self) -> bool:
@@ -82,6 +83,7 @@ class Forward:
         with tempfile.TemporaryFile("w+") as errors:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
             self._process = process
+            self._work.adopt(process)
             assert process.stdout is not None
             silent = Timer(UP_SECONDS, process.kill)
             silent.start()
@@ -95,6 +97,7 @@ class Forward:
             self._close()
             if first == BUSY:
                 return False
+            self._work.check()
             errors.seek(0)
             raise self._connection.failure(SSH_FAILED, errors.read() or SILENT)
 
@@ -107,6 +110,7 @@ class Forward:
             process.wait(EXIT_SECONDS)
         process.kill()
         process.communicate()
+        self._work.release(process)
 
 
 def _guarded(script: str) -> str:
@@ -120,7 +124,8 @@ def _beat(process: subprocess.Popen[str]) -> None:
         while process.poll() is None:
             process.stdin.write("\n")
             process.stdin.flush()
-            time.sleep(BEAT_SECONDS)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(BEAT_SECONDS)
 
 
 def free_port() -> int:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 from nvidia_triton.vast.context import Context, Instance
 from nvidia_triton.vast.costs import summary
+from nvidia_triton.vast.definition import Image, InstanceDefinition
 from nvidia_triton.vast.errors import TargetError
-from nvidia_triton.vast.progress import say
+from nvidia_triton.vast.images import AUTO
+from nvidia_triton.vast.settings import VastSettings
 from nvidia_triton.vast.state import StateFailed
 from nvidia_triton.vast.vast import (
     Doubtful,
@@ -20,6 +22,7 @@ from nvidia_triton.vast.vast import (
     Unavailable,
     VastClient,
     no_such_instance,
+    offer_gone,
 )
 
 PREFIX = "triton-tickets-"
@@ -104,26 +107,25 @@ def create(context: Context, client: VastClient, offer: int) -> int:
         NotMade: the answer was lost, and nothing with the label shows up.
     """
     definition, settings = context.definition, context.settings
-    environment = dict(definition.env)
-    if settings.hf_token is not None:
-        environment["HF_TOKEN"] = settings.hf_token.get_secret_value()
+    image = _image_for(definition, client, offer)
     label = PREFIX + secrets.token_hex(4)
     intent = INTENT + label.removeprefix(PREFIX)
     context.state.write(intent, {"label": label, "offer": offer, "at": time.time()})
     try:
         contract = client.create(
             offer,
-            image=definition.image.name,
+            image=image.name,
             disk=definition.disk,
             label=label,
-            env=environment,
+            env=environment(definition, settings),
+            bid=definition.bid,
             onstart=definition.onstart,
         )
     except (OfferGone, Refused, Unavailable):
         context.state.remove(intent)
         raise
     except Doubtful as doubt:
-        say(context.console, f"  {doubt} Looking for an instance with the label {label}.")
+        context.work.say(f"  {doubt} Looking for an instance with the label {label}.")
         found = _by_label(context, client, label)
         if found is None:
             raise NotMade(
@@ -140,6 +142,22 @@ def create(context: Context, client: VastClient, offer: int) -> int:
             "ends it."
         ) from None
     return contract
+
+
+def _image_for(definition: InstanceDefinition, client: VastClient, offer: int) -> Image:
+    """With the tag `auto`, the newest that the offer's host carries."""
+    if definition.image.tag != AUTO:
+        return definition.image
+    rows = client.offers(f"id={offer}", storage=definition.disk, defaults=False)
+    if not rows:
+        raise offer_gone()
+    return definition.image.on(str(rows[0].get("cuda_max_good") or ""), str(rows[0].get("driver_version") or ""))
+
+
+def environment(definition: InstanceDefinition, settings: VastSettings) -> dict[str, str]:
+    """What an instance gets: the definition's variables, and the token that gated models need."""
+    token = settings.hf_token
+    return {**definition.env, **({"HF_TOKEN": token.get_secret_value()} if token else {})}
 
 
 def recover(context: Context, client: VastClient) -> tuple[Instance, ...]:
@@ -187,7 +205,7 @@ def destroy(context: Context, client: VastClient, contract_id: int) -> None:
                 return
         except (Refused, Unavailable) as refused:
             problem = str(refused).rstrip(".")
-            time.sleep(min(context.settings.poll_seconds, PAUSE_SECONDS))
+            context.work.pause(min(context.settings.poll_seconds, PAUSE_SECONDS))
     raise TargetError(
         f"Instance {contract_id} could not be destroyed and STILL COSTS MONEY: {problem}. Try again with "
         f"`make destroy-instance CONTRACT_ID={contract_id}`, or destroy it on https://cloud.vast.ai/instances/."
@@ -198,7 +216,7 @@ def _goes(context: Context, client: VastClient, contract_id: int) -> bool:
     for _ in range(PATIENCE):
         if look(client, contract_id) is None:
             return True
-        time.sleep(min(context.settings.poll_seconds, PAUSE_SECONDS))
+        context.work.pause(min(context.settings.poll_seconds, PAUSE_SECONDS))
     return False
 
 
@@ -267,7 +285,7 @@ def _by_label(context: Context, client: VastClient, label: str, patience: int = 
     found: Sequence[int] = ()
     for attempt in range(patience):
         if attempt:
-            time.sleep(context.settings.poll_seconds)
+            context.work.pause(context.settings.poll_seconds)
         found = sorted(each.id for each in client.instances() if each.label == label)
         if found:
             break
@@ -280,5 +298,5 @@ def _by_label(context: Context, client: VastClient, label: str, patience: int = 
 
 
 def _destroy_double(context: Context, client: VastClient, contract_id: int) -> None:
-    say(context.console, f"  One create made a second instance, {contract_id}: destroying it.")
+    context.work.say(f"  One create made a second instance, {contract_id}: destroying it.")
     destroy(context, client, contract_id)

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from threading import Thread
 
 import httpx
-from rich.console import Console
-from rich.markup import escape
-from rich.status import Status
 
 from nvidia_triton.vast.control import Control, LoadFailed
 from nvidia_triton.vast.errors import TargetError
 from nvidia_triton.vast.forward import Forward
-from nvidia_triton.vast.progress import say
 from nvidia_triton.vast.remote_scripts import GROWTH
 from nvidia_triton.vast.ssh import Connection
 
 LOOK_SECONDS = 0.2
 GROWTH_SECONDS = 4.0
-PLAIN_LINE_SECONDS = 15.0
 # How long Triton, or the way to it, may be gone during a load.
 LOST_SECONDS = 60.0
 LOG_CHARS = 100
@@ -39,42 +32,22 @@ def load(connection: Connection, forward: Forward, control: Control, name: str) 
     minutes = connection.context.definition.deadline_minutes.load
     attempt = _Attempt(control, name, minutes * 60)
     attempt.start()
-    with progress(connection.context.console, f"loading {name}") as show:
+    work = connection.context.work
+    with work.progress(f"loading {name}") as line:
         growth = _Growth(connection)
         while attempt.is_alive():
             attempt.join(LOOK_SECONDS)
-            show.update(f"loading {name}, {time.monotonic() - began:.0f} s{growth.text()}")
+            work.check()
+            growth.look()
+            text = f"loading {name}, {time.monotonic() - began:.0f} s{growth.text}"
+            line.update(text, bytes=growth.bytes, moved=growth.text)
+        work.check()
         if isinstance(attempt.error, httpx.TransportError):
-            show.update(f"loading {name}: the connection broke, Triton goes on")
-            _follow(forward, control, name, began + minutes * 60)
+            line.update(f"loading {name}: the connection broke, Triton goes on")
+            _follow(connection, forward, control, name, began + minutes * 60)
         elif attempt.error is not None:
             raise attempt.error
     return time.monotonic() - began
-
-
-class Progress:
-    """One line that changes on a terminal, and now and then a line elsewhere."""
-
-    def __init__(self, console: Console, status: Status | None) -> None:
-        self._console = console
-        self._status = status
-        self._printed = time.monotonic()
-
-    def update(self, text: str) -> None:
-        if self._status is not None:
-            self._status.update(escape(text))
-        elif time.monotonic() - self._printed >= PLAIN_LINE_SECONDS:
-            self._printed = time.monotonic()
-            say(self._console, text)
-
-
-@contextmanager
-def progress(console: Console, text: str) -> Iterator[Progress]:
-    if not console.is_terminal:
-        yield Progress(console, None)
-        return
-    with console.status(text) as status:
-        yield Progress(console, status)
 
 
 class _Attempt(Thread):
@@ -100,21 +73,22 @@ class _Growth:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._next = time.monotonic() + GROWTH_SECONDS
-        self._text = ""
+        self.bytes: int | None = None
+        self.text = ""
 
-    def text(self) -> str:
+    def look(self) -> None:
         if time.monotonic() >= self._next:
             try:
                 size, _, line = self._connection.run(GROWTH, timeout=20).partition("\n")
                 line = self._connection.context.settings.redact(line)
-                self._text = f", {int(size) / 1000:,.1f} GB of weights on the disk; {line[:LOG_CHARS]}".rstrip("; ")
+                self.bytes = int(size) * 1_000_000
+                self.text = f", {int(size) / 1000:,.1f} GB of weights on the disk; {line[:LOG_CHARS]}".rstrip("; ")
             except (TargetError, ValueError):
-                self._text = ", the instance does not answer at the moment"
+                self.text = ", the instance does not answer at the moment"
             self._next = time.monotonic() + GROWTH_SECONDS
-        return self._text
 
 
-def _follow(forward: Forward, control: Control, name: str, deadline: float) -> None:
+def _follow(connection: Connection, forward: Forward, control: Control, name: str, deadline: float) -> None:
     """Waits for the end of a load that somebody asked for before."""
     lost = time.monotonic() + LOST_SECONDS
     while True:
@@ -138,7 +112,7 @@ def _follow(forward: Forward, control: Control, name: str, deadline: float) -> N
                     "minutes with `deadline_minutes.load` in the definition."
                 )
             lost = time.monotonic() + LOST_SECONDS
-        time.sleep(LOOK_SECONDS)
+        connection.context.work.pause(LOOK_SECONDS)
 
 
 def engine_reason(said: str) -> str:

@@ -9,11 +9,10 @@ from typing import Any
 
 from nvidia_triton.hub import download, source, transfer
 from nvidia_triton.vast.errors import TargetError
-from nvidia_triton.vast.loading import Progress, progress
-from nvidia_triton.vast.progress import say
 from nvidia_triton.vast.remote_scripts import FETCH, STAGING
 from nvidia_triton.vast.repository import ModelFolder
 from nvidia_triton.vast.ssh import Connection, Unreachable
+from nvidia_triton.vast.work import Line
 
 TRIES = 4
 
@@ -36,30 +35,31 @@ def fetch(connection: Connection, folders: Sequence[ModelFolder]) -> set[str]:
         "hf_token": settings.hf_token.get_secret_value() if settings.hf_token else "",
     }
     names = ", ".join(each["name"] for each in work)
-    with progress(connection.context.console, f"verifying the files of {names}") as show:
+    connection.context.work.begins("rsync")
+    with connection.context.work.progress(f"verifying the files of {names}") as line:
         for attempt in range(1, TRIES + 1):
-            listener = _Listener(show, names)
+            listener = _Listener(line, names)
             try:
                 connection.run(FETCH, variables, on_line=listener.hear)
             except Unreachable:
                 if attempt == TRIES:
                     raise
-                show.update(f"the connection to {connection.instance.name} broke, going on")
+                line.update(f"the connection to {connection.instance.name} broke, going on")
             else:
                 break
     if listener.error or listener.fetched is None:
         reason = listener.error or "the download there ended without a word; repeat this target to go on."
         raise TargetError(f"On {connection.instance.name}: {settings.redact(reason)}")
     for name, paths in listener.fetched.items():
-        say(connection.context.console, f"{name}: {_count(paths)}; all files verified")
+        connection.context.work.say(f"{name}: {_count(paths)}; all files verified")
     return {name for name, paths in listener.fetched.items() if paths}
 
 
 class _Listener:
     """Reads what the program there says."""
 
-    def __init__(self, show: Progress, names: str) -> None:
-        self._show = show
+    def __init__(self, line: Line, names: str) -> None:
+        self._line = line
         self._names = names
         self.error = ""
         self.fetched: dict[str, list[str]] | None = None
@@ -72,7 +72,8 @@ class _Listener:
         if "progress" in said:
             step, done, total = said["progress"]
             share = f"{done / total:.0%} of {total / 1e9:.2f} GB" if total else ""
-            self._show.update(f"{step} the files of {self._names}: {share}")
+            percent = 100 * done / total if total else None
+            self._line.update(f"{step} the files of {self._names}: {share}", percent=percent, bytes=done, moved=step)
         self.error = said.get("error", self.error)
         self.fetched = said.get("fetched", self.fetched)
 

@@ -8,7 +8,6 @@ from nvidia_triton.engine_arguments import vllm_of_image
 from nvidia_triton.vast import ssh
 from nvidia_triton.vast.context import Context
 from nvidia_triton.vast.errors import TargetError
-from nvidia_triton.vast.progress import say
 from nvidia_triton.vast.repository import validate
 from nvidia_triton.vast.settings import public_half
 
@@ -44,7 +43,7 @@ def check_models(context: Context, names: Sequence[str]) -> None:
         vllm=vllm_of_image(definition.image.name),
     )
     for warning in (warning for folder in folders for warning in folder.warnings):
-        say(context.console, f"  note: {warning}")
+        context.work.say(f"  note: {warning}")
 
 
 def _opens_without_passphrase(key: Path) -> bool:

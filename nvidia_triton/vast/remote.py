@@ -7,12 +7,12 @@ import shlex
 from dataclasses import dataclass
 
 from nvidia_triton.vast import ssh
-from nvidia_triton.vast.context import Context, Instance
+from nvidia_triton.vast.context import Context, Host
 from nvidia_triton.vast.control import Control, LoadFailed
 from nvidia_triton.vast.errors import TargetError
 from nvidia_triton.vast.forward import Forward
+from nvidia_triton.vast.images import version
 from nvidia_triton.vast.loading import engine_reason, load
-from nvidia_triton.vast.progress import say
 from nvidia_triton.vast.remote_scripts import (
     BINARY,
     DIRECTORY,
@@ -54,7 +54,7 @@ class Facts:
     environment: bool
 
 
-def run_tritonserver(context: Context, instance: Instance, restart: bool = False) -> None:
+def run_tritonserver(context: Context, instance: Host, restart: bool = False) -> None:
     """Starts Triton, unless it serves already; `restart` stops it first. Returns when it is live.
 
     Raises:
@@ -64,7 +64,9 @@ def run_tritonserver(context: Context, instance: Instance, restart: bool = False
     with context.state.locked(
         f"triton-{instance.id}", busy=f"Another run-tritonserver works on {name}: wait for its end."
     ):
+        context.work.begins("ssh")
         connection = ssh.connect(context, instance)
+        context.work.begins("preflight")
         before = status(connection)
         if before.live and before.pid is None and restart:
             raise TargetError(
@@ -73,19 +75,20 @@ def run_tritonserver(context: Context, instance: Instance, restart: bool = False
             )
         if before.live and not restart:
             started = f"process {before.pid}" if before.pid else "not started by this target"
-            say(context.console, f"Triton serves already on {name} ({started}).")
+            context.work.say(f"Triton serves already on {name} ({started}).")
             return
         _check(context, instance, facts(connection))
         if before.pid is not None and restart:
-            say(context.console, f"stopping Triton on {name} (process {before.pid})")
+            context.work.say(f"stopping Triton on {name} (process {before.pid})")
             _stop(connection)
-        with context.console.status(f"starting Triton on {name}"):
+        context.work.begins("start triton")
+        with context.work.progress(f"starting Triton on {name}"):
             pid = _start(connection)
-        say(context.console, f"Triton is live on {name} (process {pid}).")
+        context.work.say(f"Triton is live on {name} (process {pid}).")
         _load_served(connection)
 
 
-def stop(context: Context, instance: Instance) -> bool:
+def stop(context: Context, instance: Host) -> bool:
     """Stops Triton; False when none of ours runs."""
     connection = ssh.connect(context, instance)
     if status(connection).pid is None:
@@ -94,12 +97,12 @@ def stop(context: Context, instance: Instance) -> bool:
     return True
 
 
-def logs(context: Context, instance: Instance, follow: bool, lines: int) -> None:
+def logs(context: Context, instance: Host, follow: bool, lines: int) -> None:
     """Prints the last lines of Triton's log; with `follow` also those to come, until Ctrl-C."""
     connection = ssh.connect(context, instance)
 
     def show(line: str) -> None:
-        say(context.console, context.settings.redact(line))
+        context.work.say(context.settings.redact(line))
 
     try:
         connection.run(FOLLOW if follow else TAIL, {"lines": str(lines)}, on_line=show)
@@ -131,8 +134,9 @@ def facts(connection: ssh.Connection) -> Facts:
     )
 
 
-def _check(context: Context, instance: Instance, found: Facts) -> None:
-    driver, need = context.definition.image.driver, context.definition.needs
+def _check(context: Context, instance: Host, found: Facts) -> None:
+    need = context.definition.needs
+    driver = context.definition.image.named(instance.image).driver
     short = []
     if not found.binary:
         short.append(
@@ -140,7 +144,7 @@ def _check(context: Context, instance: Instance, found: Facts) -> None:
         )
     if found.driver is None:
         short.append("nvidia-smi shows no GPU: the machine is broken, rent another one")
-    elif _version(found.driver) < _version(driver):
+    elif version(found.driver) < version(driver):
         short.append(f"the driver is {found.driver} and the image needs {driver}: rent a newer machine")
     if found.shm_mib is not None and found.shm_mib < need.shm_mib:
         short.append(f"shared memory, /dev/shm, has {found.shm_mib:.0f} MiB and {need.shm_mib} are needed")
@@ -152,8 +156,7 @@ def _check(context: Context, instance: Instance, found: Facts) -> None:
             f".yaml, or rent another: `make destroy-instance CONTRACT_ID={instance.id}`, then `make search-instance`."
         )
     if not found.environment:
-        say(
-            context.console,
+        context.work.say(
             f"note: {DIRECTORY}/triton.env is missing, so Triton starts without the environment of the definition "
             "(HF_TOKEN, say)",
         )
@@ -188,20 +191,19 @@ def _load_served(connection: ssh.Connection) -> None:
     names = connection.run(SERVED, timeout=60).split()
     if not names:
         return
-    console = connection.context.console
+    work = connection.context.work
     with (
         Forward(connection, connection.context.definition.triton.ports.http) as forward,
-        Control(forward.port) as control,
+        Control(forward.port, work) as control,
     ):
         for name in names:
+            work.begins("load model")
             try:
                 seconds = load(connection, forward, control, name)
             except LoadFailed as reason:
-                say(
-                    console, f"{name}: failed to load. {connection.context.settings.redact(engine_reason(str(reason)))}"
-                )
+                work.say(f"{name}: failed to load. {connection.context.settings.redact(engine_reason(str(reason)))}")
             else:
-                say(console, f"{name}: ready after {seconds:.0f} s")
+                work.say(f"{name}: ready after {seconds:.0f} s")
 
 
 def _stop(connection: ssh.Connection) -> None:
@@ -218,7 +220,3 @@ def _fields(output: str) -> dict[str, str]:
 
 def _scaled(kibibytes: str, divisor: float) -> float | None:
     return int(kibibytes) / divisor if kibibytes.isdigit() else None
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".") if part.isdigit())

@@ -43,6 +43,9 @@ def parse(row: Row) -> Instance:
         or number(row, "storage_cost") * number(row, "disk_space") / HOURS_A_MONTH,
         start_date=number(row, "start_date") or None,
         image=str(row.get("image_uuid") or ""),
+        machine=str(row.get("machine_id") or ""),
+        interruptible=row.get("is_bid") is True,
+        cur_state=str(row.get("cur_state") or ""),
     )
 
 

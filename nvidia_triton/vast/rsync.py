@@ -6,24 +6,22 @@ import os
 import re
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
 from nvidia_triton.vast.errors import TargetError
 from nvidia_triton.vast.ssh import SSH_FAILED, Connection, HostKeyChanged, KeyRefused, words
+from nvidia_triton.vast.work import Line
 
 TRIES = 4
 PAUSE_SECONDS = 2.0
 # rsync's exit codes for a connection that broke: another try goes on where this one stopped.
 BROKEN = (10, 12, 30, 35, SSH_FAILED)
-PROGRESS = re.compile(r"\s*[\d,.]+\w?\s+(?P<percent>\d+)%\s+(?P<speed>\S+)\s+(?P<left>\S+)")
+PROGRESS = re.compile(r"\s*(?P<bytes>[\d,.]+)\w?\s+(?P<percent>\d+)%\s+(?P<speed>\S+)\s+(?P<left>\S+)")
 
 
-def send(
-    connection: Connection, folder: Path, target: str, show: Callable[[str], None], left: Sequence[str] = ()
-) -> None:
+def send(connection: Connection, folder: Path, target: str, line: Line, left: Sequence[str] = ()) -> None:
     """Makes `target` on the instance equal to `folder`; what was sent of a file before is not sent again.
 
     Paths in `left`, which begin with a slash, are left as they are there.
@@ -32,19 +30,17 @@ def send(
         TargetError: rsync or SSH failed.
     """
     for attempt in range(1, TRIES + 1):
-        code, errors = _send_once(connection, folder, target, show, left)
+        code, errors = _send_once(connection, folder, target, line, left)
         if code == 0:
             return
         problem = connection.failure(SSH_FAILED if code in BROKEN else code, errors)
         if code not in BROKEN or isinstance(problem, KeyRefused | HostKeyChanged) or attempt == TRIES:
             raise _told(connection, folder, problem, errors)
-        show(f"{folder.name}: the connection broke, going on with it")
-        time.sleep(PAUSE_SECONDS)
+        line.update(f"{folder.name}: the connection broke, going on with it")
+        connection.context.work.pause(PAUSE_SECONDS)
 
 
-def _send_once(
-    connection: Connection, folder: Path, target: str, show: Callable[[str], None], left: Sequence[str]
-) -> tuple[int, str]:
+def _send_once(connection: Connection, folder: Path, target: str, line: Line, left: Sequence[str]) -> tuple[int, str]:
     command = [
         "rsync",
         # Without owners: those of this machine mean nothing there.
@@ -64,13 +60,20 @@ def _send_once(
     environment = {**os.environ, "LC_ALL": "C"}
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
         # Its output is a pipe, so it ends soon after this process, however that one ends.
-        with subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, env=environment
-        ) as process:
+        with (
+            subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, env=environment
+            ) as process,
+            connection.context.work.child(process),
+        ):
             assert process.stdout is not None
-            for line in _lines(process.stdout):
-                if found := PROGRESS.match(line):
-                    show(f"sending {folder.name}: {found['percent']}%, {found['speed']}, {found['left']} left")
+            for said in _lines(process.stdout):
+                if found := PROGRESS.match(said):
+                    line.update(
+                        f"sending {folder.name}: {found['percent']}%, {found['speed']}, {found['left']} left",
+                        percent=float(found["percent"]),
+                        bytes=int(re.sub(r"\D", "", found["bytes"])),
+                    )
         errors.seek(0)
         return process.returncode, errors.read()
 

@@ -14,7 +14,6 @@ import httpx
 
 from nvidia_triton.vast.context import Context
 from nvidia_triton.vast.errors import TargetError
-from nvidia_triton.vast.progress import waiting
 
 RECORD = "service"
 LOG = "service.log"
@@ -41,7 +40,7 @@ def ensure(context: Context) -> str:
     process = None
     if state is None and _runner(context) is None:
         process = _start(context)
-    with waiting(context.console) as line:
+    with context.work.waiting() as line:
         while readiness(settings.api_url) is not True:
             if process is not None and process.poll() is not None and _runner(context) is None:
                 context.state.remove(RECORD)
@@ -52,7 +51,7 @@ def ensure(context: Context) -> str:
                     f"`curl {settings.api_url}/health/ready` says why."
                 )
             line.says(f"waiting for the API at {settings.api_url}")
-            time.sleep(PAUSE_SECONDS)
+            context.work.pause(PAUSE_SECONDS)
     return f"{settings.api_url} started" if process is not None else f"{settings.api_url} answers"
 
 
@@ -67,7 +66,7 @@ def stop(context: Context) -> bool:
     while _runner(context) == pid:
         if time.monotonic() > deadline:
             raise TargetError(f"The service (process {pid}) does not end: look at it, or `kill -9 {pid}`.")
-        time.sleep(PAUSE_SECONDS)
+        context.work.pause(PAUSE_SECONDS)
     return True
 
 

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 
-from nvidia_triton.vast.context import Address, Context, Instance
+from nvidia_triton.vast.context import Address, Context, Host
 from nvidia_triton.vast.errors import TargetError
-from nvidia_triton.vast.progress import say
 
 CONNECT_SECONDS = 15
 # An instance that has just come up refuses connections or the key for a while.
@@ -58,7 +57,7 @@ def require_program(name: str, package: str) -> None:
         )
 
 
-def check(context: Context, instance: Instance) -> Connection:
+def check(context: Context, instance: Host) -> Connection:
     """Tries every address once, the direct one first.
 
     Raises:
@@ -84,7 +83,7 @@ def check(context: Context, instance: Instance) -> Connection:
     raise next((each for each in problems if isinstance(each, KeyRefused)), problems[0])
 
 
-def connect(context: Context, instance: Instance, patience: float = PATIENCE_SECONDS) -> Connection:
+def connect(context: Context, instance: Host, patience: float = PATIENCE_SECONDS) -> Connection:
     """As `check`, for up to `patience` seconds."""
     deadline = time.monotonic() + patience
     said = False
@@ -96,12 +95,12 @@ def connect(context: Context, instance: Instance, patience: float = PATIENCE_SEC
                 raise
             if not said:
                 reason = "refuses the key" if isinstance(problem, KeyRefused) else "does not answer"
-                say(context.console, f"{instance.name} {reason}; trying again for {patience:.0f} s")
+                context.work.say(f"{instance.name} {reason}; trying again for {patience:.0f} s")
                 said = True
-            time.sleep(PAUSE_SECONDS)
+            context.work.pause(PAUSE_SECONDS)
 
 
-def interactive(context: Context, instance: Instance) -> int:
+def interactive(context: Context, instance: Host) -> int:
     """Opens a shell on the instance; returns its exit code."""
     connection = connect(context, instance)
     return subprocess.call(connection.command(terminal=True))
@@ -112,12 +111,12 @@ class Connection:
     """An address of an instance that answered; every call is an SSH connection of its own."""
 
     context: Context
-    instance: Instance
+    instance: Host
     address: Address
 
     @property
     def destination(self) -> str:
-        return f"root@{self.instance.name}"
+        return f"{self.instance.user}@{self.instance.name}"
 
     def options(self, *, alive_seconds: int = 15) -> list[str]:
         """`ssh` and its options; a far end that is silent for three times `alive_seconds` ends it."""
@@ -145,9 +144,11 @@ class Connection:
     def command(self, *remote: str, terminal: bool = False) -> list[str]:
         return [*self.options(), "-t" if terminal else "-T", self.destination, *remote]
 
-    def forward_command(self, ports: Mapping[int, int], remote: str, alive_seconds: int) -> list[str]:
-        """Forwards local ports to ports of the instance's loopback while `remote` runs there."""
-        forwards = [part for local, far in ports.items() for part in ("-L", f"127.0.0.1:{local}:127.0.0.1:{far}")]
+    def forward_command(
+        self, ports: Mapping[int, int], remote: str, alive_seconds: int, bind: str = "127.0.0.1"
+    ) -> list[str]:
+        """Forwards ports of the local address `bind` to the instance's loopback while `remote` runs there."""
+        forwards = [part for local, far in ports.items() for part in ("-L", f"{bind}:{local}:127.0.0.1:{far}")]
         exits = ("-o", "ExitOnForwardFailure=yes")
         options = self.options(alive_seconds=alive_seconds)
         return [*options, *exits, *forwards, "-T", self.destination, remote]
@@ -175,14 +176,17 @@ class Connection:
 
     def _stream(self, script: str, variables: Mapping[str, str], timeout: float | None) -> Iterator[str]:
         errors: list[str] = []
-        with subprocess.Popen(
-            self.command("bash", "-s"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        ) as process:
+        with (
+            subprocess.Popen(
+                self.command("bash", "-s"),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+            ) as process,
+            self.context.work.child(process),
+        ):
             assert process.stdin is not None
             assert process.stdout is not None
             assert process.stderr is not None

@@ -7,9 +7,9 @@ import time
 from nvidia_triton.vast import costs, instances, ssh
 from nvidia_triton.vast.context import Context, Instance
 from nvidia_triton.vast.errors import TargetError
-from nvidia_triton.vast.progress import Waiting, waiting
 from nvidia_triton.vast.settings import public_half
 from nvidia_triton.vast.vast import InstanceGone, Refused, VastClient
+from nvidia_triton.vast.work import Line
 
 DEAD = ("exited", "unknown", "offline")
 
@@ -23,7 +23,7 @@ def wait_until_ready(context: Context, client: VastClient, contract_id: int, *, 
     deadlines = context.definition.deadline_minutes
     began, ssh_began = time.monotonic(), 0.0
     missing, attached = 0, False
-    with waiting(context.console) as line:
+    with context.work.waiting() as line:
         while True:
             instance = instances.look(client, contract_id)
             missing = 0 if instance else missing + 1
@@ -43,13 +43,13 @@ def wait_until_ready(context: Context, client: VastClient, contract_id: int, *, 
                     ssh_began = ssh_began or time.monotonic()
                     if _ssh_answers(context, instance, line, ssh_began + deadlines.ssh * 60):
                         return instance
-                line.says(f"instance {contract_id} is {costs.state_of(instance)}{_message(instance)}", instance)
+                line.says(f"instance {contract_id} is {costs.state_of(instance)}{_message(instance)}", instance.spent)
                 if not ssh_began and time.monotonic() - began > deadlines.running * 60:
                     raise TargetError(
                         f"Instance {contract_id} is still {costs.state_of(instance)} after "
                         f"{deadlines.running:g} minutes{_message(instance)}. {_or_destroy(instance)}"
                     )
-            time.sleep(context.settings.poll_seconds)
+            context.work.pause(context.settings.poll_seconds)
 
 
 def _attach_key(context: Context, client: VastClient, instance: Instance) -> bool:
@@ -64,7 +64,7 @@ def _attach_key(context: Context, client: VastClient, instance: Instance) -> boo
     return True
 
 
-def _ssh_answers(context: Context, instance: Instance, line: Waiting, deadline: float) -> bool:
+def _ssh_answers(context: Context, instance: Instance, line: Line, deadline: float) -> bool:
     """Tries for one poll; the caller asks Vast.ai again in between, since addresses change."""
     end = time.monotonic() + context.settings.poll_seconds
     while True:
@@ -75,10 +75,10 @@ def _ssh_answers(context: Context, instance: Instance, line: Waiting, deadline: 
             if time.monotonic() > deadline:
                 raise TargetError(f"{problem} {_or_destroy(instance)}") from None
             reason = "the SSH key is on its way" if isinstance(problem, ssh.KeyRefused) else "SSH does not answer yet"
-            line.says(f"instance {instance.id} is running; {reason}", instance)
+            line.says(f"instance {instance.id} is running; {reason}", instance.spent)
         if time.monotonic() > end:
             return False
-        time.sleep(min(context.settings.poll_seconds, instances.PAUSE_SECONDS))
+        context.work.pause(min(context.settings.poll_seconds, instances.PAUSE_SECONDS))
 
 
 def _message(instance: Instance) -> str:

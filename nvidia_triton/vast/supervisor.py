@@ -17,8 +17,9 @@ from nvidia_triton.vast import instances, tunnel
 from nvidia_triton.vast.context import Address, Context, Instance
 from nvidia_triton.vast.control import Control
 from nvidia_triton.vast.errors import TargetError
-from nvidia_triton.vast.forward import ALIVE_SECONDS, HOLD_OPEN, SILENT, UP, UP_SECONDS, is_free
-from nvidia_triton.vast.ssh import SSH_FAILED, Connection
+from nvidia_triton.vast.forward import is_free
+from nvidia_triton.vast.link import hold
+from nvidia_triton.vast.ssh import Connection
 from nvidia_triton.vast.state import StateFailed
 from nvidia_triton.vast.vast import VastClient
 from nvidia_triton.vast.wiring import open_context
@@ -92,50 +93,24 @@ class Supervisor:
             return False
         address = self._instance.addresses[self._turn % len(self._instance.addresses)]
         connection = Connection(self._context, self._instance, address)
-        process = await asyncio.create_subprocess_exec(
-            *connection.forward_command(self._ports, HOLD_OPEN, ALIVE_SECONDS),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+        stood, problem = await hold(
+            connection, self._ports, self._stop, up=lambda: self._is_up(address), watch=self._watch
         )
-        errors: list[str] = []
-        up = False
-        reader = asyncio.create_task(_collect(process, errors))
-        stopped = asyncio.create_task(self._stop.wait())
-        try:
-            assert process.stdout is not None
-            first = asyncio.create_task(process.stdout.readline())
-            await asyncio.wait({first, stopped}, timeout=UP_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            up = first.done() and first.result().decode().strip() == UP
-            first.cancel()
-            if up:
-                self._is_up(address)
-                await self._watch(process, stopped)
-        finally:
-            stopped.cancel()
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-            await process.wait()
-            await reader
         if not self._stop.is_set():
-            self._say("down", str(connection.failure(SSH_FAILED, "\n".join(errors) or SILENT)))
-        return up
+            self._say("down", problem)
+        return stood
 
-    async def _watch(self, process: asyncio.subprocess.Process, stopped: asyncio.Task[bool]) -> None:
-        """Until ssh ends; logs when Triton stops answering behind a tunnel that stands, and when it answers again."""
-        ended = asyncio.create_task(process.wait())
+    async def _watch(self) -> None:
+        """Logs when Triton stops answering behind a tunnel that stands, and when it answers again."""
         live = True
-        try:
-            while not ended.done() and not stopped.done():
-                await asyncio.wait({ended, stopped}, timeout=WATCH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-                if ended.done() or stopped.done() or not self._goes_on():
-                    return
-                now = await asyncio.to_thread(_is_live, self._http_port)
-                if now != live:
-                    live = now
-                    log.warning("Triton %s through the tunnel", "answers" if live else "does not answer")
-        finally:
-            ended.cancel()
+        while True:
+            await self._sleep(WATCH_SECONDS)
+            if not self._goes_on():
+                return
+            now = await asyncio.to_thread(_is_live, self._http_port)
+            if now != live:
+                live = now
+                log.warning("Triton %s through the tunnel", "answers" if live else "does not answer")
 
     async def _ask(self) -> bool:
         """Looks the address up again; False when the instance is gone for good."""
@@ -196,15 +171,6 @@ def _tolerant() -> Iterator[None]:
         yield
     except StateFailed as failure:
         log.warning("%s", failure)
-
-
-async def _collect(process: asyncio.subprocess.Process, errors: list[str]) -> None:
-    """Keeps what ssh says, each line once: it complains about every connection while Triton is down."""
-    assert process.stderr is not None
-    while line := await process.stderr.readline():
-        text = line.decode(errors="replace").rstrip()
-        if text and text not in errors and "open failed" not in text:
-            errors.append(text)
 
 
 def _is_live(http_port: int) -> bool:

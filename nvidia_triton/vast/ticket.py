@@ -10,7 +10,6 @@ import httpx
 
 from nvidia_triton.vast.context import Context, Instance
 from nvidia_triton.vast.errors import TargetError
-from nvidia_triton.vast.progress import waiting
 
 PROMPT = "Write a haiku about queues."
 SEEN_SECONDS = 60.0
@@ -38,7 +37,7 @@ def first_ticket(context: Context, instance: Instance, model: str) -> Answer:
     try:
         with (
             httpx.Client(base_url=url, timeout=WAIT_SECONDS + 10, trust_env=False) as client,
-            waiting(context.console) as line,
+            context.work.waiting() as line,
         ):
             while not _is_seen(client, instance.name, model):
                 if line.seconds > SEEN_SECONDS:
@@ -47,8 +46,8 @@ def first_ticket(context: Context, instance: Instance, model: str) -> Answer:
                         "reads its servers from the file in TRITON_SERVERS_FILE: one that `make run` or gpu-up of this "
                         f"checkout started does; `curl {url}/health/ready` shows the servers it knows."
                     )
-                line.says(f"waiting until the service sees {model} on {instance.name}", instance)
-                time.sleep(PAUSE_SECONDS)
+                line.says(f"waiting until the service sees {model} on {instance.name}", instance.spent)
+                context.work.pause(PAUSE_SECONDS)
             return _generate(client, model, line.says)
     except httpx.HTTPError as error:
         raise TargetError(

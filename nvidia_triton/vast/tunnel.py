@@ -19,7 +19,6 @@ from nvidia_triton.vast.context import Context, Instance
 from nvidia_triton.vast.control import Control
 from nvidia_triton.vast.errors import TargetError
 from nvidia_triton.vast.forward import free_port, is_free
-from nvidia_triton.vast.progress import say
 from nvidia_triton.vast.settings import ROOT
 from nvidia_triton.vast.state import State, writing
 
@@ -60,7 +59,7 @@ def start(context: Context, instance: Instance) -> Tunnel:
             for left in reversed(range(PORT_TRIES)):
                 process = _started(context, instance)
                 try:
-                    _wait(context.state, ident, partial(_runs, process))
+                    _wait(context, ident, partial(_runs, process))
                     break
                 except TargetError:
                     # Somebody else was faster with these ports.
@@ -68,14 +67,13 @@ def start(context: Context, instance: Instance) -> Tunnel:
                         raise
             pid = process.pid
         else:
-            _wait(context.state, ident, lambda: supervisor(context.state, ident) is not None)
+            _wait(context, ident, lambda: supervisor(context.state, ident) is not None)
             # Whatever became of the file since: the tunnel is in it.
             _, grpc_port, _ = local_ports(context.state, ident)
             context.servers.put(f"127.0.0.1:{grpc_port}", instance.name, instance.dph_total)
     tunnel = Tunnel(*local_ports(context.state, ident), pid)
-    if not _becomes_live(tunnel):
-        say(
-            context.console,
+    if not _becomes_live(context, tunnel):
+        context.work.say(
             f"The tunnel to {instance.name} is up, and Triton does not answer through it: start it with "
             f"`make run-tritonserver CONTRACT_ID={ident}`. The tunnel stays.",
         )
@@ -89,7 +87,7 @@ def stop(context: Context, contract_id: int | None) -> list[int]:
         known = sorted({*contracts(state), *(each for each in _locks(state) if supervisor(state, each) is not None)})
         chosen = known if contract_id is None else [each for each in known if each == contract_id]
         for ident in chosen:
-            _end(context.state, ident)
+            _end(context, ident)
             context.state.remove(f"{PREFIX}{ident}")
             context.servers.remove(f"vast-{ident}")
     return chosen
@@ -236,8 +234,9 @@ def _ports(state: State, contract_id: int) -> list[int]:
     return sorted(found)
 
 
-def _wait(state: State, contract_id: int, alive: Callable[[], bool]) -> None:
+def _wait(context: Context, contract_id: int, alive: Callable[[], bool]) -> None:
     """Until the supervisor says that the tunnel is up."""
+    state = context.state
     deadline = time.monotonic() + UP_SECONDS
     while True:
         record = state.read(f"{PREFIX}{contract_id}")
@@ -254,25 +253,25 @@ def _wait(state: State, contract_id: int, alive: Callable[[], bool]) -> None:
                     else ""
                 )
             )
-        time.sleep(POLL_SECONDS)
+        context.work.pause(POLL_SECONDS)
 
 
-def _becomes_live(tunnel: Tunnel) -> bool:
+def _becomes_live(context: Context, tunnel: Tunnel) -> bool:
     deadline = time.monotonic() + LIVE_SECONDS
-    with Control(tunnel.http_port) as control:
+    with Control(tunnel.http_port, context.work) as control:
         while not (live := control.is_live()) and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
+            context.work.pause(POLL_SECONDS)
     return live
 
 
-def _end(state: State, contract_id: int) -> None:
+def _end(context: Context, contract_id: int) -> None:
     for number, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, STOP_SECONDS)):
         deadline = time.monotonic() + seconds
-        while (pid := supervisor(state, contract_id)) is not None:
+        while (pid := supervisor(context.state, contract_id)) is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
             if time.monotonic() > deadline:
                 break
-            time.sleep(POLL_SECONDS)
+            context.work.pause(POLL_SECONDS)
         else:
             return

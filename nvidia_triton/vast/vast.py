@@ -15,6 +15,7 @@ from nvidia_triton.vast.context import Instance
 from nvidia_triton.vast.errors import TargetError
 from nvidia_triton.vast.rows import Row, parse, part
 from nvidia_triton.vast.settings import VastSettings
+from nvidia_triton.vast.work import Work
 
 # Seconds between calls of a kind, as Vast.ai documents them.
 PAUSES = {"show": 2.0, "search": 2.0, "create": 4.5, "destroy": 3.0, "change": 3.0, "ssh": 1.0}
@@ -58,26 +59,38 @@ class SlowDown(Unavailable):
 class VastClient:
     """Calls to Vast.ai, paced as it asks for. Reads and changes are repeated while it is in trouble, create never."""
 
-    def __init__(self, settings: VastSettings) -> None:
+    def __init__(self, settings: VastSettings, work: Work | None = None, *, tries: int = TRIES) -> None:
         self._settings = settings
+        self._work = work or Work()
+        self._tries = tries
         self._called: dict[str, float] = {}
         # retry counts the tries. The SDK would repeat a create that answered 503 after it made the instance.
         self._sdk = VastAI(api_key=settings.require_api_key(), server_url=settings.vast_url, retry=1)
         self._sdk.client.timeout = READ_TIMEOUT_SECONDS
 
-    def offers(self, query: str, *, storage: float, defaults: bool = True) -> list[Row]:
-        """On-demand offers for a query of the vastai CLI's language, the cheapest first; `storage` in GB."""
+    def offers(self, query: str, *, storage: float, defaults: bool = True, kind: str = "on-demand") -> list[Row]:
+        """Offers for a query of the vastai CLI's language, the cheapest first; `storage` in GB, `kind` also `bid`."""
 
         found = self._repeated(
             "search",
             lambda: self._sdk.search_offers(
-                query=query, order="dph_total", limit=OFFERS, storage=storage, no_default=not defaults
+                query=query, type=kind, order="dph_total", limit=OFFERS, storage=storage, no_default=not defaults
             ),
         )
         return [row for row in found if isinstance(row, dict) and row.get("id")] if isinstance(found, list) else []
 
-    def create(self, offer: int, *, image: str, disk: float, label: str, env: Mapping[str, str], onstart: str) -> int:
-        """Rents an offer and returns the contract id. Called once, whatever happens.
+    def create(
+        self,
+        offer: int,
+        *,
+        image: str,
+        disk: float,
+        label: str,
+        env: Mapping[str, str],
+        onstart: str,
+        bid: float | None = None,
+    ) -> int:
+        """Rents an offer, with a bid an interruptible one, and returns the contract id. Called once, whatever happens.
 
         Raises:
             OfferGone, Refused: nothing was made.
@@ -93,6 +106,7 @@ class VastClient:
                 label=label,
                 env=dict(env),
                 onstart_cmd=onstart,
+                bid_price=bid,
                 ssh=True,
                 direct=True,
                 cancel_unavail=True,
@@ -184,13 +198,13 @@ class VastClient:
         pause = min(PAUSES[kind], self._settings.poll_seconds)
         wait = self._called.get(kind, -pause) + pause - time.monotonic()
         if kind in self._called and wait > 0:
-            time.sleep(wait)
+            self._work.pause(wait)
         self._called[kind] = time.monotonic()
 
     def _repeated(self, kind: str, call: Callable[[], T]) -> T:
         """Makes a call that may be made twice; waits and repeats it while Vast.ai is in trouble."""
         scale = min(1.0, self._settings.poll_seconds / 10)
-        for attempt in range(1, TRIES + 1):
+        for attempt in range(1, self._tries + 1):
             self._pace(kind)
             try:
                 return call()
@@ -199,10 +213,10 @@ class VastClient:
                 asked = _retry_after(error)
             except (requests.RequestException, *OTHER_SHAPE) as error:
                 problem, asked = self._silence(error), None
-            if not isinstance(problem, Unavailable) or attempt == TRIES:
+            if not isinstance(problem, Unavailable) or attempt == self._tries:
                 raise problem from None
             backoff = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** (attempt - 1)) * scale
-            time.sleep(asked if asked is not None else backoff)
+            self._work.pause(asked if asked is not None else backoff)
         raise AssertionError("unreachable")
 
     def _agreed(self, answer: Any) -> None:

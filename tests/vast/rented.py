@@ -11,6 +11,7 @@ from rich.console import Console
 from nvidia_triton.vast import vast as api
 from nvidia_triton.vast.context import Context, Instance
 from nvidia_triton.vast.definition import load_definition
+from nvidia_triton.vast.progress import PrintedWork
 from nvidia_triton.vast.servers import ServersFile
 from nvidia_triton.vast.settings import ROOT, load_settings
 from nvidia_triton.vast.state import State
@@ -43,7 +44,8 @@ class Rented:
 
     def said(self) -> str:
         """What the targets have printed since the last call."""
-        output = self.context.console.file
+        assert isinstance(self.context.work, PrintedWork)
+        output = self.context.work.console.file
         assert isinstance(output, io.StringIO)
         text = output.getvalue()
         output.seek(0)
@@ -66,8 +68,8 @@ def rent(vast: FakeVast, environment: dict[str, str], root: Path, **options: Any
     settings = load_settings(environment, root)
     definition = load_definition(ROOT / "nvidia_triton" / "vastai_instance_definition.yaml")
     state = State(settings.local_dir).prepare()
-    console = Console(file=io.StringIO(), width=300)
-    context = Context(settings, definition, state, ServersFile(settings.local_dir), console)
+    work = PrintedWork(Console(file=io.StringIO(), width=300))
+    context = Context(settings, definition, state, ServersFile(settings.local_dir), work)
     key = settings.require_ssh_key()
     options = {"image": IMAGE, "onstart": definition.onstart, **options}
     row = vast.rent(key.with_name(key.name + ".pub").read_text(), **options)

@@ -15,6 +15,7 @@ from rich.console import Console
 from nvidia_triton.vast import costs, instances, startup
 from nvidia_triton.vast.context import Context
 from nvidia_triton.vast.errors import TargetError
+from nvidia_triton.vast.progress import PrintedWork
 from nvidia_triton.vast.vast import OfferGone, Refused, Unavailable, VastClient
 from nvidia_triton.vast.wiring import open_context
 from tests.vast.fake import FakeVast
@@ -28,7 +29,7 @@ TOKEN = "hf_secret_token"
 @pytest.fixture
 def context(vast_env: dict[str, str]) -> Context:
     opened = open_context(vast_env | {"HF_TOKEN": TOKEN})
-    return dataclasses.replace(opened, console=Console(file=io.StringIO(), width=300))
+    return dataclasses.replace(opened, work=PrintedWork(Console(file=io.StringIO(), width=300)))
 
 
 @pytest.fixture
@@ -44,7 +45,8 @@ def with_deadlines(context: Context, **minutes: float) -> Context:
 
 
 def said(context: Context) -> str:
-    output = context.console.file
+    assert isinstance(context.work, PrintedWork)
+    output = context.work.console.file
     assert isinstance(output, io.StringIO)
     return output.getvalue()
 

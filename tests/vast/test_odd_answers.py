@@ -11,6 +11,7 @@ from rich.console import Console
 from nvidia_triton.vast import costs, instances, startup
 from nvidia_triton.vast.context import Context
 from nvidia_triton.vast.errors import TargetError
+from nvidia_triton.vast.progress import PrintedWork
 from nvidia_triton.vast.vast import Unavailable, VastClient
 from nvidia_triton.vast.wiring import open_context
 from tests.vast.fake import FakeVast
@@ -26,7 +27,7 @@ HTML = "<html><body>Not Found</body></html>"
 def context(vast_env: dict[str, str]) -> Context:
     opened = open_context(vast_env)
     quick = dataclasses.replace(opened.settings, poll_seconds=0.02)
-    return dataclasses.replace(opened, settings=quick, console=Console(file=io.StringIO(), width=300))
+    return dataclasses.replace(opened, settings=quick, work=PrintedWork(Console(file=io.StringIO(), width=300)))
 
 
 @pytest.fixture

@@ -45,6 +45,8 @@ What it does on demand:
         unlisted = 3                     the next lists of instances are empty
         row = {"ports": None}            laid over every row of an instance
         start_refused = 1                the next starts answer 200 with success false: no money
+        away = True                      calls are cut without an answer until it is False again; none is recorded
+        clock_seconds = 3600.0           how far the service's clock is ahead, in start_date and end_date
         auth_status = 401                what a wrong key gets; 404 is the other possibility
     vast.machine = Machine(shm_mib=64)       what the next instances are made of: gpu="NVIDIA GeForce RTX 4090",
                                   gpu_count=1, memory_mib=24564, driver="580.95.05", nvidia_smi=True, shm_mib=256,
@@ -58,6 +60,7 @@ What it does on demand:
     vast.crash(ident)             the machine's processes die, the API goes on calling it `running`
     vast.vanish(ident)            the instance is gone from the API as well
     vast.set_status(ident, "exited", "what it says")
+    vast.interrupt(ident)         somebody bids more for an interruptible instance; its disk stays and costs
     vast.stop(ident)              Vast.ai stops it, as it does when the account's money is gone
 
 The same for a test in another process, authenticated like everything else: `POST {url}/_control/<method>` with the

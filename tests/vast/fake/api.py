@@ -52,6 +52,9 @@ async def gate(request: HttpRequest, world: WorldOf) -> None:
     except ValueError:
         body = raw.decode(errors="replace")
     path, method = request.url.path, request.method
+    if world.faults.away:
+        cut(request)
+        raise PlainError(503, "cut")
     authorized = request.headers.get("authorization") == f"Bearer {API_KEY}"
     world.requests.append(Request(method, path, dict(request.query_params), body, authorized))
     if not authorized:
@@ -77,6 +80,12 @@ async def json_body(request: HttpRequest) -> dict[str, Any]:
     body = await request.body()
     found: dict[str, Any] = json.loads(body) if body else {}
     return found
+
+
+def cut(request: HttpRequest) -> None:
+    """Ends the connection without an answer."""
+    assert request.client is not None
+    request.app.state.transports[request.client.port].abort()
 
 
 Body = Annotated[dict[str, Any], Depends(json_body)]
@@ -121,8 +130,7 @@ async def create(offer_id: int, request: HttpRequest, body: Body, world: WorldOf
     if unavailable:
         raise PlainError(503, "Service Temporarily Unavailable")
     if faults.takes("create_cut"):
-        assert request.client is not None
-        request.app.state.transports[request.client.port].abort()
+        cut(request)
     return {"success": True, "new_contract": contract.ident}
 
 
@@ -134,6 +142,9 @@ def _check_create(body: dict[str, Any], offer: market.Row | None) -> None:
         raise ApiError(400, "invalid_args", "disk must be a positive number")
     if offer is not None and disk > offer["disk_space"]:
         raise ApiError(400, "invalid_args", f"disk {disk} is more than the offer's {offer['disk_space']}")
+    bid = body.get("price")
+    if offer is not None and bid is not None and bid < offer["min_bid"]:
+        raise ApiError(400, "invalid_price", f"the bid {bid} is less than the least, {offer['min_bid']}")
     if onstart is not None and (not isinstance(onstart, str) or len(onstart) > ONSTART_LIMIT):
         raise ApiError(400, "invalid_args", f"onstart must be text of at most {ONSTART_LIMIT} characters")
     if env is not None and not isinstance(env, dict):

@@ -34,6 +34,7 @@ class Contract:
         self.label: str | None = body.get("label")
         self.start_date = time.time()
         self.intended = "running"
+        self.interrupted = False
         self.status: str | None = None
         self.message: str | None = None
         self.ended: float | None = None
@@ -69,8 +70,9 @@ class Contract:
             "id": self.ident,
             "actual_status": self.status,
             "intended_status": self.intended,
-            "cur_state": self.intended,
-            "next_state": self.intended,
+            "cur_state": "stopped" if self.interrupted else self.intended,
+            "next_state": "stopped" if self.interrupted else self.intended,
+            "is_bid": self._body.get("price") is not None,
             "status_msg": self.message,
             "label": self.label,
             "image_uuid": self._body["image"],
@@ -83,8 +85,8 @@ class Contract:
             "disk_space": self._body["disk"],
             "disk_usage": -1.0,
             "gpu_util": None,
-            "start_date": self.start_date,
-            "end_date": self.start_date + CONTRACT_SECONDS,
+            "start_date": self.start_date + self._faults.clock_seconds,
+            "end_date": self.start_date + self._faults.clock_seconds + CONTRACT_SECONDS,
         }
         if self.status == "created":
             row["ports"] = None
@@ -110,6 +112,14 @@ class Contract:
         await self._cancel()
         self._settle()
         self.intended, self.status, self.message = "stopped", "exited", "stopped"
+        self._running.clear()
+        await self.host.stop()
+
+    async def interrupt(self) -> None:
+        """Somebody has bid more: the machine is taken away, its disk stays and costs."""
+        await self._cancel()
+        self._settle()
+        self.interrupted, self.status, self.message = True, "exited", "outbid"
         self._running.clear()
         await self.host.stop()
 
@@ -162,7 +172,7 @@ class Contract:
         if self.ended is not None:
             return 0.0
         storage = self.offer["storage_cost"] * float(self._body["disk"]) / HOURS_PER_MONTH
-        rate = self.offer["dph_total"] if self.intended == "running" else storage
+        rate = self.offer["dph_total"] if self.intended == "running" and not self.interrupted else storage
         return float(rate) * (time.time() - self._charged_until) / 3600
 
     def _settle(self) -> None:

@@ -94,6 +94,9 @@ class Control:
     async def stop(self, ident: int) -> None:
         await self._contract(ident).stop()
 
+    async def interrupt(self, ident: int) -> None:
+        await self._contract(ident).interrupt()
+
     async def set_status(self, ident: int, status: str | None, message: str | None = None) -> None:
         self._contract(ident).set_status(status, message)
 

@@ -35,6 +35,8 @@ class Faults:
     unlisted: int = 0
     row: dict[str, Any] = field(default_factory=dict)
     start_refused: int = 0
+    away: bool = False
+    clock_seconds: float = 0.0
     auth_status: int = 401  # what a wrong key gets: 401 or 404
 
     def takes(self, name: str) -> bool:

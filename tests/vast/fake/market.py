@@ -52,6 +52,7 @@ def _offer(
         "storage_cost": 0.15,  # dollars per GB and month
         "dph_base": price,
         "dph_total": price,
+        "min_bid": round(price / 2, 4),
         "duration": 30 * 86400.0,
         "dlperf": 100.0,
         "score": round(100 / price, 1),
@@ -83,9 +84,9 @@ OFFERS: tuple[Row, ...] = (
 )
 
 
-def priced(offer: Mapping[str, Any], storage: float) -> Row:
-    """The offer with the price of `storage` GB in its dollars per hour."""
-    total = offer["dph_base"] + offer["storage_cost"] * storage / HOURS_PER_MONTH
+def priced(offer: Mapping[str, Any], storage: float, bid: float | None = None) -> Row:
+    """The offer with the price of `storage` GB in its dollars per hour, at the bid where there is one."""
+    total = (offer["dph_base"] if bid is None else bid) + offer["storage_cost"] * storage / HOURS_PER_MONTH
     return {**offer, "dph_total": round(total, 6)}
 
 
@@ -95,8 +96,10 @@ def search(offers: Sequence[Mapping[str, Any]], query: Mapping[str, Any]) -> lis
         InvalidQuery: a field or an operator is unknown, or a value has the wrong shape.
     """
     storage = float(query.get("allocated_storage") or DEFAULT_STORAGE_GB)
+    bids = query.get("type") == "bid"
     conditions = {name: value for name, value in query.items() if name not in NOT_CONDITIONS}
-    found = [row for row in (priced(offer, storage) for offer in offers) if matches(row, conditions)]
+    rows = (priced(offer, storage, offer["min_bid"] if bids else None) for offer in offers)
+    found = [row for row in rows if matches(row, conditions)]
     for name, direction in reversed(query.get("order") or []):
         found.sort(key=lambda row: row.get(name) or 0, reverse=direction == "desc")
     return found[: int(query.get("limit") or DEFAULT_LIMIT)]

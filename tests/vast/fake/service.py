@@ -159,6 +159,9 @@ class FakeVast:
     def stop(self, ident: int) -> None:
         self._call(self._control.stop(ident))
 
+    def interrupt(self, ident: int) -> None:
+        self._call(self._control.interrupt(ident))
+
     def set_status(self, ident: int, status: str | None, message: str | None = None) -> None:
         self._call(self._control.set_status(ident, status, message))
 

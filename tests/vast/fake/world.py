@@ -85,7 +85,7 @@ class World:
         ident = next(self._idents)
         contract = Contract(
             ident,
-            priced(offer, float(body["disk"])),
+            priced(offer, float(body["disk"]), body.get("price")),
             body,
             root=self.directory / "machines" / str(ident),
             machine=self.machine,

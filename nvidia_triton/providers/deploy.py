@@ -1,0 +1,117 @@
+"""Takes a host from its first SSH login to models that serve: the library's steps in a thread, watched and ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import cast
+
+from nvidia_triton.engine_arguments import vllm_of_image
+from nvidia_triton.providers.base import Address, DeployFailed, Progress, Step
+from nvidia_triton.providers.hosts import context_of, ssh_host
+from nvidia_triton.vast import deploy as models_of
+from nvidia_triton.vast import remote, repository, ssh
+from nvidia_triton.vast.context import Context, Host
+from nvidia_triton.vast.definition import InstanceDefinition
+from nvidia_triton.vast.errors import TargetError
+from nvidia_triton.vast.settings import VastSettings
+from nvidia_triton.vast.work import Cancelled, Line, Work
+
+# Of what moves all the time.
+REPORT_SECONDS = 1.0
+
+
+async def deploy(
+    address: Address,
+    definition: InstanceDefinition,
+    models: Sequence[str],
+    progress: Callable[[Progress], None],
+    *,
+    settings: VastSettings,
+) -> None:
+    """See `base.Deploy`."""
+    loop = asyncio.get_running_loop()
+
+    def report(event: Progress) -> None:
+        loop.call_soon_threadsafe(progress, event)
+
+    work = _ReportedWork(report)
+    context = context_of(definition, settings, work)
+    executor = ThreadPoolExecutor(1, f"deploy {address.name}")
+    running = loop.run_in_executor(executor, _deploy, context, ssh_host(address, definition), models)
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        work.cancel()
+        # Its programs are killed, so it ends at once; nothing of it is to be at work on the host afterwards.
+        while not running.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({running})
+        running.exception()
+        raise
+    except models_of.NotLoaded as error:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in error.reasons.items())
+        raise DeployFailed(
+            "load model", f"Not loaded on {address.name}: {reasons}", of_model=next(iter(error.reasons))
+        ) from None
+    except _ModelsUnusable as error:
+        raise DeployFailed("preflight", str(error), of_model=models[0]) from None
+    except TargetError as error:
+        raise DeployFailed(work.step, settings.redact(str(error))) from None
+    finally:
+        executor.shutdown(wait=False)
+
+
+class _ModelsUnusable(TargetError):
+    """Found before anything is done on the host."""
+
+
+def _deploy(context: Context, host: Host, models: Sequence[str]) -> None:
+    try:
+        folder = context.settings.root / "models"
+        repository.validate(folder, models, num_gpus=host.num_gpus, vllm=vllm_of_image(host.image))
+    except TargetError as error:
+        raise _ModelsUnusable(str(error)) from None
+    with contextlib.suppress(Cancelled):
+        context.work.begins("ssh")
+        ssh.connect(context, host, context.definition.deadline_minutes.ssh * 60)
+        remote.run_tritonserver(context, host)
+        models_of.deploy(context, host, models)
+
+
+class _ReportedWork(Work):
+    """Reports what moves as `Progress`."""
+
+    def __init__(self, report: Callable[[Progress], None]) -> None:
+        super().__init__()
+        self._report = report
+        self.step: Step = "ssh"
+
+    def begins(self, step: str) -> None:
+        self.step = cast("Step", step)
+        self._report(Progress(self.step, step))
+
+    def say(self, text: str) -> None:
+        self._report(Progress(self.step, text))
+
+    @contextlib.contextmanager
+    def progress(self, text: str) -> Iterator[Line]:
+        self._report(Progress(self.step, text))
+        yield _ReportedLine(lambda *fields: self._report(Progress(self.step, *fields)))
+
+
+class _ReportedLine(Line):
+    def __init__(self, report: Callable[[str, float | None, int | None], None]) -> None:
+        super().__init__()
+        self._report = report
+        self._last: tuple[float | None, int | None, str] = (None, None, "")
+        self._reported = 0.0
+
+    def update(self, text: str, *, percent: float | None = None, bytes: int | None = None, moved: str = "") -> None:
+        now = (percent, bytes, moved)
+        if now != self._last and time.monotonic() - self._reported >= REPORT_SECONDS:
+            self._last, self._reported = now, time.monotonic()
+            self._report(text, percent, bytes)

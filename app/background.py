@@ -47,8 +47,10 @@ class Pace:
             self._resumed = time.monotonic()
 
 
-async def restarted(name: str, work: Work) -> None:
+async def restarted(name: str, work: Work, *, passed_on: tuple[type[Exception], ...] = ()) -> None:
     """Runs `work` until it returns; where a defect ends it, starts it again after a pause that doubles.
+
+    What is `passed_on` is no defect: it is raised.
 
     Its other parts must not wait for ever for a part that is gone, nor must one defect end the whole process.
     """
@@ -58,6 +60,8 @@ async def restarted(name: str, work: Work) -> None:
         started = clock()
         try:
             await work()
+        except passed_on:
+            raise
         except (Exception, asyncio.CancelledError) as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):

@@ -186,6 +186,23 @@ class Settings(BaseSettings):
         600.0, description="how long after a result's end a cut stream of it can be resumed"
     )
 
+    capacity_definitions: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (Path("nvidia_triton/vastai_instance_definition.yaml"),),
+        description="files with the pools of hosts that follow the queue, comma-separated: "
+        "[docs/capacity.md](docs/capacity.md)",
+    )
+    capacity_seconds: Seconds = Field(2.0, le=60, description="how often the controller of hosts decides")
+    capacity_lease_seconds: float = Field(
+        15.0, ge=2, description="how long a controller of hosts that died keeps others from deciding"
+    )
+    capacity_bind: str = Field(
+        "127.0.0.1",
+        description="address on which the tunnels to hosts listen; Triton has no authentication, so never a public one",
+    )
+    capacity_address: str | None = Field(
+        None, description="where the API and dispatchers reach these tunnels; empty: at `CAPACITY_BIND`"
+    )
+
     auth_required: bool | None = Field(
         None,
         description="whether a request needs an API key; empty: yes, unless it is made on this machine, to a loopback "
@@ -229,7 +246,7 @@ class Settings(BaseSettings):
         proxies = values.get("trusted_proxies")
         if isinstance(proxies, str) and proxies.strip().lower() == NO_PROXIES:
             values["trusted_proxies"] = ()
-        for name in ("webhook_allow_networks", "trusted_proxies", "cors_origins"):
+        for name in ("webhook_allow_networks", "trusted_proxies", "cors_origins", "capacity_definitions"):
             listed = values.get(name)
             if isinstance(listed, str):
                 values[name] = tuple(each.strip() for each in listed.split(",") if each.strip())

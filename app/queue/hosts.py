@@ -116,7 +116,7 @@ SELECT pool, gpu,
        sum(completion_tokens) FILTER (WHERE busy_seconds > $1) / sum(busy_seconds) FILTER (WHERE busy_seconds > $1)
            AS tokens_per_second,
        avg(extract(epoch FROM ready_at - created_at))::float8 AS startup
-FROM hosts WHERE ready_at IS NOT NULL AND id > uuidv7(make_interval(days => -$2)) GROUP BY pool, gpu
+FROM hosts WHERE ready_at IS NOT NULL AND id > uuidv7(make_interval(days => -$2::int)) GROUP BY pool, gpu
 """
 _WINDOWS = {
     "hour": "date_trunc('hour', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'",

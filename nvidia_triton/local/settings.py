@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 
+from nvidia_triton.checked_yaml import UnusableFile, read
 from nvidia_triton.local.interpreters import has_tritonserver_wheel
 from nvidia_triton.local.llama_server import LlamaServer
 from nvidia_triton.local.postgres import DEFAULT_PORT, HOST, PostgresServer
@@ -27,6 +28,8 @@ SIMULATION = "simulation"
 LLAMA_SERVER = "llama-server"
 # What TRITON_URLS says where there is none.
 NO_SERVERS = "none"
+# As app/config.py has it.
+DEFINITION = "nvidia_triton/vastai_instance_definition.yaml"
 UNASSIGNED_PORTS = (15000, 32000)
 # The three made of rules together would add two seconds to the start.
 # The others of models/ are for GPUs; here each would cost a process.
@@ -63,6 +66,20 @@ class LocalSettings:
     @property
     def no_fixed_server(self) -> bool:
         return self.environment["TRITON_URLS"].strip().lower() == NO_SERVERS
+
+    def has_pools(self) -> bool:
+        """Whether hosts are to follow the queue.
+
+        Raises:
+            LocalError: a definition cannot be read.
+        """
+        try:
+            return any(
+                bool((read(self.root / name.strip()) or {}).get("pools"))
+                for name in (self.environment.get("CAPACITY_DEFINITIONS") or DEFINITION).split(",")
+            )
+        except (UnusableFile, AttributeError) as error:
+            raise LocalError(f"CAPACITY_DEFINITIONS: {error}") from None
 
     @property
     def lock_file(self) -> Path:

@@ -78,6 +78,7 @@ class Stack:
         for name, polite, grace, rude in (
             ("migrate", signal.SIGTERM, 2.0, signal.SIGKILL),
             ("api", signal.SIGTERM, 12.0, signal.SIGKILL),
+            ("capacity", signal.SIGTERM, 5.0, signal.SIGKILL),
             ("dispatcher", signal.SIGTERM, 10.0, signal.SIGKILL),
             # Its parent kills the server itself, after 12 s or at a second signal.
             ("triton", signal.SIGTERM, 14.0, signal.SIGTERM),
@@ -100,6 +101,8 @@ class Stack:
         await self._migrate()
         await self._spawn("dispatcher", shielded([sys.executable, "-m", "app.worker"]))
         await self._spawn("api", shielded([sys.executable, "-m", "app.main"]))
+        if self.settings.has_pools():
+            await self._spawn("capacity", shielded([sys.executable, "-m", "app.capacity"]))
         await self._until(lambda: answers(self.settings.api_port, "/health/ready"), "The API starts")
 
     async def _start_postgres(self, server: PostgresServer) -> None:

@@ -13,11 +13,11 @@ from nvidia_triton.vast.definition import InstanceDefinition, load_definition
 from nvidia_triton.vast.errors import TargetError
 from nvidia_triton.vast.settings import VastSettings, load_settings
 
-NAMES = ("vast", "command", "ec2")
+NAMES = ("vast", "command")
 
 
 def open_provider(name: str, options: Mapping[str, Any], settings: VastSettings) -> Provider:
-    """`options` are the provider's own: none of Vast.ai, see `CommandOptions` and `Ec2Options` for the others.
+    """`options` are the provider's own: none of Vast.ai, see `CommandOptions` for the other.
 
     Raises:
         Refused: there is no such provider, or it cannot be used so.

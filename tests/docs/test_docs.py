@@ -27,7 +27,7 @@ def blocks(text: str, language: str) -> list[str]:
 def settings_table() -> str:
     rows = []
     for name, field in Settings.model_fields.items():
-        default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+        default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         rows.append(f"| `{name.upper()}` | `{default}` | {field.description} |")
     return "\n".join(rows)
 

@@ -31,9 +31,11 @@ import sys, pathlib
 from nvidia_triton.vast.deploy import deploy
 from nvidia_triton.vast.errors import TargetError
 from nvidia_triton.vast.vast import VastClient
+from nvidia_triton.vast.progress import PrintedWork
 from nvidia_triton.vast.wiring import open_context
+from rich.console import Console
 import dataclasses
-context = open_context()
+context = open_context(work=PrintedWork(Console()))
 settings = dataclasses.replace(context.settings, root=pathlib.Path(sys.argv[1]))
 context = dataclasses.replace(context, settings=settings)
 try:

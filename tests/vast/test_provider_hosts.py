@@ -99,6 +99,7 @@ async def test_a_host_with_an_old_driver_fails_the_preflight(
 ) -> None:
     vast.machine = Machine(driver="535.183.01")
     deployment = Deployment(rent(vast, vast_env, tmp_path / "checkout"))
+    deployment.rented.add_model("one")
     with pytest.raises(DeployFailed, match=r"the driver is 535\.183\.01") as failed:
         await deployment("one")
     assert (failed.value.step, failed.value.of_model) == ("preflight", None)

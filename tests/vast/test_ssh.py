@@ -12,6 +12,7 @@ import pytest
 from nvidia_triton.vast import rsync, ssh
 from nvidia_triton.vast.context import Address
 from nvidia_triton.vast.errors import TargetError
+from nvidia_triton.vast.work import Line
 from tests.vast.fake import FakeVast
 from tests.vast.kit import until
 from tests.vast.rented import Rented, rent
@@ -141,7 +142,7 @@ def test_a_state_directory_with_a_space(vast: FakeVast, vast_env: dict[str, str]
     connection = ssh.check(rented.context, rented.instance)
     assert connection.run("echo in") == "in"
     assert rented.context.state.known_hosts.is_file()
-    rsync.send(connection, rented.add_model("tiny"), "/opt/tiny", lambda _: None)
+    rsync.send(connection, rented.add_model("tiny"), "/opt/tiny", Line())
     assert (rented.opt / "tiny/config.pbtxt").is_file()
 
 

@@ -6,8 +6,8 @@ import asyncio
 import json
 import statistics
 
+from bench.figure import Figure
 from bench.http_load import BODY, Connection
-from bench.measure import Figure
 from bench.stack import CONCURRENCY, Bench, Stopwatch
 
 FLOOD = 10_000

@@ -7,14 +7,10 @@ import json
 import statistics
 import sys
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Any
 
 from tritonclient.grpc import aio
 
-from app.db.engine import open_database
-from app.queue.store import QueueStore
-from app.services.results import GET
+from bench.figure import Figure
 from bench.http_load import BODY, Connection
 from bench.raw_client import messages
 from bench.stack import CONCURRENCY, Bench, Stopwatch, cpu_seconds, output_of, outputs_of
@@ -24,19 +20,6 @@ BACKLOG = 5000
 ROUNDS = 3
 CONNECTIONS = 32
 SUBMITS = 6000
-
-
-@dataclass
-class Figure:
-    """`ours` and `theirs` are medians in `unit`; `value` is compared with `target`."""
-
-    name: str
-    value: float
-    target: str
-    met: bool
-    ours: str
-    theirs: str
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 async def rounds(ours: Callable[[], Awaitable[float]], theirs: Callable[[], Awaitable[float]]) -> tuple[float, float]:
@@ -212,57 +195,3 @@ async def bulk(bench: Bench) -> Figure:
         f"{count / watch.seconds:,.0f}/s",
         used,
     )
-
-
-async def history(bench: Bench, rows: int) -> Figure:
-    """Claim and poll with much history against little, in two databases of one server."""
-    few = await history_times(bench, 10_000)
-    many = await history_times(bench, rows)
-    few_again = await history_times(bench, 10_000)
-    base = {name: min(few[name], few_again[name]) for name in few}
-    ratio = max(many[name] / base[name] for name in base)
-    return Figure(
-        f"claim and poll with {rows:,} settled rows",
-        ratio,
-        "≤ 1.20",
-        ratio <= 1.2,
-        ", ".join(f"{name} {seconds * 1000:.2f} ms" for name, seconds in many.items()),
-        ", ".join(f"{name} {seconds * 1000:.2f} ms" for name, seconds in base.items()),
-    )
-
-
-async def history_times(bench: Bench, rows: int) -> dict[str, float]:
-    connection = await bench.connect()
-    present = await connection.fetchval("SELECT count(*) FROM results")
-    if present > rows:
-        await connection.execute("TRUNCATE results, attempts CASCADE")
-        present = 0
-    step = 250_000
-    for start in range(present, rows, step):
-        await connection.execute(
-            "INSERT INTO results (id, context_id, model, parameters, status, completed_at, started_at, output,"
-            " finish_reason, attempt_count)"
-            " SELECT uuidv7(), $1, 'noop', '{}', 'completed', now(), now(), 'text', 'stop', 1"
-            " FROM generate_series(1, $2::int)",
-            bench.context,
-            min(step, rows - start),
-            timeout=600,
-        )
-    await connection.execute("DELETE FROM results WHERE status = 'pending'")
-    await connection.execute("VACUUM ANALYZE results", timeout=600)
-    await connection.execute("CHECKPOINT", timeout=600)
-    await connection.close()
-    await bench.backlog("noop", 2000)
-    async with open_database(bench.settings) as database, database.hot() as hot:
-        store = QueueStore(database)
-        ids = [row[0] for row in await hot.fetch("SELECT id FROM results WHERE status = 'completed' LIMIT 500")]
-        claims, polls = [], []
-        for _ in range(60):
-            with Stopwatch() as watch:
-                await store.claim([("noop", "s", None)] * 20, lease_seconds=60, dispatcher="bench")
-            claims.append(watch.seconds)
-        for id_ in ids:
-            with Stopwatch() as watch:
-                await hot.fetchrow(GET, id_, 0)
-            polls.append(watch.seconds)
-    return {"claim of 20": statistics.median(claims[10:]), "poll": statistics.median(polls[20:])}

@@ -13,7 +13,7 @@ import psutil
 
 from app.db.ids import uuid7
 from app.queue.bulk import MAX_STATEMENT_BYTES
-from bench.measure import Figure
+from bench.figure import Figure
 from bench.stack import Bench, Stopwatch
 from tests.service import Process
 

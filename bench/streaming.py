@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from tritonclient.grpc import aio
 
 from app.db.ids import uuid7
+from bench.figure import Figure
 from bench.http_load import Connection
-from bench.measure import Figure
 from bench.raw_client import messages
 from bench.stack import Bench, cpu_seconds
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import statistics
 
-from bench.measure import Figure, raw_client
+from bench.figure import Figure
+from bench.measure import raw_client
 from bench.stack import CONCURRENCY, Bench, cpu_seconds
 
 # The model `tokens` makes one every 4 ms in each of its slots, and sends each by itself.

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from uuid import UUID
 
 from app.config import Settings
 from app.errors import DatabaseUnavailable
@@ -17,6 +18,8 @@ from app.services.conversations import Conversations
 from app.services.retention import oldest_kept
 
 REMOVE_BATCH = 1000
+MAX_CONTEXTS_KEPT = 10 * REMOVE_BATCH
+FIRST_ID = UUID(int=0)
 TIDY_SECONDS = 60.0
 # Streams are refused by then, so no reader meets half of the events.
 EVENTS_MARGIN_SECONDS = 60.0
@@ -47,7 +50,7 @@ def housekeeping(
         ("events", TIDY_SECONDS, partial(drop_events, events, events_kept)),
     ]
     if settings.result_retention_days is not None:
-        work.append(("retention", TIDY_SECONDS, partial(remove_old, store, settings.result_retention_days)))
+        work.append(("retention", TIDY_SECONDS, Retention(store, settings.result_retention_days).remove_old))
         old_conversations = partial(conversations.remove_old, settings.result_retention_days)
         work.append(("old conversations", TIDY_SECONDS, old_conversations))
     if settings.audit_retention_days is not None:
@@ -74,15 +77,29 @@ async def forget_unkept(unkept: UnkeptStore, after_seconds: float) -> None:
         await unkept.forget(ids)
 
 
-async def remove_old(store: QueueStore, retention_days: float) -> None:
-    """Removes final results, then contexts and comparisons without results, older than `retention_days`."""
-    limit = oldest_kept(retention_days)
-    while await store.remove(limit, retention_days * DAY_SECONDS, REMOVE_BATCH) == REMOVE_BATCH:
-        pass
-    while await store.remove_contexts(limit, REMOVE_BATCH) == REMOVE_BATCH:
-        pass
-    while await store.remove_comparisons(limit, REMOVE_BATCH) == REMOVE_BATCH:
-        pass
+class Retention:
+    """Removes final results, then contexts and comparisons without results, older than so many days."""
+
+    def __init__(self, store: QueueStore, days: float) -> None:
+        self._store = store
+        self._days = days
+        self._after = FIRST_ID
+
+    async def remove_old(self) -> None:
+        """One pass, in batches. It ends at MAX_CONTEXTS_KEPT contexts that stay; the next one looks at those behind."""
+        limit = oldest_kept(self._days)
+        while await self._store.remove(limit, self._days * DAY_SECONDS, REMOVE_BATCH) == REMOVE_BATCH:
+            pass
+        kept = 0
+        while kept < MAX_CONTEXTS_KEPT:
+            looked, removed = await self._store.remove_contexts(self._after, limit, REMOVE_BATCH)
+            if len(looked) < REMOVE_BATCH:
+                self._after = FIRST_ID
+                break
+            self._after = looked[-1]
+            kept += len(looked) - removed
+        while await self._store.remove_comparisons(limit, REMOVE_BATCH) == REMOVE_BATCH:
+            pass
 
 
 async def trim_audit(audit: AuditStore, retention_days: float) -> None:

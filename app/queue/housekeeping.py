@@ -19,16 +19,19 @@ WITH mine AS (
 SELECT context_id FROM old, (SELECT count(*) FROM removed) counted
 """
 
-# A context without results goes by its own age. A ticket may be stored for it after the statement that locks it began:
-# only one that begins once it is locked, when no further ticket can come, sees every result.
-LOCK_OLD_CONTEXTS = """
-SELECT o.id FROM contexts o
-WHERE o.id < $1 AND NOT EXISTS (SELECT FROM results r WHERE r.context_id = o.id)
-ORDER BY o.id LIMIT $2 FOR UPDATE SKIP LOCKED
+# A context without results goes by its own age. They are looked at in the order of their ids, a few at a time: any
+# number of old ones may be in use. A ticket may be stored for one after the statement that locks it began: only one
+# that begins once it is locked, when no further ticket can come, sees every result.
+_UNUSED = "NOT EXISTS (SELECT FROM results r WHERE r.context_id = c.id)"
+LOCK_UNUSED_CONTEXTS = f"""
+WITH looked AS MATERIALIZED (
+    SELECT id FROM contexts WHERE id > $1 AND id < $2 ORDER BY id LIMIT $3
+), unused AS (
+    SELECT c.id FROM contexts c WHERE c.id = ANY (ARRAY(SELECT id FROM looked)) AND {_UNUSED} FOR UPDATE SKIP LOCKED
+)
+SELECT ARRAY(SELECT id FROM looked ORDER BY id) AS looked, ARRAY(SELECT id FROM unused) AS unused
 """
-REMOVE_CONTEXTS = """
-DELETE FROM contexts c WHERE c.id = ANY ($1::uuid[]) AND NOT EXISTS (SELECT FROM results r WHERE r.context_id = c.id)
-"""
+REMOVE_CONTEXTS = f"DELETE FROM contexts c WHERE c.id = ANY ($1::uuid[]) AND {_UNUSED}"
 
 # Those of which no result is left.
 REMOVE_COMPARISONS = """

@@ -17,7 +17,7 @@ from app.queue.housekeeping import (
     COMPACT_USAGE,
     FORGET_KEYS,
     FORGET_REQUESTS,
-    LOCK_OLD_CONTEXTS,
+    LOCK_UNUSED_CONTEXTS,
     REMOVE,
     REMOVE_COMPARISONS,
     REMOVE_CONTEXTS,
@@ -198,13 +198,13 @@ class QueueStore:
         async with self._database.hot() as connection:
             return len(await connection.fetch(REMOVE, older_than, seconds, limit))
 
-    async def remove_contexts(self, older_than: UUID, limit: int) -> int:
-        """Removes contexts made before the id `older_than` that have no results; returns how many it looked at."""
+    async def remove_contexts(self, after: UUID, older_than: UUID, limit: int) -> tuple[list[UUID], int]:
+        """Removes contexts between these ids that have no results; returns the ids looked at, and how many went."""
         async with self._database.transaction() as connection:
-            ids = [row["id"] for row in await connection.fetch(LOCK_OLD_CONTEXTS, older_than, limit)]
-            if ids:
-                await connection.execute(REMOVE_CONTEXTS, ids)
-        return len(ids)
+            looked, unused = await connection.fetchrow(LOCK_UNUSED_CONTEXTS, after, older_than, limit)
+            if unused:
+                await connection.execute(REMOVE_CONTEXTS, unused)
+        return looked, len(unused)
 
     async def remove_comparisons(self, older_than: UUID, limit: int) -> int:
         """Removes comparisons made before the id `older_than` that have no results; returns how many."""

@@ -5,9 +5,8 @@ from dataclasses import asdict
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ARRAY, ColumnElement, any_, delete, insert, literal, select
+from sqlalchemy import ARRAY, ColumnElement, Select, delete, func, insert, join, literal, select, true
 from sqlalchemy import UUID as UUIDType
-from sqlalchemy.dialects.postgresql import distinct_on
 
 from app.config import Settings
 from app.db.engine import Database
@@ -45,6 +44,19 @@ async def _require_ended_batches(queries: Queries, which: ColumnElement[bool]) -
             f"Result {row['id']} is a line of batch_{row['batch_id'].hex}, which has not ended and needs it for its "
             "files: cancel the batch or wait for its end, then delete."
         )
+
+
+def newest_requests(ids: Sequence[UUID]) -> Select[Any]:
+    asked = func.unnest(literal(list(ids), ARRAY(UUIDType))).table_valued("id", name="asked").render_derived()
+    newest = (
+        select(results.c.context_id, results.c.model, results.c.kind, results.c.request)
+        .where(results.c.context_id == asked.c.id)
+        # The order of the index results_by_context: a context may have been sent any number of times.
+        .order_by(results.c.context_id.desc(), results.c.id.desc())
+        .limit(1)
+        .lateral()
+    )
+    return select(newest).select_from(join(asked, newest, true()))
 
 
 async def note_deletion(
@@ -105,15 +117,8 @@ class Contexts:
 
     async def requests(self, ids: Sequence[UUID]) -> dict[UUID, Mapping[str, Any]]:
         """Of contexts, the `model`, `kind` and `request` of the newest ticket each was sent with."""
-        wanted = (results.c.context_id, results.c.model, results.c.kind, results.c.request)
-        newest = (
-            select(*wanted)
-            .where(results.c.context_id == any_(literal(list(ids), ARRAY(UUIDType))))
-            .ext(distinct_on(results.c.context_id))
-            .order_by(results.c.context_id, results.c.id.desc())
-        )
         async with self._database.reading() as queries:
-            return {row["context_id"]: row for row in await queries.rows(newest)}
+            return {row["context_id"]: row for row in await queries.rows(newest_requests(ids))}
 
     async def page(self, caller: Caller, window: Window) -> Page:
         return await fetch_bounded_page(self._database, LISTED, [owned_by(caller)], window)

@@ -11,7 +11,7 @@ from tritonclient.grpc import aio
 from app.config import Settings
 from app.db.engine import Database
 from app.db.ids import lowest_at, uuid7
-from app.dispatch.janitor import remove_old
+from app.dispatch.janitor import Retention
 from app.queue.store import QueueStore
 from tests.api.test_bad_input import check_problem
 from tests.servers import start_triton
@@ -92,7 +92,7 @@ async def test_the_retention_removes_what_is_old_and_final(
         old = await stored(timedelta(days=3), "failed")
         waiting = await stored(timedelta(days=3), "pending")
         young = await stored(timedelta(days=1), "failed")
-        await remove_old(store, 2)
+        await Retention(store, 2).remove_old()
         await connection.close()
         check_problem(await api.client.get(f"/contexts/{old[0]}"), 410, "removed", "2 days")
         check_problem(await api.client.get(f"/results/{old[1]}"), 410, "removed")

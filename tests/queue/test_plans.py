@@ -5,15 +5,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
 
 from app.db.engine import HOT_SETTINGS
 from app.db.ids import uuid7
+from app.db.queries import compiled
 from app.db.tables.results import SettledColumns
 from app.queue import backlog
 from app.queue.bulk import MAX_STATEMENT_BYTES
+from app.queue.housekeeping import LOCK_UNUSED_CONTEXTS
 from app.queue.statements.cancel import CANCEL, SWEEP
 from app.queue.statements.claim import CLAIM
 from app.queue.statements.position import POSITION, POSITION_LIMIT
@@ -22,6 +25,7 @@ from app.queue.statements.renew import RENEW
 from app.queue.statements.settle import OUTPUT_FILE_COLUMNS, SETTLE
 from app.queue.store import settlement_row
 from app.queue.ticket import Outcome, Settlement, Status
+from app.services.contexts import newest_requests
 from app.services.results import GET
 from tests.conftest import with_database
 from tests.postgres_server import RunningPostgres
@@ -140,6 +144,18 @@ async def test_a_position_reads_no_further_than_its_limit(history: Any) -> None:
         "results_claim",
         POSITION_LIMIT,
     )
+
+
+async def test_the_newest_request_of_a_context_is_read_alone(history: Any) -> None:
+    context = await history.fetchval("SELECT id FROM contexts")
+    statement, values = compiled(newest_requests([context]))
+    found = [node for node in nodes(await plan(history, statement, *values)) if node.get("Relation Name") == "results"]
+    assert [node["Actual Rows"] for node in found] == [1]
+
+
+async def test_the_retention_looks_at_no_more_contexts_than_it_was_told_to(history: Any) -> None:
+    first, last = UUID(int=0), UUID(int=2**128 - 1)
+    check(await plan(history, LOCK_UNUSED_CONTEXTS, first, last, 10), "results_by_context", 10)
 
 
 async def test_the_sweep_reads_only_what_is_due(history: Any) -> None:

@@ -51,7 +51,7 @@ async def test_the_retention_leaves_a_context_that_got_a_ticket_after_it_began_t
         address = database_url.split("@", 1)[1]
         async with open_database(make_settings(database_url=f"postgresql://{role}:x@{address}")) as database:
             tomorrow = lowest_at(datetime.now(UTC) + timedelta(days=1))
-            removing = asyncio.create_task(QueueStore(database).remove_contexts(tomorrow, 10))
+            removing = asyncio.create_task(QueueStore(database).remove_contexts(UUID(int=0), tomorrow, 10))
             await eventually(lambda: waiting_for_a_lock(rows), "the retention looks")
             now = datetime.now(UTC)
             ticket = Submission(uuid7(), context, "m", {}, 0, now, now)

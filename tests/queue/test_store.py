@@ -73,6 +73,17 @@ async def test_a_claim_carries_what_a_run_needs(store: QueueStore, submit: Any) 
     assert await claim(store) == []
 
 
+async def test_old_contexts_are_looked_at_a_few_at_a_time(store: QueueStore, rows: Any, submit: Any) -> None:
+    await submit()
+    in_use = await rows.fetchval("SELECT id FROM contexts")
+    unused = uuid7()
+    await rows.execute("INSERT INTO contexts (id, content) VALUES ($1, 'prompt')", unused)
+    assert await store.remove_contexts(UUID(int=0), uuid7(), 1) == ([in_use], 0)
+    assert await store.remove_contexts(in_use, unused, 1) == ([], 0)
+    assert await store.remove_contexts(in_use, uuid7(), 1) == ([unused], 1)
+    assert await rows.fetchval("SELECT id FROM contexts") == in_use
+
+
 async def test_claims_follow_the_rank_within_a_model(store: QueueStore, submit: Any) -> None:
     base = datetime.now(UTC)
     second = await submit(rank=base)

@@ -28,6 +28,11 @@ class PrintedWork(Work):
     def say(self, text: str) -> None:
         say(self.console, text)
 
+    def pause(self, seconds: float) -> None:
+        # A signal ends a target wherever it is, and in the middle of a lock, as the library waits, it breaks that.
+        time.sleep(seconds)
+        self.check()
+
     def done(self, step: str, text: str) -> None:
         text = f"[green]✓[/green] [bold]{escape(step)}[/bold]  {escape(text)}"
         self.console.print(text, highlight=False, soft_wrap=True)

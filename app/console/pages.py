@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from typing import Any
 
 from fastapi import Request, Response
@@ -14,6 +14,7 @@ from app.console.entrance import cookie_of, form_token_of, with_cookie
 from app.console.render import ENVIRONMENT, common, html
 
 LIVE = "live_"
+EACH = "each_"
 RETRY_MILLISECONDS = 2000
 
 Gather = Callable[[], Awaitable[dict[str, Any]]]
@@ -47,7 +48,11 @@ async def _changes(request: Request, template: str, gather: Gather, form: str) -
 
 
 class Parts:
-    """The live parts of a page as the browser has them."""
+    """The live parts of a page as the browser has them.
+
+    A block whose name begins with EACH is made for each of the things that it is named after: of `each_answers`, the
+    element of the item `answers` in the values has the id `answers-` and the item's `key`.
+    """
 
     def __init__(self, request: Request, template: str, form: str) -> None:
         self._template = ENVIRONMENT.get_template(template)
@@ -56,15 +61,23 @@ class Parts:
 
     def changed(self, values: dict[str, Any]) -> list[bytes]:
         """An event for each part that is not as it was sent before."""
-        context = self._template.new_context(self._common | values)
         events = []
+        for name, made in self._made(self._common | values):
+            if self._sent.get(name) != made:
+                self._sent[name] = made
+                events.append(event_bytes(to_json({"part": name, "html": made}), "part"))
+        return events
+
+    def _made(self, values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+        """The id of each part, and its HTML."""
         for name, block in self._template.blocks.items():
             if name.startswith(LIVE):
-                made = "".join(block(context))
-                if self._sent.get(name) != made:
-                    self._sent[name] = made
-                    events.append(event_bytes(to_json({"part": name, "html": made}), "part"))
-        return events
+                yield name, "".join(block(self._template.new_context(values)))
+            elif name.startswith(EACH):
+                of = name.removeprefix(EACH)
+                for item in values[of]:
+                    made = block(self._template.new_context(values | {"item": item}))
+                    yield f"{of}-{item['key']}", "".join(made)
 
 
 async def still_known(request: Request) -> bool:

@@ -26,24 +26,27 @@ function follow() {
   stream.addEventListener("open", () => {
     say("live");
     // What comes now is told from its beginning.
-    const growing = document.querySelector("[data-growing]");
-    if (growing) growing.textContent = "";
+    for (const growing of document.querySelectorAll("[data-growing]")) growing.textContent = "";
   });
   stream.addEventListener("part", (event) => {
     const { part, html } = JSON.parse(event.data);
     const place = document.getElementById(part);
     if (!place || place.contains(document.activeElement) && document.activeElement.matches("textarea, input")) return;
-    const growing = place.querySelector("[data-growing]");
-    const told = growing ? growing.textContent : "";
+    const told = new Map();
+    for (const growing of place.querySelectorAll("[data-growing]")) told.set(growing.dataset.growing, growing.textContent);
     place.innerHTML = html;
-    const again = place.querySelector("[data-growing]");
-    if (again) again.textContent = told;
+    for (const growing of place.querySelectorAll("[data-growing]")) {
+      growing.textContent = told.get(growing.dataset.growing) ?? "";
+    }
     localise(place);
     mark();
   });
   stream.addEventListener("text", (event) => {
-    const growing = document.querySelector("[data-growing]");
-    if (growing) growing.append(JSON.parse(event.data).text);
+    // `of` names one of several texts that grow; `anew` drops what was told of it.
+    const { text, of = "", anew = false } = JSON.parse(event.data);
+    const growing = document.querySelector(`[data-growing="${CSS.escape(of)}"]`);
+    if (growing && anew) growing.textContent = text;
+    else if (growing) growing.append(text);
   });
   stream.addEventListener("ended", () => leave(""));
   stream.addEventListener("error", () => {
@@ -77,9 +80,9 @@ function move(by) {
 let before = "";
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, textarea, select")) return;
-  const links = { o: 0, t: 1, a: 2 };
-  if (before === "g" && event.key in links) {
-    document.querySelectorAll("nav a")[links[event.key]]?.click();
+  const link = before === "g" && document.querySelector(`nav a[data-key="${CSS.escape(event.key)}"]`);
+  if (link) {
+    link.click();
   } else if (event.key === "/") {
     const search = document.querySelector("input[type=search]");
     if (search) { event.preventDefault(); search.focus(); }

@@ -19,6 +19,7 @@ from markupsafe import Markup
 from starlette.types import Scope as Connection
 
 from app.api.problems import route_path
+from app.console.navigation import entries
 from app.errors import AppError, Unauthorized
 from app.services.callers import Scope
 from app.services.results import phase
@@ -124,7 +125,8 @@ def common(scope: Connection) -> dict[str, Any]:
     base = root(scope)
     return {
         "root": base,
-        "here": route_path(scope),
+        "page": route_path(scope).removeprefix("/console") or "/",
+        "entries": entries(scopes),
         "console": f"{base}/console",
         "asset": lambda name: f"{base}/console/static/{name}?v={asset_version(name)}",
         "logged_in": caller is not None and caller.key_id is not None,

@@ -13,6 +13,7 @@ from playwright.async_api import Browser, expect
 
 from app.config import Settings
 from app.console.entrance import COOKIE, PageRoute
+from app.console.navigation import ENTRIES
 from app.main import create_app
 from app.services.callers import Scope
 from app.services.sessions import MOST_GUESSES, form_token
@@ -74,6 +75,12 @@ def test_every_page_is_in_the_table_of_this_test() -> None:
         for method in each.methods or ()
     }
     assert {each for each in known if each[0] != "HEAD"} == set(PAGES)
+
+
+def test_the_head_leads_to_pages_each_by_a_key_of_its_own() -> None:
+    for entry in ENTRIES:
+        assert PAGES["GET", f"/console{entry.path}"] is entry.scope
+    assert len({entry.key for entry in ENTRIES}) == len(ENTRIES)
 
 
 async def test_nobody_sees_a_page_without_a_log_in(guarded: Service, make_key: MakeKey) -> None:

@@ -26,6 +26,7 @@ from app.api import hosts as hosts_routes
 from app.api import keys as keys_routes
 from app.api import models as models_routes
 from app.api import pages as pages_routes
+from app.api import picks as picks_routes
 from app.api import results as results_routes
 from app.api import servers as servers_routes
 from app.api import streams as streams_routes
@@ -60,7 +61,7 @@ from app.api.security import Entrance, no_route, require_declared
 from app.api.spool import Spool
 from app.background import Background
 from app.config import Settings, SettingsError, load_settings
-from app.console import ask, login, overview, ticket, tickets
+from app.console import ask, compare, login, overview, ticket, tickets
 from app.db.engine import open_database
 from app.db.faults import DATABASE_FAULT, DatabaseFault
 from app.fleet.fleet import open_fleet
@@ -97,6 +98,7 @@ from app.services.loading import Loader
 from app.services.outbound import Sender
 from app.services.outputs import Outputs
 from app.services.overview import Overviews
+from app.services.picks import Picks
 from app.services.pulse import Pulse
 from app.services.results import Results
 from app.services.servers import Servers
@@ -174,12 +176,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # Not FastAPI's include_router: it would have each router look for its routes by itself, and the right one twice.
     for module in (
         *(models_routes, results_routes, streams_routes, contexts_routes, comparisons_routes, comparison_streams),
+        picks_routes,
         *(keys_routes, usage_routes, audit_routes, servers_routes, hosts_routes),
         *(webhooks_routes, health_routes, pages_routes),
         *(chat, completions, responses, conversations, embeddings, images),
         *(files, uploads, batches, openai_models, tokens),
         *(anthropic, tgi, tgi_openai, protollm, semoss, semoss_generate),
-        *(overview, tickets, ticket, ask, login),
+        *(overview, tickets, ticket, ask, compare, login),
     ):
         app.router.routes.extend(module.router.routes)
     require_declared(app, open_paths)
@@ -215,6 +218,7 @@ def _lifespan(settings: Settings) -> Lifespan:
             parsers = Parsers(settings)
             keys = Keys(database)
             servers = Servers(database, settings, fleet)
+            comparisons = Comparisons(database, store, contexts, results, submissions, limits, settings)
             pulse = Pulse()
             services = Services(
                 settings=settings,
@@ -226,7 +230,8 @@ def _lifespan(settings: Settings) -> Lifespan:
                 images=await _images(stack, settings),
                 outputs=Outputs(OutputStore(database), results),
                 streams=streams,
-                comparisons=Comparisons(database, store, contexts, results, submissions, limits, settings),
+                comparisons=comparisons,
+                picks=Picks(database, comparisons),
                 templates=Templates(settings),
                 parsers=parsers,
                 profiles=Profiles(settings, parsers),

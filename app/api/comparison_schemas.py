@@ -10,7 +10,7 @@ from uuid import UUID
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.api.schemas import ResultError, SendOptions, Usage, WishOptions
+from app.api.schemas import RequestBody, ResultError, SendOptions, Usage, WishOptions
 from app.errors import InvalidParameters
 from app.openai.chat_request import EXAMPLE, MOST_MESSAGES
 from app.openai.messages import Message
@@ -68,6 +68,24 @@ class ComparisonCreate(SendOptions):
             wish = entry.wish if entry.wish.stored else self.wish
             made.append(Contender(entry.model, parameters, wish))
         return made
+
+
+class PickCreate(RequestBody):
+    result_id: UUID | None = Field(None, strict=False, description="the best of the answers; null where none is better")
+
+
+class Pick(BaseModel):
+    comparison_id: UUID
+    result_id: UUID | None = Field(description="null where none was better than the others")
+    model: str | None = Field(description="whose answer was picked")
+    server: str | None = Field(description="which server had made it")
+    models: list[str] = Field(description="all that were compared, in the order of the comparison")
+    key_id: UUID | None = Field(description="who picked; null for a caller without a key")
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Self:
+        return cls(**{name: row[name] for name in cls.model_fields})
 
 
 def _given(parameters: SamplingParameters) -> dict[str, Any]:

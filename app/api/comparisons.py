@@ -22,7 +22,7 @@ from app.db.tables.contexts import Prompt
 from app.errors import invalid
 from app.openai.chat_request import taken_chat
 from app.openai.messages import plain
-from app.queue.ticket import Status
+from app.queue.ticket import Idempotency, Status
 from app.services.callers import Caller
 from app.services.comparisons import Comparison, Contender, naming
 from app.services.idempotency import idempotency_of
@@ -42,24 +42,8 @@ async def create_comparison(
     body: ComparisonCreate, request: Request, wait: WaitDep, key: IdempotencyKey = None
 ) -> object:
     """Sends one prompt to up to 16 models: a ticket for each, all or none."""
-    services, caller = services_of(request), caller_of(request)
     idempotency = idempotency_of(key, "comparison", body.model_dump(mode="json", by_alias=True, exclude_unset=True))
-    id_, replayed = await services.comparisons.made_before(caller, idempotency), True
-    if id_ is None:
-        contenders = body.contenders()
-        prompt, messages = await _prompt(services, caller, body)
-        await _require(services, caller, contenders, messages)
-        id_, replayed = await services.comparisons.create(
-            caller,
-            prompt,
-            contenders,
-            priority=body.priority,
-            expires_in=body.expires_in,
-            client_reference=body.client_reference,
-            streamed=body.stream,
-            webhook=accepted(body.webhook, services.settings),
-            idempotency=idempotency,
-        )
+    id_, replayed = await send_comparison(services_of(request), caller_of(request), body, idempotency)
     response = await _table(request, id_, wait, 202)
     response.headers["Location"] = f"{root_of(request)}/comparisons/{id_}"
     mark_replayed(response, replayed)
@@ -95,6 +79,32 @@ async def cancel_comparison(comparison_id: UUID, request: Request) -> object:
 async def delete_comparison(comparison_id: UUID, request: Request) -> None:
     """Removes a comparison with its results, and the prompt that came with it; 409 while a result is pending."""
     await services_of(request).comparisons.delete(caller_of(request), comparison_id)
+
+
+async def send_comparison(
+    services: Services, caller: Caller, body: ComparisonCreate, idempotency: Idempotency | None = None
+) -> tuple[UUID, bool]:
+    """The id of the comparison, committed; True when an earlier request with the key had made it.
+
+    Raises:
+        AppError: whatever is wrong with it, naming the field.
+    """
+    if earlier := await services.comparisons.made_before(caller, idempotency):
+        return earlier, True
+    contenders = body.contenders()
+    prompt, messages = await _prompt(services, caller, body)
+    await _require(services, caller, contenders, messages)
+    return await services.comparisons.create(
+        caller,
+        prompt,
+        contenders,
+        priority=body.priority,
+        expires_in=body.expires_in,
+        client_reference=body.client_reference,
+        streamed=body.stream,
+        webhook=accepted(body.webhook, services.settings),
+        idempotency=idempotency,
+    )
 
 
 async def _prompt(

@@ -37,6 +37,7 @@ from app.services.limits import Limits
 from app.services.outputs import Outputs
 from app.services.overview import Overviews
 from app.services.pages import Page, Window
+from app.services.picks import Picks
 from app.services.pulse import Pulse
 from app.services.results import Results
 from app.services.servers import Servers
@@ -68,6 +69,7 @@ class Services:
     outputs: Outputs
     streams: Streams
     comparisons: Comparisons
+    picks: Picks
     templates: Templates
     parsers: Parsers
     profiles: Profiles

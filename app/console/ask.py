@@ -16,6 +16,7 @@ from app.console.render import HEADERS, html
 from app.errors import AppError, invalid
 from app.openai.chat_request import prepare_chat
 from app.queue.ticket import Status
+from app.services.catalog import CatalogEntry
 
 REFERENCE = "console"
 LONGEST = 1_000_000
@@ -59,7 +60,7 @@ async def asked(
         body: dict[str, Any] = {"model": model, "messages": messages}
         for name, text, kind in (("max_tokens", max_tokens, int), ("temperature", temperature, float)):
             if text.strip():
-                body[name] = _number(name, text, kind)
+                body[name] = number_of(name, text, kind)
         services, caller = services_of(request), caller_of(request)
         prepared = await prepare_chat(services, caller, body)
         row, _ = await make_ticket(request, prepared, streamed=True, client_reference=REFERENCE)
@@ -71,14 +72,23 @@ async def asked(
 
 
 async def _form(request: Request, given: dict[str, str], refused: AppError | None = None) -> Response:
+    empty = dict.fromkeys(("model", "message", "system", "max_tokens", "temperature", "follows"), "")
+    values = {
+        "models": await text_models(request),
+        "given": empty | given,
+        "refused": refused,
+        "form": form_token_of(request),
+    }
+    status = 200 if refused is None else refused.status
+    return with_cookie(request, html(request.scope, "ask.html", status, **values))
+
+
+async def text_models(request: Request) -> list[CatalogEntry]:
+    """Those that chat, as far as it is known, and that the caller may use."""
     services, caller = services_of(request), caller_of(request)
     entries = [entry for entry in await services.catalog.models() if caller.sees(entry.name)]
     able = {entry.name: services.profiles.of(entry.name).capabilities for entry in entries}
-    chats = [entry for entry in entries if (can := able[entry.name]) is None or can.chat]
-    empty = dict.fromkeys(("model", "message", "system", "max_tokens", "temperature", "follows"), "")
-    values = {"models": chats, "given": empty | given, "refused": refused, "form": form_token_of(request)}
-    status = 200 if refused is None else refused.status
-    return with_cookie(request, html(request.scope, "ask.html", status, **values))
+    return [entry for entry in entries if (can := able[entry.name]) is None or can.chat]
 
 
 async def _said_before(request: Request, id_: str) -> list[dict[str, Any]]:
@@ -95,7 +105,8 @@ async def _said_before(request: Request, id_: str) -> list[dict[str, Any]]:
     return [*prompt["messages"], {"role": "assistant", "content": row["output"] or ""}]
 
 
-def _number(name: str, text: str, kind: type[int] | type[float]) -> float:
+def number_of(name: str, text: str, kind: type[int] | type[float]) -> float:
+    """Raises InvalidRequest, naming the field."""
     try:
         return kind(text.strip())
     except ValueError:

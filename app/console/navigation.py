@@ -28,6 +28,7 @@ ENTRIES = (
     Entry("/", "Overview", "o"),
     Entry("/tickets", "Tickets", "t"),
     Entry("/ask", "Ask", "a", Scope.SUBMIT),
+    Entry("/compare", "Compare", "c"),
 )
 
 

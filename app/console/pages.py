@@ -50,8 +50,8 @@ async def _changes(request: Request, template: str, gather: Gather, form: str) -
 class Parts:
     """The live parts of a page as the browser has them.
 
-    A block whose name begins with EACH is made for each of the things that it is named after: of `each_answers`, the
-    element of the item `answers` in the values has the id `answers-` and the item's `key`.
+    A block whose name begins with EACH is made for each item of a list among the values: `each_columns_head` for those
+    of `columns`, in elements with the ids `columns-KEY-head`, KEY being what the item has as its `key`.
     """
 
     def __init__(self, request: Request, template: str, form: str) -> None:
@@ -74,10 +74,10 @@ class Parts:
             if name.startswith(LIVE):
                 yield name, "".join(block(self._template.new_context(values)))
             elif name.startswith(EACH):
-                of = name.removeprefix(EACH)
+                of, _, part = name.removeprefix(EACH).rpartition("_")
                 for item in values[of]:
                     made = block(self._template.new_context(values | {"item": item}))
-                    yield f"{of}-{item['key']}", "".join(made)
+                    yield f"{of}-{item['key']}-{part}", "".join(made)
 
 
 async def still_known(request: Request) -> bool:

@@ -27,7 +27,7 @@ STATUSES = "SELECT id, status FROM results WHERE id = ANY ($1::uuid[]) AND owner
 # Texts are read as far as they come to $3 bytes together; `seconds` are those from the first start to the end.
 ANSWERS = """
 SELECT r.id, r.status, r.server, r.finish_reason, r.prompt_tokens, r.completion_tokens, r.error_code, r.error_message,
-       r.attempt_token, r.cancel_requested_at,
+       r.attempt_token, r.cancel_requested_at, r.wish, r.parameters ->> 'temperature' AS temperature,
        extract(epoch FROM r.completed_at - r.started_at)::float8 AS seconds,
        (SELECT sum(a.cost) FROM attempts a WHERE a.result_id = r.id) AS cost,
        CASE WHEN sum(octet_length(r.output)) OVER (ORDER BY r.id) <= $3 THEN r.output END AS output

@@ -14,7 +14,7 @@ from sqlalchemy import delete, select
 from app.config import Settings
 from app.db.engine import Database
 from app.db.ids import uuid7
-from app.db.tables import comparisons, contexts, result_events, results
+from app.db.tables import comparison_picks, comparisons, contexts, result_events, results
 from app.db.tables.contexts import Prompt
 from app.errors import (
     AppError,
@@ -212,7 +212,7 @@ class Comparisons:
         return await self.get(caller, id_)
 
     async def delete(self, caller: Caller, id_: UUID) -> None:
-        """Removes a comparison with its results, and its prompt where it came along and nothing else was made of it.
+        """Removes a comparison with its results and picks, and its prompt where it came along and serves nothing else.
 
         Raises:
             ComparisonNotFound: no such comparison.
@@ -235,6 +235,7 @@ class Comparisons:
             await note_deletion(queries, Action.COMPARISON_DELETED, caller, id_, [row["key_id"]])
             await queries.execute(delete(result_events).where(result_events.c.result_id.in_(row["result_ids"])))
             await queries.execute(delete(results).where(ours))
+            await queries.execute(delete(comparison_picks).where(comparison_picks.c.comparison_id == id_))
             await queries.execute(delete(comparisons).where(*wanted))
             if row["with_prompt"]:
                 others = select(results.c.id).where(results.c.context_id == row["context_id"]).exists()

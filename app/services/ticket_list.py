@@ -62,6 +62,7 @@ class Counted:
 
 
 _LAST_SAID = contexts.c.messages[-1]["content"]
+_PROMPT = func.left(func.coalesce(contexts.c.content, _LAST_SAID.astext, cast(_LAST_SAID, Text)), BEGINNING_CHARS)
 _SHOWN: tuple[ColumnElement[Any], ...] = (
     *(
         results.c[name]
@@ -72,9 +73,7 @@ _SHOWN: tuple[ColumnElement[Any], ...] = (
     ),
     func.left(results.c.error_message, BEGINNING_CHARS).label("error"),
     func.left(results.c.output, BEGINNING_CHARS).label("answer"),
-    func.left(func.coalesce(contexts.c.content, _LAST_SAID.astext, cast(_LAST_SAID, Text)), BEGINNING_CHARS).label(
-        "prompt"
-    ),
+    _PROMPT.label("prompt"),
 )
 
 
@@ -103,6 +102,14 @@ class TicketList:
         async with self._database.reading() as queries:
             number = await queries.value(select(func.count()).select_from(found))
         return Counted(min(number, MOST_COUNTED), number <= MOST_COUNTED)
+
+    async def prompts(self, caller: Caller, context_ids: Sequence[UUID]) -> dict[UUID, str | None]:
+        """The beginnings of the caller's prompts that are there still, None for tensors."""
+        query = select(contexts.c.id, _PROMPT.label("prompt")).where(
+            contexts.c.id.in_(context_ids), contexts.c.owner_id == caller.owner_id
+        )
+        async with self._database.reading() as queries:
+            return {row["id"]: row["prompt"] for row in await queries.rows(query)}
 
     async def ids(self, caller: Caller, search: Search) -> list[UUID]:
         """The newest MOST_COUNTED that it finds, newest first."""

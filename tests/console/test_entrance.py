@@ -34,6 +34,12 @@ PAGES: dict[tuple[str, str], Scope | None] = {
     ("POST", "/console/tickets/{result_id}/retry"): SUBMITS,
     ("GET", "/console/ask"): SUBMITS,
     ("POST", "/console/ask"): SUBMITS,
+    ("GET", "/console/compare"): READS,
+    ("POST", "/console/compare"): SUBMITS,
+    ("GET", "/console/compare/picks"): READS,
+    ("GET", "/console/compare/{comparison_id}"): READS,
+    ("POST", "/console/compare/{comparison_id}/pick"): SUBMITS,
+    ("POST", "/console/compare/{comparison_id}/cancel"): SUBMITS,
     ("GET", "/console/login"): OPEN,
     ("POST", "/console/login"): OPEN,
     ("POST", "/console/logout"): READS,
@@ -59,7 +65,8 @@ def form_of(html: str) -> str:
 
 
 def concrete(path: str) -> str:
-    return path.replace("{result_id}", str(uuid4())).replace("{name}", "console.css").replace("{path:path}", "x/y")
+    path = path.replace("{name}", "console.css").replace("{path:path}", "x/y")
+    return re.sub(r"{\w+_id}", lambda _: str(uuid4()), path)
 
 
 def places() -> Iterator[tuple[str, str, Scope | None]]:
@@ -186,6 +193,8 @@ async def test_every_page_forbids_what_it_does_not_need(service: Service) -> Non
         "/console/",
         "/console/tickets",
         "/console/ask",
+        "/console/compare",
+        "/console/compare/picks",
         "/console/login",
         "/console/nowhere",
         "/console/static/x",

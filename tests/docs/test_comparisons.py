@@ -25,11 +25,14 @@ async def test_the_curl_lines_work_as_they_stand(service: Service) -> None:
     stream, tables = output.split("event: ", 1)[1], output[output.rindex("\n\n") :].split()
     assert stream.count("event: completed") + stream.startswith("completed") == 2
     assert '"deltas":[{' in stream
-    read, listed, cancelled = (json.loads(line) for line in output[output.rindex("\n\n") :].splitlines() if line)
+    read, listed, pick, picks, cancelled = (
+        json.loads(line) for line in output[output.rindex("\n\n") :].splitlines() if line
+    )
     assert len(tables) >= 3
     assert read["status"] == "completed"
     assert [entry["model"] for entry in read["entries"]] == ["chat", "chat"]
     assert [each["id"] for each in listed] == [read["id"]]
+    assert (picks, pick["models"]) == ([pick], ["chat", "chat"])
     assert cancelled == read
     assert (await service.client.get(f"/comparisons/{read['id']}")).status_code == 404
 

@@ -75,10 +75,16 @@ async def test_the_readmes_result_has_the_fields_that_results_have(service: Serv
 
 async def test_the_history_queries_run_and_find_rows(service: Service) -> None:
     queries = blocks(HISTORY, "sql")
-    assert len(queries) == 11
+    assert len(queries) == 12
     context = await service.context("A prompt.", metadata={"source": "tests"})
     await service.settled(await service.send(context, parameters={"max_tokens": 2, "ignore_eos": True}))
     await service.run("word " * 400)
+    entries = [{"model": model, "parameters": {"max_tokens": 1}} for model in ("tiny", "slow")]
+    comparison = await service.client.post("/comparisons/", json={"content": "A prompt.", "entries": entries})
+    results = [entry["result_id"] for entry in comparison.json()["entries"]]
+    await asyncio.gather(*map(service.settled, results))
+    pick = f"/comparisons/{comparison.json()['id']}/pick"
+    assert (await service.client.put(pick, json={"result_id": results[0]})).status_code == 200
     await service.send(model="slow", parameters={"max_tokens": 3000, "ignore_eos": True})
     retried = await service.send(prompt="[[sim:error=x]]")
 

@@ -87,6 +87,15 @@ class Owned:
             context,
             [native],
         )
+        await rows.execute(
+            "INSERT INTO comparison_picks (id, owner_id, comparison_id, context_id, result_id, models, servers, model)"
+            " VALUES ($1, $2, $3, $4, $5, '{tiny}', '{secret}', 'tiny')",
+            uuid7(),
+            owner_id,
+            self.ids["comparison_id"],
+            context,
+            native,
+        )
         for path, kind in (("/v1/chat/completions", "chat.completion"), ("/v1/completions", "text_completion")):
             self.ids_below[path] = {"completion_id": object_id(kind, await result(kind))}
         self.ids["response_id"] = object_id("response", await result("response"))
@@ -183,7 +192,7 @@ async def test_no_list_shows_what_belongs_to_another(guarded: Service, owned: tu
         own = await guarded.client.get(path, headers=bearer(mine))
         if [id_ for id_ in ids if id_ in own.text]:
             shown.add(path)
-    assert shown >= {"/contexts/", "/results/", "/comparisons/", "/v1/files", "/v1/batches"}
+    assert shown >= {"/contexts/", "/results/", "/comparisons/", "/picks/", "/v1/files", "/v1/batches"}
     for query in ("client_reference=secret+name", f"context_id={things.ids['context_id']}", "model=tiny"):
         answers = [await guarded.client.get(f"/results/?{query}", headers=bearer(key)) for key in (mine, theirs)]
         assert [bool(answer.json()) for answer in answers] == [True, False]

@@ -98,6 +98,8 @@ class Stack:
                 body = {name: value for name, value in body.items() if name != "messages"} | {"prompt": "Hi."}
             if case.path == "/comparisons/":
                 body = {"content": "Hi.", "entries": [{"model": "chat"}]}
+            if case.path.endswith("/pick"):
+                body = {"result_id": known["picked_id"]}
             if case.path == "/detokenize":
                 body["tokens"] = [1, 2, 3]
             if case.path.startswith("/v1/responses"):
@@ -160,6 +162,7 @@ async def _one_of_each(client: httpx.AsyncClient) -> dict[str, Any]:
         "item_id": items["first_id"],
         "context_id": context["id"],
         "comparison_id": comparison["id"],
+        "picked_id": comparison["entries"][0]["result_id"],
         "result_id": ticket["result_id"],
         "key_id": (await made("POST", "/keys/", json={"name": "somebody"}))["id"],
         "delivery_id": deliveries[0]["id"],

@@ -1,7 +1,7 @@
 """The tables; see docs/architecture.md."""
 
 from app.db.tables.base import metadata
-from app.db.tables.comparisons import comparisons
+from app.db.tables.comparisons import comparison_picks, comparisons
 from app.db.tables.contexts import contexts
 from app.db.tables.conversations import conversation_items, conversations
 from app.db.tables.files import batches, file_chunks, files
@@ -27,6 +27,7 @@ __all__ = [
     "audit",
     "batches",
     "capacity_leader",
+    "comparison_picks",
     "comparisons",
     "console_sessions",
     "contexts",

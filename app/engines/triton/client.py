@@ -8,6 +8,7 @@ from contextlib import aclosing, suppress
 from typing import Any, Self
 
 from pydantic_core import from_json
+from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 from app.engines.base import (
@@ -61,6 +62,8 @@ class TritonEngine(Engine):
         self._simulated: dict[tuple[str, str], bool] = {}
         # Of those, the ones with the contract of TensorRT-LLM's llmapi.
         self._llmapi: set[str] = set()
+        # And those whose answer was one message when no stream was asked for.
+        self._whole: set[str] = set()
         self._version = ""
 
     async def __aenter__(self) -> Self:
@@ -125,7 +128,9 @@ class TritonEngine(Engine):
                     self._llmapi.add(model[0])
 
         self._simulated = {model: told for model, told in self._simulated.items() if model in ready}
-        self._llmapi &= {name for name, _ in ready}
+        names = {name for name, _ in ready}
+        self._llmapi &= names
+        self._whole &= names
         await asyncio.gather(*(ask(model) for model in ready - self._simulated.keys()))
         return {model for model, told in self._simulated.items() if told}
 
@@ -180,21 +185,31 @@ class TritonEngine(Engine):
             stream=request.stream,
             images=request.images,
         )
+        if not request.stream and request.model in self._whole:
+            yield _chunk_of(await self._only_message(request.model, call, request.run_timeout))
+            return
         idle, first = (request.idle_timeout, self._first_timeout) if request.stream else (None, None)
+        count = 0
         async with aclosing(self._connection.messages(call, idle, request.run_timeout, first)) as messages:
             async for response in messages:
-                try:
-                    chunk = decode(response)
-                except ValueError as malformed:
-                    raise EngineError(
-                        "model_contract",
-                        "The model's answer is not one of the vLLM backend.",
-                        FINAL,
-                        raw=str(malformed),
-                    ) from None
+                chunk = _chunk_of(response)
+                count += 1
                 yield chunk
                 if chunk.final:
-                    return
+                    break
+        if not request.stream and count == 1:
+            self._whole.add(request.model)
+
+    async def _only_message(
+        self, model: str, call: service_pb2.ModelInferRequest, run_timeout: float
+    ) -> service_pb2.ModelInferResponse:
+        try:
+            return await self._connection.only_message(call, run_timeout)
+        except EngineError as error:
+            if error.code == "run_timeout":
+                # It may have begun to send more than one.
+                self._whole.discard(model)
+            raise
 
     async def _ask_llmapi(self, request: Request) -> AsyncGenerator[Chunk]:
         call, texts = llmapi.encode(request), llmapi.Texts(request.prompt)
@@ -309,6 +324,19 @@ class TritonEngine(Engine):
                     raise
             else:
                 return
+
+
+def _chunk_of(response: service_pb2.ModelInferResponse) -> Chunk:
+    """
+    Raises:
+        EngineError: the message does not fit the contract.
+    """
+    try:
+        return decode(response)
+    except ValueError as malformed:
+        raise EngineError(
+            "model_contract", "The model's answer is not one of the vLLM backend.", FINAL, raw=str(malformed)
+        ) from None
 
 
 def _tensor(described: dict[str, Any]) -> dict[str, Any]:

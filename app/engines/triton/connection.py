@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import suppress
 from typing import Any
 
 import grpc
 from tritonclient.grpc import aio as triton
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
 
 from app.engines.base import RETRY, EngineError
 from app.engines.triton.faults import MAX_MESSAGE_BYTES, classify_rpc, classify_text
@@ -42,6 +41,9 @@ def channel_options(connect_timeout: float | None = None) -> list[tuple[str, int
     return list((dict(CHANNEL_OPTIONS) | {"grpc.min_reconnect_backoff_ms": round(connect_timeout * 1000)}).items())
 
 
+# One request goes to each stream, so that it can be cancelled alone. To send it as the only message of a call takes
+# fewer steps than a stream of requests does, and to read the only message of its answer fewer yet.
+STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 # A server that has sent its last message ends the stream within milliseconds, under load within a tenth of a second.
 LAST_READ_SECONDS = 2.0
 
@@ -58,7 +60,10 @@ class Connection:
     def _connect(self) -> None:
         self.calls = triton.InferenceServerClient(self._address, channel_args=self._options)
         self._channel = grpc.aio.insecure_channel(self._address, self._options)
-        self._infer = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelStreamInfer
+        encoded = service_pb2.ModelInferRequest.SerializeToString
+        decoded = service_pb2.ModelStreamInferResponse.FromString
+        self._ask_all = self._channel.unary_stream(STREAM, encoded, decoded)
+        self._ask_one = self._channel.unary_unary(STREAM, encoded, decoded)
 
     async def close(self) -> None:
         if self._ending:
@@ -75,6 +80,20 @@ class Connection:
         self._connect()
         await calls.close()
         await channel.close()
+
+    async def only_message(
+        self, request: service_pb2.ModelInferRequest, run_timeout: float
+    ) -> service_pb2.ModelInferResponse:
+        """The answer of a model that sends one message; a second one is waited for until `run_timeout` is over.
+
+        Raises:
+            EngineError: as `messages` does.
+        """
+        call = self._ask_one(request, timeout=run_timeout, metadata=tuple(outgoing().items()) or None)
+        message = await _told(call)
+        if message.error_message:
+            raise classify_text(message.error_message)
+        return message.infer_response
 
     async def messages(
         self,
@@ -97,16 +116,11 @@ class Connection:
             EngineError: an error instead of a message, or the end of the stream.
         """
 
-        stream = self._infer(timeout=run_timeout, metadata=tuple(outgoing().items()) or None)
+        stream = self._ask_all(request, timeout=run_timeout, metadata=tuple(outgoing().items()) or None)
         watch = _Watch(stream)
         said_all = False
-        patience = first_timeout or idle_timeout
         try:
-            watch.wait(patience)
-            with suppress(asyncio.InvalidStateError):
-                # One that has failed already says so when it is read.
-                await _told(stream.write(request), watch)
-                await stream.done_writing()
+            watch.wait(first_timeout or idle_timeout)
             while True:
                 message = await _told(stream.read(), watch)
                 if message is grpc.aio.EOF:
@@ -177,7 +191,7 @@ class _Watch:
             self._timer = None
 
 
-async def _told(step: Awaitable[Any], watch: _Watch) -> Any:
+async def _told(step: Awaitable[Any], watch: _Watch | None = None) -> Any:
     """
     Raises:
         EngineError: the call failed, or took too long.
@@ -190,7 +204,7 @@ async def _told(step: Awaitable[Any], watch: _Watch) -> Any:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
-        if watch.over:
+        if watch is not None and watch.over:
             raise EngineError(
                 "idle_timeout", f"The engine sent nothing for {watch.patience:g} seconds.", RETRY, server_fault=True
             ) from None

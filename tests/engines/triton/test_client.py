@@ -5,13 +5,16 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from app.engines.base import Disposition, Endpoint, EngineError, Request, presentable, refusal
 from app.engines.triton.client import SIMULATED, TritonEngine
 from app.engines.triton.faults import RPC_RULES, classify_rpc, classify_text
+from app.engines.triton.tensors import texts_content
 from app.tasks.chunks import Accumulator
 from nvidia_triton.local.settings import free_ports
 from tests.engine import busy
@@ -35,10 +38,11 @@ async def run(
     *,
     idle: float = 10,
     total: float = 30,
+    stream: bool = True,
     **p: object,
 ) -> Accumulator:
     answer = Accumulator()
-    request = Request(model, prompt, {"max_tokens": 8, **p}, "test", idle, total)
+    request = Request(model, prompt, {"max_tokens": 8, **p}, "test", idle, total, stream=stream)
     async with aclosing(client.run(request)) as chunks:
         async for chunk in chunks:
             answer.add(chunk)
@@ -83,10 +87,13 @@ async def test_characters_split_over_messages_come_back_whole(client: TritonEngi
 async def test_an_error_of_the_engine_becomes_a_code_and_a_sentence(
     client: TritonEngine, prompt: str, parameters: dict[str, object], code: str, disposition: Disposition, word: str
 ) -> None:
-    error = await error_of(client, prompt, **parameters)
-    assert (error.code, error.disposition) == (code, disposition)
-    assert word in error.message
-    assert "/opt" not in error.message
+    # From the second one on, answers that come whole are read another way.
+    await run(client, stream=False)
+    for stream in (True, False):
+        error = await error_of(client, prompt, stream=stream, **parameters)
+        assert (error.code, error.disposition) == (code, disposition)
+        assert word in error.message
+        assert "/opt" not in error.message
 
 
 async def test_an_unknown_adapter(client: TritonEngine) -> None:
@@ -229,17 +236,52 @@ def test_foreign_messages_are_made_presentable() -> None:
 async def test_without_a_stream_the_answer_is_one_message_and_only_the_whole_is_bounded(client: TritonEngine) -> None:
     parameters = {"max_tokens": 40, "seed": 3, "ignore_eos": True, "logprobs": 1}
     request = Request("tiny", "[[sim:slow=10]] Hello.", parameters, "test", 0.1, 30)
-    async with aclosing(client.run(replace(request, stream=False))) as chunks:
-        (chunk,) = [chunk async for chunk in chunks]
     streamed = await run(client, request.prompt, **parameters)
-    assert chunk.final
-    assert chunk.texts == streamed.joined()
-    assert (sum(chunk.completion_tokens), chunk.prompt_tokens) == (40, streamed.prompt_tokens)
-    assert chunk.logprobs == streamed.logprobs
-    async with aclosing(client.run(replace(request, stream=False, run_timeout=0.2))) as chunks:
-        with pytest.raises(EngineError) as caught:
-            await anext(chunks)
-    assert (caught.value.code, caught.value.disposition) == ("run_timeout", RETRY)
+    for _ in range(2):
+        async with aclosing(client.run(replace(request, stream=False))) as chunks:
+            (chunk,) = [chunk async for chunk in chunks]
+        assert chunk.final
+        assert chunk.texts == streamed.joined()
+        assert (sum(chunk.completion_tokens), chunk.prompt_tokens) == (40, streamed.prompt_tokens)
+        assert chunk.logprobs == streamed.logprobs
+    for _ in range(2):
+        async with aclosing(client.run(replace(request, stream=False, run_timeout=0.2))) as chunks:
+            with pytest.raises(EngineError) as caught:
+                await anext(chunks)
+        assert (caught.value.code, caught.value.disposition) == ("run_timeout", RETRY)
+
+
+class Unsteady(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """Answers a first request in one message, and later ones in two."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def ModelStreamInfer(self, requests: AsyncIterator[Any], _context: Any) -> AsyncIterator[Any]:
+        async for _ in requests:
+            self.asked += 1
+            for last in (False, True) if self.asked > 1 else (True,):
+                answer = service_pb2.ModelInferResponse()
+                answer.outputs.add(name="text_output", datatype="BYTES", shape=[1])
+                answer.raw_output_contents.append(texts_content(b"word"))
+                answer.parameters["triton_final_response"].bool_param = last
+                yield service_pb2.ModelStreamInferResponse(infer_response=answer)
+
+
+async def test_a_model_that_begins_to_stream_unasked_is_read_as_a_stream_again() -> None:
+    server = grpc.aio.server()
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Unsteady(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with TritonEngine(Endpoint("triton", f"127.0.0.1:{port}")) as client:
+            assert (await run(client, stream=False)).joined() == ["word"]
+            with pytest.raises(EngineError) as caught:
+                await run(client, stream=False, total=0.3)
+            assert caught.value.code == "run_timeout"
+            assert (await run(client, stream=False)).joined() == ["wordword"]
+    finally:
+        await server.stop(None)
 
 
 async def test_silence_beyond_the_idle_timeout_is_an_error(client: TritonEngine) -> None:
@@ -254,9 +296,13 @@ async def test_a_run_longer_than_its_timeout_is_an_error(client: TritonEngine) -
     assert (caught.value.code, caught.value.disposition) == ("run_timeout", RETRY)
 
 
-@pytest.mark.parametrize("how", ["cancel", "close"])
+@pytest.mark.parametrize("how", ["cancel", "close", "cancel what comes whole"])
 async def test_leaving_a_generation_frees_the_engine(client: TritonEngine, triton: RunningTriton, how: str) -> None:
-    generation = client.run(Request("slow", "go on", {"max_tokens": 4000, "ignore_eos": True}, "r", 10, 60))
+    stream = how != "cancel what comes whole"
+    if not stream:
+        await run(client, model="slow", stream=False, max_tokens=1)
+    asked = Request("slow", "go on", {"max_tokens": 4000, "ignore_eos": True}, "r", 10, 60, stream=stream)
+    generation = client.run(asked)
 
     async def started() -> bool:
         return await busy(triton, "slow") == 1
@@ -305,15 +351,21 @@ async def test_a_server_that_dies_is_told_from_one_that_is_not_there(tmp_path: P
     victim = start_triton(tmp_path, ("tiny",))
     try:
         async with TritonEngine(Endpoint("triton", victim.grpc_url)) as client:
-            task = asyncio.create_task(error_of(client, "[[sim:slow=100]]", max_tokens=200, ignore_eos=True))
+            await run(client, stream=False)
+            tasks = [
+                asyncio.create_task(
+                    error_of(client, "[[sim:slow=100]]", stream=stream, max_tokens=200, ignore_eos=True)
+                )
+                for stream in (True, False)
+            ]
 
             async def started() -> bool:
-                return await busy(victim, "tiny") == 1
+                return await busy(victim, "tiny") == 2
 
-            await eventually(started, "the engine runs it")
+            await eventually(started, "the engine runs both")
             victim.kill()
-            error = await asyncio.wait_for(task, 10)
-            assert (error.code, error.disposition) == ("server_died", RETRY)
+            for error in await asyncio.wait_for(asyncio.gather(*tasks), 10):
+                assert (error.code, error.disposition) == ("server_died", RETRY)
             error = await error_of(client)
             assert (error.code, error.disposition) == ("server_unreachable", WAIT)
     finally:

@@ -280,6 +280,12 @@ class KeyNotFound(NotFound):
     title = "No such API key"
 
 
+class KeyExists(AppError):
+    code = "key_exists"
+    status = 409
+    title = "This API key was made already"
+
+
 class OwnerNotFound(NotFound):
     code = "owner_not_found"
     title = "No such owner"

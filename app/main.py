@@ -61,7 +61,7 @@ from app.api.security import Entrance, no_route, require_declared
 from app.api.spool import Spool
 from app.background import Background
 from app.config import Settings, SettingsError, load_settings
-from app.console import ask, compare, login, overview, ticket, tickets
+from app.console import ask, compare, key_pages, login, overview, ticket, tickets, usage_pages
 from app.db.engine import open_database
 from app.db.faults import DATABASE_FAULT, DatabaseFault
 from app.fleet.fleet import open_fleet
@@ -182,7 +182,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         *(chat, completions, responses, conversations, embeddings, images),
         *(files, uploads, batches, openai_models, tokens),
         *(anthropic, tgi, tgi_openai, protollm, semoss, semoss_generate),
-        *(overview, tickets, ticket, ask, compare, login),
+        *(overview, tickets, ticket, ask, compare),
+        *(key_pages, usage_pages),
+        # Last, for it has what no other page of the console is.
+        login,
     ):
         app.router.routes.extend(module.router.routes)
     require_declared(app, open_paths)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from app.api.dependencies import caller_of, problems, services_of
 from app.api.schemas import RequestBody
 from app.api.security import ADMIN, GuardedRoute
+from app.config import Settings
 from app.services.audit import actor_of
 from app.services.callers import LIMITS, Scope
 from app.services.keys import (
@@ -61,6 +62,22 @@ class KeyCreate(RequestBody):
     webhook: Webhook | None = Field(None, description="whom to tell of the end of results that name no webhook")
 
 
+def new_key(body: KeyCreate, settings: Settings, id_: UUID | None = None) -> NewKey:
+    """Raises InvalidRequest where nothing may be delivered to the webhook."""
+    return NewKey(
+        name=body.name,
+        owner=body.owner,
+        scopes=body.scopes,
+        expires_days=body.expires_in_days,
+        person=body.person,
+        models=body.models,
+        **{name: getattr(body, name) for name in LIMITS},
+        weight=body.weight,
+        webhook=accepted(body.webhook, settings),
+        id=id_,
+    )
+
+
 class Key(BaseModel):
     id: UUID
     name: str
@@ -99,20 +116,8 @@ class CreatedKey(Key):
 @router.post("/", status_code=201, response_model=CreatedKey, responses=problems(400, 413, 415, 422))
 async def create_key(body: KeyCreate, request: Request) -> object:
     """Makes an API key; for the scope admin."""
-    row, key = await services_of(request).keys.create(
-        NewKey(
-            name=body.name,
-            owner=body.owner,
-            scopes=body.scopes,
-            expires_days=body.expires_in_days,
-            person=body.person,
-            models=body.models,
-            **{name: getattr(body, name) for name in LIMITS},
-            weight=body.weight,
-            webhook=accepted(body.webhook, services_of(request).settings),
-        ),
-        actor_of(caller_of(request)),
-    )
+    services = services_of(request)
+    row, key = await services.keys.create(new_key(body, services.settings), actor_of(caller_of(request)))
     return CreatedKey.made(row, key)
 
 

@@ -137,7 +137,12 @@ def _from_validation(request: Request, error: RequestValidationError) -> AppErro
     if any(problem["loc"] == ("body",) and isinstance(problem.get("input"), bytes) for problem in problems):
         declared = f"declared as {content_type.split(';')[0]}" if content_type else "without a Content-Type"
         return UnsupportedMediaType(f"The body came {declared}; send JSON with Content-Type: application/json.")
-    name = parameter if is_openai(route_path(request.scope)) else _field
+    return invalid_fields(problems, parameter if is_openai(route_path(request.scope)) else _field)
+
+
+def invalid_fields(problems: Sequence[Any], name: Callable[[Sequence[Any]], str] | None = None) -> InvalidRequest:
+    """What pydantic found; `name` makes the name of a field of its place."""
+    name = name or _field
     errors = [{"field": name(problem["loc"]), "message": _message(problem)} for problem in problems[:20]]
     first = errors[0]
     return InvalidRequest(f"{first['field'] or 'The body'}: {first['message']}", errors=errors)

@@ -31,6 +31,7 @@ class UsageGroup(Counts):
     key_name: str | None = None
     key_hint: str | None = None
     key_person: str | None = None
+    owner: str | None = Field(None, description="when grouped by owner")
 
 
 class KeyCap(BaseModel):

@@ -57,3 +57,59 @@ def _path(line: Line, top: float) -> Markup:
         f"{number * step:.1f},{HEIGHT - BELOW - value / top * room:.1f}" for number, value in enumerate(line.values)
     )
     return Markup('<polyline class="line {}" points="{}"/>').format(f"of-{line.kind}", points)
+
+
+def bar_chart(title: str, lines: Sequence[Line], names: Sequence[str], unit: str = "") -> Markup:
+    """A bar for each name, the lines' values on one another; below the pointer, a bar says its numbers."""
+    sums = [sum(values) for values in zip(*(line.values for line in lines), strict=True)]
+    top = max(sums, default=0) or 1
+    room = HEIGHT - BELOW - ABOVE
+    step = WIDTH / max(1, len(names))
+    bars = []
+    for number, name in enumerate(names):
+        y = float(HEIGHT - BELOW)
+        parts = []
+        for line in lines:
+            height = line.values[number] / top * room
+            y -= height
+            parts.append(
+                Markup('<rect class="bar of-{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
+                    line.kind, number * step + step * 0.1, y, step * 0.8, height
+                )
+            )
+        said = ", ".join(f"{line.name} {_worded(line.values[number], unit)}" for line in lines)
+        # A bar of nothing has its place below the pointer too.
+        parts.append(
+            Markup('<rect class="room" x="{:.1f}" y="{}" width="{:.1f}" height="{}"/>').format(
+                number * step, ABOVE, step, room
+            )
+        )
+        bars.append(Markup("<g><title>{}: {}</title>{}</g>").format(name, said, Markup("").join(parts)))
+    legend = Markup("").join(
+        Markup('<tspan class="of-{}">{}</tspan><tspan> &#160; </tspan>').format(line.kind, line.name) for line in lines
+    )
+    said = ", ".join(f"{line.name} {_worded(sum(line.values), unit)}" for line in lines)
+    return Markup(
+        '<svg class="chart" viewBox="0 0 {width} {height}" role="img"'
+        ' aria-label="{title}: {said} in all, {top} at most">'
+        '<line class="base" x1="0" x2="{width}" y1="{base}" y2="{base}"/>{bars}'
+        '<text x="0" y="10">{top}</text><text x="{width}" y="10" class="end">{legend}</text>'
+        '<text x="0" y="{below}">{first}</text><text x="{width}" y="{below}" class="end">{last}</text></svg>'
+    ).format(
+        width=WIDTH,
+        height=HEIGHT,
+        base=HEIGHT - BELOW,
+        below=HEIGHT - 4,
+        title=title,
+        said=said,
+        top=_worded(top, unit),
+        bars=Markup("").join(bars),
+        legend=legend,
+        first=names[0] if names else "",
+        last=names[-1] if names else "",
+    )
+
+
+def _worded(value: float, unit: str) -> str:
+    number = f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+    return f"${number}" if unit == "$" else f"{number}{unit}"

@@ -29,6 +29,8 @@ ENTRIES = (
     Entry("/tickets", "Tickets", "t"),
     Entry("/ask", "Ask", "a", Scope.SUBMIT),
     Entry("/compare", "Compare", "c"),
+    Entry("/usage", "Usage", "u"),
+    Entry("/keys", "Keys", "k"),
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -78,8 +79,16 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"
 
 
-def number(value: float | None) -> str:
-    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
+def number(value: float | Decimal | None) -> str:
+    """Whole ones, as sums of them are too, without a fraction."""
+    return "–" if value is None else f"{value:,}" if isinstance(value, int | Decimal) else f"{value:,.2f}"
+
+
+def dollars(value: float | None) -> str:
+    """To the cent, and what is less than a dollar to a hundredth of one."""
+    if value is None:
+        return "–"
+    return f"${value:,.2f}" if value == 0 or abs(value) >= 1 else f"${value:.4f}"
 
 
 def query(given: Mapping[str, Any], **changes: Any) -> str:
@@ -110,7 +119,7 @@ ENVIRONMENT = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-ENVIRONMENT.filters.update(markdown=markdown, moment=moment, duration=duration, number=number)
+ENVIRONMENT.filters.update(markdown=markdown, moment=moment, duration=duration, number=number, dollars=dollars)
 ENVIRONMENT.globals.update(query=query, took=took, badge=badge, state_of=state_of)
 
 

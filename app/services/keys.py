@@ -17,7 +17,7 @@ from uuid import UUID
 
 from app.db.engine import Database
 from app.db.ids import uuid7
-from app.errors import ApiKeyExpired, ApiKeyRevoked, InvalidRequest, KeyNotFound, Unauthorized
+from app.errors import ApiKeyExpired, ApiKeyRevoked, InvalidRequest, KeyExists, KeyNotFound, Unauthorized
 from app.queue.audit import Action, Actor, record
 from app.services.callers import EVERYBODY, LIMITS, Caller, Scope
 
@@ -54,6 +54,7 @@ GIVEN = ("name", "person", *LIMITS, "models", "webhook")
 INSERT = f"""
 INSERT INTO api_keys (id, owner_id, secret_hash, hint, scopes, expires_at, {", ".join(GIVEN)})
 VALUES ($1, $2, $3, $4, $5, $6, {", ".join(f"${number}" for number, _ in enumerate(GIVEN, 7))})
+ON CONFLICT (id) DO NOTHING RETURNING id
 """  # noqa: S608
 FIND = f"""
 SELECT id, owner_id, scopes, expires_at, revoked_at, {", ".join(LIMITS)}, models, webhook FROM api_keys WHERE
@@ -65,7 +66,7 @@ SELECT k.id, o.name AS owner, o.weight, k.hint, k.scopes, k.created_at, k.expire
        CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked' WHEN k.expires_at <= now() THEN 'expired' ELSE 'active' END
            AS state
 FROM api_keys k JOIN owners o ON o.id = k.owner_id
-WHERE $1::uuid IS NULL OR k.id = $1
+WHERE ($1::uuid IS NULL OR k.id = $1) AND ($2::int IS NULL OR k.owner_id = $2)
 ORDER BY k.id
 """  # noqa: S608
 # A key that was revoked before stays as it is.
@@ -78,7 +79,7 @@ RETURNING secret_hash, owner_id, name, old.revoked_at IS NULL AS is_new
 @dataclass(frozen=True, slots=True)
 class NewKey:
     """`owner` is the name of whom the key belongs to, the key's own name where it is None; `weight` is that owner's.
-    `webhook` as `services.webhooks.accepted` gives it.
+    `webhook` as `services.webhooks.accepted` gives it. An `id` chosen before makes one key, however often it is sent.
     """
 
     name: str
@@ -96,6 +97,7 @@ class NewKey:
     models: Sequence[str] | None = None
     weight: int | None = None
     webhook: dict[str, Any] | None = None
+    id: UUID | None = None
 
 
 class Remembered:
@@ -186,17 +188,18 @@ class Keys:
 
         Raises:
             InvalidRequest: the owner's name stands for something else.
+            KeyExists: a key with the chosen id was made before.
         """
         if (new.owner or new.name) == EVERYBODY:
             message = f"{EVERYBODY!r} stands for all owners together: give another name"
             raise InvalidRequest(f"owner: {message}", errors=[{"field": "owner", "message": message}])
         key = PREFIX + base62(secrets.token_bytes(SECRET_BYTES))
-        id_ = uuid7()
+        id_ = new.id or uuid7()
         expires_at = None if new.expires_days is None else datetime.now(UTC) + timedelta(days=new.expires_days)
         digest = sha256(key.encode()).digest()
         async with self._database.transaction() as connection:
             owner_id = await connection.fetchval(OWNER, new.owner or new.name, new.weight)
-            await connection.execute(
+            made = await connection.fetchval(
                 INSERT,
                 id_,
                 owner_id,
@@ -206,7 +209,12 @@ class Keys:
                 expires_at,
                 *(getattr(new, name) for name in GIVEN),
             )
-            row = await connection.fetchrow(LIST, id_)
+            if made is None:
+                raise KeyExists(
+                    "This form was sent before and its key was made then. A key is shown once: if you did not keep it, "
+                    "revoke it and make another one."
+                )
+            row = await connection.fetchrow(LIST, id_, None)
             details = {"name": new.name, "person": new.person, "scopes": row["scopes"]}
             await record(connection, Action.KEY_CREATED, actor, owner_id, str(id_), details=details)
         return row, key
@@ -214,7 +222,15 @@ class Keys:
     async def list(self) -> Sequence[Mapping[str, Any]]:
         """All keys, oldest first."""
         async with self._database.hot() as connection:
-            found: Sequence[Mapping[str, Any]] = await connection.fetch(LIST, None)
+            found: Sequence[Mapping[str, Any]] = await connection.fetch(LIST, None, None)
+        return found
+
+    async def seen_by(self, caller: Caller) -> Sequence[Mapping[str, Any]]:
+        """As `list`, for those who may not see all: the keys of their owner."""
+        if Scope.ADMIN in caller.scopes:
+            return await self.list()
+        async with self._database.hot() as connection:
+            found: Sequence[Mapping[str, Any]] = await connection.fetch(LIST, None, caller.owner_id)
         return found
 
     async def revoke(self, id_: UUID, actor: Actor) -> None:

@@ -1,4 +1,4 @@
-"""What was used, from the counts that settling appends: by day, model or key."""
+"""What was used, from the counts that settling appends: by day, model, key or owner."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ class GroupBy(StrEnum):
     DAY = "day"
     MODEL = "model"
     KEY = "key"
+    OWNER = "owner"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,5 +72,10 @@ def _grouped(query: Select[Any], group_by: GroupBy) -> Select[Any]:
             usage, api_keys, api_keys.c.id == usage.c.key_id
         )
         return query.group_by(usage.c.key_id, api_keys.c.id).order_by(usage.c.key_id)
+    if group_by is GroupBy.OWNER:
+        query = query.add_columns(owners.c.name.label("owner")).outerjoin_from(
+            usage, owners, owners.c.id == usage.c.owner_id
+        )
+        return query.group_by(owners.c.name).order_by(owners.c.name)
     column = usage.c[group_by.value]
     return query.add_columns(column).group_by(column).order_by(column)

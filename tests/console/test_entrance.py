@@ -22,7 +22,7 @@ from tests.keys.conftest import MakeKey, bearer
 from tests.openai.response_kit import emit
 from tests.service import Service
 
-READS, SUBMITS, OPEN = Scope.READ, Scope.SUBMIT, None
+READS, SUBMITS, ADMINS, OPEN = Scope.READ, Scope.SUBMIT, Scope.ADMIN, None
 PAGES: dict[tuple[str, str], Scope | None] = {
     ("GET", "/console"): READS,
     ("GET", "/console/"): READS,
@@ -40,6 +40,11 @@ PAGES: dict[tuple[str, str], Scope | None] = {
     ("GET", "/console/compare/{comparison_id}"): READS,
     ("POST", "/console/compare/{comparison_id}/pick"): SUBMITS,
     ("POST", "/console/compare/{comparison_id}/cancel"): SUBMITS,
+    ("GET", "/console/keys"): READS,
+    ("POST", "/console/keys"): ADMINS,
+    ("POST", "/console/keys/{key_id}/revoke"): ADMINS,
+    ("GET", "/console/usage"): READS,
+    ("GET", "/console/usage.csv"): READS,
     ("GET", "/console/login"): OPEN,
     ("POST", "/console/login"): OPEN,
     ("POST", "/console/logout"): READS,
@@ -66,7 +71,7 @@ def form_of(html: str) -> str:
 
 def concrete(path: str) -> str:
     path = path.replace("{name}", "console.css").replace("{path:path}", "x/y")
-    return re.sub(r"{\w+_id}", lambda _: str(uuid4()), path)
+    return re.sub(r"\{\w+_id\}", lambda _: str(uuid4()), path)
 
 
 def places() -> Iterator[tuple[str, str, Scope | None]]:
@@ -107,7 +112,7 @@ async def test_nobody_sees_a_page_without_a_log_in(guarded: Service, make_key: M
 async def test_a_key_gives_the_rights_that_it_has_and_forms_only_their_own_browser(
     guarded: Service, make_key: MakeKey, rows: Any
 ) -> None:
-    reading, writing = await make_key("reader", scopes=(READS,)), await make_key("writer")
+    reading, writing = await make_key("reader", scopes=(READS,)), await make_key("writer", scopes=tuple(Scope))
     async with logged_in(guarded, reading) as reader, logged_in(guarded, writing) as writer:
         token = writer.cookies[COOKIE]
         for method, path, scope in places():
@@ -115,7 +120,7 @@ async def test_a_key_gives_the_rights_that_it_has_and_forms_only_their_own_brows
                 continue
             form = form_token(reader.cookies[COOKIE])
             answer = await reader.request(method, path, data={"form": form} if method == "POST" else None)
-            assert (answer.status_code == 403) == (scope is SUBMITS), (method, path, answer.text)
+            assert (answer.status_code == 403) == (scope is not READS), (method, path, answer.text)
             if method == "POST":
                 for data in ({}, {"form": form}, {"form": token}, {"form": ""}):
                     answer = await writer.post(path, data=data)
@@ -195,6 +200,8 @@ async def test_every_page_forbids_what_it_does_not_need(service: Service) -> Non
         "/console/ask",
         "/console/compare",
         "/console/compare/picks",
+        "/console/keys",
+        "/console/usage",
         "/console/login",
         "/console/nowhere",
         "/console/static/x",

@@ -95,6 +95,18 @@ document.addEventListener("keydown", (event) => {
   }
   before = event.key;
 });
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("button[data-copy]");
+  if (!button) return;
+  const told = document.getElementById(button.dataset.copy);
+  try {
+    await navigator.clipboard.writeText(told.textContent);
+    button.textContent = "Copied";
+  } catch {
+    // Without HTTPS there is no clipboard: what is selected can be copied by hand.
+    getSelection().selectAllChildren(told);
+  }
+});
 document.addEventListener("visibilitychange", () => (document.hidden ? leave("paused") : follow()));
 addEventListener("pagehide", () => leave(""));
 

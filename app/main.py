@@ -61,7 +61,8 @@ from app.api.security import Entrance, no_route, require_declared
 from app.api.spool import Spool
 from app.background import Background
 from app.config import Settings, SettingsError, load_settings
-from app.console import ask, compare, key_pages, login, overview, ticket, tickets, usage_pages
+from app.console import ask, compare, key_pages, login, new_batch, overview, ticket, tickets, usage_pages
+from app.console import batches as batch_pages
 from app.db.engine import open_database
 from app.db.faults import DATABASE_FAULT, DatabaseFault
 from app.fleet.fleet import open_fleet
@@ -82,6 +83,7 @@ from app.queue.store import QueueStore
 from app.services.addresses import AddressPolicy
 from app.services.audit import Audit
 from app.services.backlog import BacklogGauges
+from app.services.batch_checks import BatchChecks
 from app.services.batches import Batches
 from app.services.catalog import Catalog
 from app.services.comparisons import Comparisons
@@ -183,6 +185,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         *(files, uploads, batches, openai_models, tokens),
         *(anthropic, tgi, tgi_openai, protollm, semoss, semoss_generate),
         *(overview, tickets, ticket, ask, compare),
+        *(new_batch, batch_pages),
         *(key_pages, usage_pages),
         # Last, for it has what no other page of the console is.
         login,
@@ -250,6 +253,7 @@ def _lifespan(settings: Settings) -> Lifespan:
                 files=stored_files,
                 uploads=Uploads(database, stored_files),
                 batches=Batches(database, store, stored_files, settings),
+                batch_checks=BatchChecks(database, settings),
                 backlog=backlog,
                 fleet=fleet,
                 servers=servers,

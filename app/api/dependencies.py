@@ -21,6 +21,7 @@ from app.prompts.templates import Templates
 from app.prompts.tokenizers import Tokenizers
 from app.services.audit import Audit
 from app.services.backlog import BacklogGauges
+from app.services.batch_checks import BatchChecks
 from app.services.batches import Batches
 from app.services.callers import Caller
 from app.services.catalog import Catalog
@@ -85,6 +86,7 @@ class Services:
     files: Files
     uploads: Uploads
     batches: Batches
+    batch_checks: BatchChecks
     backlog: BacklogGauges
     fleet: Fleet
     servers: Servers

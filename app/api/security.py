@@ -57,6 +57,7 @@ READ = _declare(Scope.READ)
 SUBMIT = _declare(Scope.SUBMIT)
 WORK = _declare(Scope.SUBMIT, work=True)
 UPLOAD = _declare(Scope.SUBMIT, upload=True)
+UPLOAD_WORK = _declare(Scope.SUBMIT, upload=True, work=True)
 ADMIN = _declare(Scope.ADMIN)
 
 

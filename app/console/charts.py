@@ -50,6 +50,34 @@ def line_chart(title: str, lines: Sequence[Line], ends: tuple[str, str], unit: s
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A part of a whole; `kind` is the class it is drawn by."""
+
+    name: str
+    kind: str
+    value: float
+
+
+def share_bar(title: str, shares: Sequence[Share], whole: float) -> Markup:
+    """Parts of a whole beside each other; the title says what they come to."""
+    drawn, at = [], 0.0
+    for share in shares:
+        width = min(WIDTH - at, share.value / whole * WIDTH)
+        if width > 0:
+            # Seen even where it is one in thousands.
+            shown = max(width, 2.0)
+            drawn.append(
+                Markup('<rect class="{}" x="{}" width="{}" height="8"/>').format(
+                    f"of-{share.kind}", f"{min(at, WIDTH - shown):.1f}", f"{shown:.1f}"
+                )
+            )
+        at += width
+    return Markup(
+        '<svg class="bar" viewBox="0 0 {} 8" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>'
+    ).format(WIDTH, title, Markup("").join(drawn))
+
+
 def _path(line: Line, top: float) -> Markup:
     step = WIDTH / max(1, len(line.values) - 1)
     room = HEIGHT - BELOW - ABOVE

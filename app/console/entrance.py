@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from http.cookies import CookieError, SimpleCookie
 from secrets import compare_digest
 from typing import Annotated, Any
@@ -11,7 +11,8 @@ from fastapi import Depends, Form, Request, Response
 from starlette.types import Receive, Send
 from starlette.types import Scope as Connection
 
-from app.api.dependencies import Services, root_of
+from app.api.dependencies import Services, root_of, services_of
+from app.api.openai.files import declared_size
 from app.api.problems import RENDERS_ERRORS, route_path
 from app.api.security import GuardedRoute, keyless_caller
 from app.console.render import error_page
@@ -36,6 +37,17 @@ class PageRoute(GuardedRoute):
         changing = set(options.get("methods") or ()) - {"GET"}
         checks = [Depends(_require_own_form)] if changing else []
         super().__init__(path, endpoint, dependencies=[*(dependencies or ()), *checks], **options)
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+        if self.access is None or not self.access.upload:
+            return handler
+
+        async def with_room(request: Request) -> Response:
+            with services_of(request).spool.reserved(declared_size(request)):
+                return await handler(request)
+
+        return with_room
 
     async def authenticate(self, services: Services, scope: Connection) -> Caller:
         caller = keyless_caller(services, scope)

@@ -27,6 +27,7 @@ class Entry:
 ENTRIES = (
     Entry("/", "Overview", "o"),
     Entry("/tickets", "Tickets", "t"),
+    Entry("/batches", "Batches", "b"),
     Entry("/ask", "Ask", "a", Scope.SUBMIT),
     Entry("/compare", "Compare", "c"),
     Entry("/usage", "Usage", "u"),

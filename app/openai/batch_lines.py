@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from app.db.tables.contexts import Prompt
 from app.errors import AppError, LineDefective
@@ -49,6 +51,16 @@ class Line:
     request: dict[str, Any]
     webhook: dict[str, Any] | None
     kept: bool
+
+
+def endpoint_of(line: bytes) -> str:
+    """Where a batch that begins with this line goes: what the line says, if it says one, else chats."""
+    with suppress(ValueError):
+        request = from_json(line.removeprefix(BOM_UTF8))
+        url = request.get("url") if isinstance(request, dict) else None
+        if isinstance(url, str) and url in PREPARE:
+            return url
+    return chat_render.FACE.path
 
 
 def preparing(services: Sources) -> Prepare:

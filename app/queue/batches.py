@@ -176,6 +176,15 @@ SELECT k.pending_limit, (
 FROM api_keys k WHERE k.id = $1 AND k.pending_limit IS NOT NULL
 """
 
+# The first lines of those that failed so far; where these are very many, of some of them.
+FAILURES = """
+SELECT batch_line, id, client_reference, error_code, error_message FROM (
+    SELECT batch_line, id, client_reference, error_code, error_message FROM results
+    WHERE batch_id = $1 AND status = 'failed' LIMIT 1000
+) failed ORDER BY batch_line LIMIT $2
+"""
+FAILED_LINES = "SELECT batch_line FROM results WHERE batch_id = $1 AND status = 'failed'"
+
 REMOVE = """
 DELETE FROM batches WHERE id IN (
     SELECT id FROM batches WHERE id < $1 AND lease_until IS NULL ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED
@@ -234,6 +243,18 @@ class BatchStore:
         async with self._database.hot() as connection:
             rows: list[Row] = await connection.fetch(PAGE, *values)
         return rows
+
+    async def failures(self, id_: UUID, limit: int) -> list[Row]:
+        """The first lines that failed, those of a batch that still runs among them."""
+        async with self._database.hot() as connection:
+            rows: list[Row] = await connection.fetch(FAILURES, id_, limit)
+        return rows
+
+    async def failed_lines(self, id_: UUID) -> set[int]:
+        """The numbers of all lines that failed."""
+        async with self._database.hot() as connection:
+            rows = await connection.fetch(FAILED_LINES, id_)
+        return {row["batch_line"] for row in rows}
 
     async def take_to_load(self, lease_seconds: float) -> Row | None:
         return await self._row(TAKE_TO_LOAD, lease_seconds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -26,6 +26,7 @@ THERE = "(expires_at IS NULL OR expires_at > now())"
 # Without the parts of uploads, which only they reach.
 KNOWN = f"upload_id IS NULL AND {THERE}"
 GET = f"SELECT {COLUMNS} FROM files WHERE id = $1 AND owner_id = $2 AND {KNOWN}"
+NAMES = f"SELECT id, filename FROM files WHERE id = ANY ($1) AND owner_id = $2 AND {KNOWN}"
 CHUNK = "SELECT data FROM file_chunks WHERE file_id = $1 AND number = $2"
 DELETE = f"""
 WITH gone AS (
@@ -132,6 +133,11 @@ class FileStore:
         async with self._database.hot() as connection:
             rows: list[Mapping[str, Any]] = await connection.fetch(query, owner_id, after, purpose, limit)
         return rows
+
+    async def names(self, ids: Sequence[UUID], owner_id: int) -> dict[UUID, str]:
+        async with self._database.hot() as connection:
+            rows = await connection.fetch(NAMES, list(ids), owner_id)
+        return {row["id"]: row["filename"] for row in rows}
 
     async def chunk(self, id_: UUID, number: int) -> bytes | None:
         """A part of the file, from 0 on; None past the end, and when the file is gone."""

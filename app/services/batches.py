@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -11,19 +11,24 @@ from uuid import UUID
 from app.config import Settings
 from app.db.engine import Database
 from app.db.ids import uuid7
-from app.errors import BatchEnded, BatchNotFound, InvalidRequest
+from app.errors import BatchEnded, BatchNotEnded, BatchNotFound, InvalidRequest
 from app.queue.batches import BatchStore
 from app.queue.store import QueueStore
 from app.services.audit import actor_of
 from app.services.callers import Caller
 from app.services.files import INPUT, Files
 from app.services.idempotency import idempotency_of, made_before
+from app.services.lines import lines_of
 from app.services.pages import Window
 from app.services.retention import removed_or
 from app.services.wishes import Wish
 
 WINDOW = "24h"
 WINDOW_SECONDS = 24 * 3600
+FINAL = ("completed", "failed", "expired", "cancelled")
+FAILURES_SHOWN = 10
+# In the metadata of a batch that tries the failed lines of another one again.
+RETRY_OF = "retry_of"
 
 Row = Mapping[str, Any]
 
@@ -40,6 +45,7 @@ class Batches:
         self._queue = queue
         self._files = files
         self._retention_days = settings.result_retention_days
+        self._longest_line = settings.max_body_bytes
         # Set for the loader of this process.
         self.arrived = asyncio.Event()
 
@@ -119,4 +125,39 @@ class Batches:
         row = await self.get(caller, id_)
         if row["status"] not in ("cancelling", "cancelled"):
             raise BatchEnded(f"The batch is {row['status']}: there is nothing left to cancel.")
+        return row
+
+    async def failures(self, caller: Caller, id_: UUID) -> list[Row]:
+        """Of its lines that failed so far the first, with their tickets; raises as `get`."""
+        await self.get(caller, id_)
+        return await self._store.failures(id_, FAILURES_SHOWN)
+
+    async def retry_failed(self, caller: Caller, id_: UUID) -> Row:
+        """A new batch of the lines that failed in one that has ended; its input is a file of these lines.
+
+        Raises:
+            BatchNotFound: no such batch.
+            BatchNotEnded: it has not ended.
+            BatchEnded: no line of it failed, or none was ever run.
+            FileNotFound: its input is not kept any more.
+            StorageQuotaReached: there is no room for the file.
+        """
+        old = await self.get(caller, id_)
+        if old["status"] not in FINAL:
+            raise BatchNotEnded(f"The batch is {old['status']}: wait for its end, or cancel it first.")
+        numbers = await self._store.failed_lines(id_)
+        if not numbers:
+            raise BatchEnded(f"The batch is {old['status']}, and no line of it failed: there is nothing to retry.")
+        source = await self._files.get(caller, old["input_file_id"])
+
+        async def content() -> AsyncIterator[bytes]:
+            async for number, line in lines_of(self._files.content(source), self._longest_line):
+                if number in numbers and line is not None:
+                    yield line + b"\n"
+
+        name = f"{source['filename'].removesuffix('.jsonl')[:200]}.retry.jsonl"
+        file, _ = await self._files.create(caller, INPUT, name, None, content)
+        metadata = (old["metadata"] or {}) | {RETRY_OF: f"batch_{id_.hex}"}
+        seconds, wish = old["output_seconds"], Wish.of(old["wish"])
+        row, _ = await self.create(caller, file["id"], old["endpoint"], metadata, seconds, wish, None)
         return row

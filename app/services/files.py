@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -143,6 +143,10 @@ class Files:
     ) -> FilePage:
         rows = await self._store.page(caller.owner_id, after, purpose, limit + 1, newest_first=newest_first)
         return FilePage(rows[:limit], len(rows) > limit)
+
+    async def names(self, caller: Caller, ids: Sequence[UUID]) -> dict[UUID, str]:
+        """Of those that are still there."""
+        return await self._store.names(ids, caller.owner_id)
 
     async def content(self, row: Row) -> AsyncIterator[bytes]:
         """The parts of a file, which come to its `bytes`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
 from pydantic_core import to_json
@@ -56,3 +56,20 @@ class LineError(Exception):
     def __init__(self, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.code, self.message, self.param = code, message, param
+
+
+async def lines_of(parts: AsyncIterator[bytes], longest: int) -> AsyncIterator[tuple[int, bytes | None]]:
+    """Lines with their numbers, from 1; None stands for one of more than `longest` bytes, which is not held."""
+    number, rest, dropped = 1, b"", False
+    async for part in parts:
+        *whole, last = part.split(b"\n")
+        for piece in whole:
+            line = rest + piece
+            yield number, None if dropped or len(line) > longest else line
+            number, rest, dropped = number + 1, b"", False
+        if not dropped:
+            rest += last
+            if len(rest) > longest:
+                rest, dropped = b"", True
+    if rest or dropped:
+        yield number, None if dropped else rest

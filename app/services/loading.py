@@ -30,7 +30,7 @@ from app.services.batches import WINDOW_SECONDS
 from app.services.callers import Caller
 from app.services.files import Files
 from app.services.keys import Keys
-from app.services.lines import DEFECTIVE, LineError, Prepare, PreparedLine, Unprepared
+from app.services.lines import DEFECTIVE, LineError, Prepare, PreparedLine, Unprepared, lines_of
 from app.storable import TooManyValues, parsed_json
 from app.tasks import task_of
 from app.telemetry import logger
@@ -99,7 +99,7 @@ class Loader:
             check = Check(batch, caller, self._prepare, self._settings, spool)
             try:
                 file = await self._files.get(Caller(batch["owner_id"]), batch["input_file_id"])
-                await check.read(lines(self._files.content(file), self._settings.max_body_bytes))
+                await check.read(lines_of(self._files.content(file), self._settings.max_body_bytes))
             except DatabaseUnavailable:
                 raise
             except AppError as error:
@@ -132,18 +132,15 @@ class Loader:
         return await self._keys.bounds(batch["key_id"])
 
     async def _require_room(self, batch: Row, check: Check) -> None:
-        room = None if batch["key_id"] is None else await self._store.pending_room(batch["key_id"])
-        if room is not None and check.count + room[1] > room[0]:
-            most, pending = room
-            message = f"The key may have {most:,} tickets pending, {pending:,} are, and these are {check.count:,} more."
-            check.refuse(None, LineError("pending_limit_reached", message))
+        if batch["key_id"] is not None:
+            check.require_room(await self._store.pending_room(batch["key_id"]))
 
     async def _refuse(self, batch: Row, problems: list[dict[str, Any]], count: int) -> None:
         await self._store.refuse(batch, {"total": count, "data": problems})
 
 
 class Check:
-    """One pass over the lines of a batch, which writes what is to be stored into two files."""
+    """One pass over the lines of a batch, which writes what is to be stored into the spool, if there is one."""
 
     def __init__(
         self,
@@ -151,7 +148,7 @@ class Check:
         caller: Caller,
         prepare: Prepare,
         settings: Settings,
-        spool: LineSpool,
+        spool: LineSpool | None,
     ) -> None:
         self._batch = batch
         self._caller = caller
@@ -193,6 +190,13 @@ class Check:
         if len(self.problems) < ERRORS_SHOWN:
             self.problems.append({"line": number, "code": error.code, "message": error.message, "param": error.param})
 
+    def require_room(self, room: tuple[int, int] | None) -> None:
+        """Refuses all where they are more than the key's `room`: how many tickets it may have pending, and has."""
+        if room is not None and self.count + room[1] > room[0]:
+            most, pending = room
+            message = f"The key may have {most:,} tickets pending, {pending:,} are, and these are {self.count:,} more."
+            self.refuse(None, LineError("pending_limit_reached", message))
+
     def raise_if_all_defective(self) -> None:
         """What no line gets past is no line's fault: the batch is tried again as a whole."""
         if self._defect is not None and self.defects == self.count:
@@ -212,7 +216,7 @@ class Check:
             row = self._row(number, custom_id, Unprepared(body), (LineDefective.code, DEFECTIVE))
         else:
             self.models[prepared.model] = self.models.get(prepared.model, 0) + 1
-        if not self.problems:
+        if self._spool is not None and not self.problems:
             model = body.get("model")
             self._spool.add(number, model if isinstance(model, str) else "", *row)
 
@@ -328,20 +332,3 @@ def beginning_of(prompt: Prompt) -> str:
     """A digest of what a chat is told before anybody says something; empty where there is nothing."""
     told = list(takewhile(lambda message: message["role"] in INSTRUCTING, prompt.messages or ()))
     return sha256(to_json(told)).hexdigest() if told else ""
-
-
-async def lines(parts: AsyncIterator[bytes], longest: int) -> AsyncIterator[tuple[int, bytes | None]]:
-    """Lines with their numbers, from 1; None stands for one of more than `longest` bytes, which is not held."""
-    number, rest, dropped = 1, b"", False
-    async for part in parts:
-        *whole, last = part.split(b"\n")
-        for piece in whole:
-            line = rest + piece
-            yield number, None if dropped or len(line) > longest else line
-            number, rest, dropped = number + 1, b"", False
-        if not dropped:
-            rest += last
-            if len(rest) > longest:
-                rest, dropped = b"", True
-    if rest or dropped:
-        yield number, None if dropped else rest

@@ -40,6 +40,14 @@ PAGES: dict[tuple[str, str], Scope | None] = {
     ("GET", "/console/compare/{comparison_id}"): READS,
     ("POST", "/console/compare/{comparison_id}/pick"): SUBMITS,
     ("POST", "/console/compare/{comparison_id}/cancel"): SUBMITS,
+    ("GET", "/console/batches"): READS,
+    ("POST", "/console/batches"): SUBMITS,
+    ("GET", "/console/batches/new"): SUBMITS,
+    ("POST", "/console/batches/check"): SUBMITS,
+    ("GET", "/console/batches/{batch_id}"): READS,
+    ("POST", "/console/batches/{batch_id}/cancel"): SUBMITS,
+    ("POST", "/console/batches/{batch_id}/retry"): SUBMITS,
+    ("GET", "/console/batches/{batch_id}/files/{which}"): READS,
     ("GET", "/console/keys"): READS,
     ("POST", "/console/keys"): ADMINS,
     ("POST", "/console/keys/{key_id}/revoke"): ADMINS,
@@ -70,7 +78,7 @@ def form_of(html: str) -> str:
 
 
 def concrete(path: str) -> str:
-    path = path.replace("{name}", "console.css").replace("{path:path}", "x/y")
+    path = path.replace("{name}", "console.css").replace("{path:path}", "x/y").replace("{which}", "output")
     return re.sub(r"\{\w+_id\}", lambda _: str(uuid4()), path)
 
 

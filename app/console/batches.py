@@ -1,0 +1,140 @@
+"""Batches: the list, and one of them: how far it is, what failed, its files, and what can be done with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
+from urllib.parse import quote
+from uuid import UUID
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse, StreamingResponse
+
+from app.api.dependencies import caller_of, root_of, services_of
+from app.api.security import READ, SUBMIT, WORK
+from app.console.charts import Share, share_bar
+from app.console.entrance import PREFIX, PageRoute
+from app.console.pages import page
+from app.console.render import HEADERS
+from app.errors import FileNotFound
+from app.openai.ids import object_id
+from app.services.batches import FINAL, RETRY_OF
+from app.services.pages import Window
+
+PER_PAGE = 50
+# The pace of fewer lines, or of a shorter time, says little.
+LEAST_LINES, LEAST_SECONDS = 5, 5.0
+FILES = {"input": "input_file_id", "output": "output_file_id", "errors": "error_file_id"}
+
+router = APIRouter(prefix=f"{PREFIX}/batches", route_class=PageRoute, include_in_schema=False)
+
+Row = Mapping[str, Any]
+
+
+@router.get("", dependencies=[READ])
+async def batches(request: Request, older_than: UUID | None = None) -> Response:
+    services, caller = services_of(request), caller_of(request)
+
+    async def gather() -> dict[str, Any]:
+        found = await services.batches.page(caller, Window(PER_PAGE, older_than))
+        names = await services.files.names(caller, [row["input_file_id"] for row in found.rows])
+        return {
+            "rows": [shown(row, names) for row in found.rows],
+            "older_than": older_than,
+            "next_after": found.rows[-1]["id"] if found.more else None,
+        }
+
+    return await page(request, "batches.html", gather)
+
+
+@router.get("/{batch_id}", dependencies=[READ])
+async def batch(request: Request, batch_id: UUID) -> Response:
+    services, caller = services_of(request), caller_of(request)
+
+    async def gather() -> dict[str, Any]:
+        row = await services.batches.get(caller, batch_id)
+        ids = {what: row[column] for what, column in FILES.items() if row[column] is not None}
+        names = await services.files.names(caller, list(ids.values()))
+        return {
+            "batch": shown(row, names),
+            "files": {what: names[id_] for what, id_ in ids.items() if id_ in names},
+            "failures": await services.batches.failures(caller, batch_id),
+            "refused": row["errors"] if row["status"] == "failed" else None,
+        }
+
+    return await page(request, "batch.html", gather)
+
+
+@router.get("/{batch_id}/files/{which}", dependencies=[READ])
+async def file(request: Request, batch_id: UUID, which: Literal["input", "output", "errors"]) -> Response:
+    services, caller = services_of(request), caller_of(request)
+    id_ = (await services.batches.get(caller, batch_id))[FILES[which]]
+    if id_ is None:
+        raise FileNotFound(f"The batch has no file of this kind ({which}): it has not ended, or has nothing for it.")
+    row = await services.files.get(caller, id_)
+    headers = {
+        **HEADERS,
+        "Content-Length": str(row["bytes"]),
+        "Content-Disposition": f"attachment; filename*=utf-8''{quote(row['filename'], safe='')}",
+    }
+    return StreamingResponse(services.files.content(row), headers=headers, media_type="application/octet-stream")
+
+
+@router.post("/{batch_id}/cancel", dependencies=[SUBMIT])
+async def cancel(request: Request, batch_id: UUID) -> Response:
+    await services_of(request).batches.cancel(caller_of(request), batch_id)
+    return to_batch(request, batch_id)
+
+
+@router.post("/{batch_id}/retry", dependencies=[WORK])
+async def retry(request: Request, batch_id: UUID) -> Response:
+    row = await services_of(request).batches.retry_failed(caller_of(request), batch_id)
+    return to_batch(request, row["id"])
+
+
+def to_batch(request: Request, id_: UUID) -> Response:
+    return RedirectResponse(f"{root_of(request)}{PREFIX}/batches/{id_}", 303, HEADERS)
+
+
+def shown(row: Row, names: Mapping[UUID, str]) -> dict[str, Any]:
+    """A batch as both pages show it."""
+    done, total = row["completed"] + row["failed"], row["total"]
+    parts = [Share("succeeded", "good", row["completed"]), Share("failed", "bad", row["failed"])]
+    return {
+        "id": row["id"],
+        "name": object_id("batch", row["id"]),
+        "file": names.get(row["input_file_id"]),
+        "endpoint": row["endpoint"],
+        "status": row["status"],
+        "final": row["status"] in FINAL,
+        "cancellable": row["status"] in ("validating", "in_progress"),
+        "created_at": row["created_at"],
+        "ended_at": next((row[f"{status}_at"] for status in FINAL if row["status"] == status), None),
+        "expires_at": row["expires_at"],
+        "total": total,
+        "completed": row["completed"],
+        "failed": row["failed"],
+        "tokens": None if row["prompt_tokens"] is None else row["prompt_tokens"] + row["completion_tokens"],
+        "bar": share_bar(f"{done:,} of {total:,} done", parts, total) if total else "",
+        "left": _seconds_left(row),
+        "metadata": {name: value for name, value in (row["metadata"] or {}).items() if name != RETRY_OF},
+        "retry_of": _uuid((row["metadata"] or {}).get(RETRY_OF)),
+    }
+
+
+def _seconds_left(row: Row) -> float | None:
+    """Until all lines are done, at the pace so far; None where that says nothing."""
+    done = row["completed"] + row["failed"]
+    if row["status"] != "in_progress" or done < LEAST_LINES:
+        return None
+    seconds: float = (datetime.now(UTC) - row["in_progress_at"]).total_seconds()
+    return None if seconds < LEAST_SECONDS else seconds / done * (row["total"] - done)
+
+
+def _uuid(name: object) -> UUID | None:
+    """Of a batch that the metadata names, which anybody may write."""
+    try:
+        return UUID(str(name).removeprefix("batch_"))
+    except ValueError:
+        return None

@@ -1,0 +1,190 @@
+"""Batches in a real browser: a file is dropped, checked, sent, watched, and what failed of it tried again."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+from playwright.async_api import expect
+
+from app.config import Settings
+from app.console.entrance import COOKIE
+from app.services.sessions import form_token
+from tests.console.conftest import Visit
+from tests.console.test_entrance import form_of, logged_in
+from tests.keys.conftest import MakeKey
+from tests.openai.batch_kit import CHATS, line
+from tests.openai.response_kit import emit
+from tests.service import Service, eventually, running_api
+
+HOSTILE = "<script>alert(1)</script>"
+NEW = "/console/batches/new"
+
+
+def chat(name: str, text: str, **body: Any) -> dict[str, Any]:
+    return line(name, {"model": "chat", "messages": [{"role": "user", "content": text}], **body}, CHATS)
+
+
+def jsonl(*lines: dict[str, Any]) -> bytes:
+    return b"".join(json.dumps(each).encode() + b"\n" for each in lines)
+
+
+def sent(name: str, content: bytes) -> dict[str, Any]:
+    return {"file": (name, content, "application/octet-stream")}
+
+
+async def test_a_dropped_file_is_checked_sent_watched_and_its_failures_tried_again(visit: Visit, rows: Any) -> None:
+    page = await visit.go("/console/batches")
+    await page.click("text=New batch")
+    # Until a file is checked.
+    await expect(page.locator("button:has-text('Send the batch')")).to_be_disabled()
+    bad = jsonl(chat("a", "x"), {"custom_id": HOSTILE, "method": "POST", "url": CHATS}, chat("a", "y"))
+    await page.evaluate(
+        """(text) => {
+            const data = new DataTransfer();
+            data.items.add(new File([text], "requests.jsonl"));
+            document.querySelector(".zone").dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: true}));
+        }""",
+        bad.decode(),
+    )
+    report = page.locator("#report")
+    await expect(report).to_contain_text("2 problems: nothing was stored")
+    await expect(report.locator("tbody tr").first).to_contain_text("body: is required")
+    await expect(report.locator("tbody tr").nth(1)).to_contain_text("line 1 and again on line 3")
+    assert await page.is_disabled("button:has-text('Send the batch')")
+    assert await rows.fetchval("SELECT count(*) FROM files") == 0
+
+    good = jsonl(
+        chat("one", emit("first")),
+        chat(HOSTILE, f"[[sim:error=broken {HOSTILE}]]"),
+        chat("three", emit("one two three four five", "slow=100")),
+    )
+    await page.set_input_files("input[type=file]", {"name": f"{HOSTILE}.jsonl", "mimeType": "x/y", "buffer": good})
+    await expect(report).to_contain_text("3 requests to /v1/chat/completions: chat 3.")
+    assert await rows.fetchval("SELECT count(*) FROM files") == 0
+    await page.click("button:has-text('Send the batch')")
+    await page.wait_for_url(lambda url: "/new" not in url)
+    head = page.locator("#live_head")
+    await expect(head).to_contain_text("2 of 3 succeeded, 1 failed")
+    await expect(head.locator(".badge")).to_have_text("completed, not all of it")
+    await expect(page.locator("#live_errors tbody tr")).to_contain_text(f"broken {HOSTILE}")
+    assert await page.locator("main script").count() == 0
+    async with page.expect_download() as download:
+        await page.click("text=Answers (.jsonl)")
+    answers = (await (await download.value).path()).read_text().splitlines()
+    assert [json.loads(each)["custom_id"] for each in answers] == ["one", "three"]
+
+    await page.click("button:has-text('Retry 1 failed')")
+    await expect(head).to_contain_text("0 of 1 succeeded, 1 failed")
+    await expect(page.locator("#live_errors")).to_contain_text(HOSTILE)
+    await page.click("text=another batch")
+    await expect(head).to_contain_text("2 of 3 succeeded")
+    await page.click("nav >> text=Batches")
+    await expect(page.locator("#live_batches tr")).to_have_count(2)
+    await page.keyboard.press("j")
+    await page.keyboard.press("Enter")
+    await expect(head).to_contain_text("0 of 1 succeeded")
+
+
+async def test_a_table_and_a_template_become_prompts_that_are_shown_first(visit: Visit, rows: Any) -> None:
+    page = await visit.go(NEW)
+    table = "word,to\n" + "".join(f'"{emit(f"word {number}")}",<i>French</i>\n' for number in range(4))
+    await page.set_input_files(
+        "input[type=file]", {"name": "words.csv", "mimeType": "text/csv", "buffer": table.encode()}
+    )
+    report = page.locator("#report")
+    await expect(report).to_contain_text("the columns are {word}, {to}")
+    await page.select_option("select[name=model]", "chat")
+    await page.fill("textarea[name=template]", "To {to}: {wrd}")
+    await page.locator("textarea[name=template]").blur()
+    await expect(report).to_contain_text("{wrd} is no column")
+    await page.fill("textarea[name=template]", "To {to}: {word}")
+    await page.locator("textarea[name=template]").blur()
+    await expect(report.locator("article")).to_have_count(3)
+    await expect(report.locator("article").first).to_contain_text("To <i>French</i>: ")
+    assert await rows.fetchval("SELECT count(*) FROM files") == 0
+    await page.click("button:has-text('Send the batch')")
+    await expect(page.locator("#live_head")).to_contain_text("4 of 4 succeeded")
+    await expect(page.locator("#live_head")).to_contain_text("words.jsonl")
+    await page.click("text=Its tickets")
+    await expect(page.locator("#live_rows")).to_contain_text("word 3")
+
+
+async def test_a_plain_form_does_it_too(make_settings: Callable[..., Settings], rows: Any) -> None:
+    async with running_api(make_settings(max_file_bytes=2000)) as api:
+        client = api.client
+        data = {"form": form_of((await client.get(NEW)).text), "model": "chat", "template": "Say {a}"}
+
+        async def counts() -> list[int]:
+            return [await rows.fetchval(f"SELECT count(*) FROM {name}") for name in ("files", "batches")]
+
+        for path, files, status, said in (
+            ("", {}, 422, "choose a file"),
+            ("", sent("", b""), 422, "choose a file"),
+            ("", sent("x.jsonl", b""), 422, "is empty"),
+            ("", sent("x.jsonl", b"\n \n"), 422, "no lines"),
+            ("", sent("x.jsonl", b"\xff\xfe\x00"), 422, "is not JSON"),
+            ("", sent("x.jsonl", jsonl(chat("a", "x", model="nothing"))), 422, "model_not_found"),
+            ("", sent("x.csv", b"a\n1,2\n"), 422, "has 2 cells"),
+            ("", sent("x.csv", b"b\n1\n"), 422, "{a} is no column"),
+            ("", sent("x.jsonl", b"x" * 3000), 413, "larger than 2,000 bytes"),
+            ("", sent("x.jsonl", b"x" * 300_000), 413, "MAX_FILE_BYTES"),
+            ("/check", sent("x.jsonl", b"{"), 200, "is not JSON"),
+            ("/check", sent("x.csv", b"a\n1\n"), 200, "Nothing is wrong"),
+        ):
+            answer = await client.post(f"/console/batches{path}", data=data, files=files)
+            assert (answer.status_code, said in answer.text) == (status, True), (path, said, answer.text)
+        assert await counts() == [0, 0]
+        answer = await client.post("/console/batches", data=data, files=sent("x.csv", b"a\n1\n2\n"))
+        assert (answer.status_code, await counts()) == (303, [1, 1])
+        page = await client.get(answer.headers["location"])
+        assert "x.jsonl" in page.text
+
+        async def begun() -> bool:
+            return "0</b> of 2 succeeded" in (await client.get(answer.headers["location"])).text
+
+        # Nothing runs it here: it is cancelled as a whole.
+        await eventually(begun, "the batch is loaded")
+        form = {"form": data["form"]}
+        assert (await client.post(f"{answer.headers['location']}/retry", data=form)).status_code == 409
+        assert (await client.post(f"{answer.headers['location']}/cancel", data=form)).status_code == 303
+        assert "cancelling" in (await client.get(answer.headers["location"])).text
+        missing = await client.get(f"{answer.headers['location']}/files/output")
+        assert (missing.status_code, "has no file of this kind" in missing.text) == (404, True)
+
+
+async def test_batches_are_their_owners_and_a_key_that_reads_gets_no_buttons(
+    guarded: Service, make_key: MakeKey
+) -> None:
+    alice, bob = await make_key("alice"), await make_key("bob")
+    reader = await make_key("reader", owner="alice", scopes=("read",))
+    async with logged_in(guarded, alice) as client:
+        content = jsonl(chat("a", emit("secret of alice")), chat("b", "[[sim:error=secret]]"))
+        answer = await client.post("/console/batches", data=own_form(client), files=sent("secret.jsonl", content))
+        place = answer.headers["location"]
+
+        async def ended() -> bool:
+            return "Retry 1 failed" in (await client.get(place)).text
+
+        await eventually(ended, "the batch ends")
+        assert "secret of alice" in (await client.get(f"{place}/files/output")).text
+    async with logged_in(guarded, bob) as client:
+        assert "secret" not in (await client.get("/console/batches")).text
+        for path in (place, f"{place}/files/input", f"{place}/files/output", f"{place}/files/errors"):
+            assert (await client.get(path)).status_code == 404, path
+        for what in ("cancel", "retry"):
+            assert (await client.post(f"{place}/{what}", data=own_form(client))).status_code == 404, what
+    async with logged_in(guarded, reader) as client:
+        for path in ("/console/batches", place):
+            page = await client.get(path)
+            assert "secret.jsonl" in page.text
+            assert not {"New batch", "Retry", "<button class"} & set(_shown(page.text)), path
+
+
+def own_form(client: httpx.AsyncClient) -> dict[str, str]:
+    return {"form": form_token(client.cookies[COOKIE])}
+
+
+def _shown(text: str) -> list[str]:
+    main = text.partition("<main")[2].partition("</main>")[0]
+    return [word for word in ("New batch", "Retry", "<button class", "<form") if word in main]

@@ -140,22 +140,23 @@ class _Pool:
                 actions.append(Destroy(host.id, draining))
         return tuple(actions)
 
-    def _lost(self) -> list[Drain | Destroy]:
+    def _lost(self) -> list[Destroy]:
         """Hosts that are given up, and those that somebody has asked to leave."""
-        actions: list[Drain | Destroy] = []
+        actions: list[Destroy] = []
         for host in self.hosts:
             reason = self._failure(host)
             if host.state is State.DESTROYING:
                 continue
             if host.interrupted:
                 actions.append(Destroy(host.id, "its provider took it away", failed=True))
-            elif reason and (host.state is not State.READY or not host.running):
-                actions.append(Destroy(host.id, reason, failed=True))
             elif reason:
-                actions.append(Drain(host.id, reason))
+                actions.append(Destroy(host.id, reason, failed=True))
         return actions
 
     def _failure(self, host: Host) -> str:
+        if host.state is State.READY:
+            # The walk ends one that does not answer, and writes nothing down while it is well.
+            return ""
         silent = self.now - host.progress
         # What a host on its way out has in hand may yet come.
         patience = 3 * STALLED if host.state is State.DRAINING else STALLED
@@ -167,7 +168,7 @@ class _Pool:
 
     def _suspect(self, host: Host) -> bool:
         """It may be lost: nothing is built on it, and another one starts before it is given up."""
-        return self.now - host.progress >= SUSPECT and host.state is not State.DRAINING
+        return self.now - host.progress >= SUSPECT and (host.starting or host.state is State.DESTROYING)
 
     def _wanted(self, useful: Sequence[Host]) -> tuple[int, str]:
         """How many hosts more, and why; with 0 a reason says why none is wanted yet."""

@@ -143,6 +143,12 @@ def test_second_host_starts_elsewhere_before_the_first_is_given_up() -> None:
     assert rents(lost) == []
 
 
+def test_host_that_serves_is_not_given_up_for_saying_nothing() -> None:
+    """Nothing is written down of a host while it is ready and well."""
+    assert plan(host(progress=NOW - 2 * STALLED), waiting=1, tokens=300).actions == ()
+    assert plan(host(progress=NOW - 2 * STALLED)).actions == ()
+
+
 def test_late_host_is_given_up_at_its_deadline() -> None:
     found = plan(host(state=State.LOADING, age=POOL.boot_deadline), waiting=1, tokens=300)
     assert [action.host for action in found.actions if isinstance(action, Destroy)] == ["h"]

@@ -34,7 +34,9 @@ function follow() {
     if (!place || place.contains(document.activeElement) && document.activeElement.matches("textarea, input")) return;
     const told = new Map();
     for (const growing of place.querySelectorAll("[data-growing]")) told.set(growing.dataset.growing, growing.textContent);
+    const held = place.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
     place.innerHTML = html;
+    if (held) focusAgain(place, held);
     for (const growing of place.querySelectorAll("[data-growing]")) {
       growing.textContent = told.get(growing.dataset.growing) ?? "";
     }
@@ -66,6 +68,15 @@ function rows() {
 
 function mark() {
   rows().forEach((row, number) => row.classList.toggle("here", number === chosen));
+}
+
+// A link that the keyboard was on goes on being that, wherever its row is now.
+function focusAgain(place, href) {
+  const link = [...place.querySelectorAll("a")].find((each) => each.getAttribute("href") === href);
+  if (!link) return;
+  link.focus({ preventScroll: true });
+  const number = rows().indexOf(link.closest("tr"));
+  if (number >= 0) chosen = number;
 }
 
 function move(by) {

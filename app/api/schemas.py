@@ -207,6 +207,9 @@ class Result(BaseModel):
     waiting: WaitingState | None = Field(description="while queued, why; only when one result is asked for")
     cancellation: Cancellation | None
     attempt_count: int
+    cost: float | None = Field(
+        description="dollars of all its runs, at their servers' prices; null where none is known or none has ended"
+    )
     priority: int
     wish: WishedServers | None = Field(description="the servers that may run it; null where any may")
     client_reference: str | None

@@ -22,6 +22,11 @@ class Counts(BaseModel):
     completion_tokens: int
     gpu_seconds: float = Field(description="what the runs had of their servers' time")
     cost: float | None = Field(description="dollars, for servers whose hourly price is known; null where none is")
+    host_cost: float = Field(0.0, description="of it on rented hosts; with `owner=all`")
+    overhead: float = Field(
+        0.0,
+        description="dollars that rented hosts cost besides, by day and in all: made, loading, idle; with `owner=all`",
+    )
 
 
 class UsageGroup(Counts):

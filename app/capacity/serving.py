@@ -27,13 +27,15 @@ class Serving:
         fields = row_of(entry) | {"wanted": ACTIVE}
         now = await self._store.find(host["server_id"], host["label"])
         async with fenced(self._database, self._token) as connection:
-            # Of a host that is gone, or of another tunnel: the address is this one's now.
             row = await (
                 self._store.add(connection, fields)
                 if now is None
                 else self._store.change(connection, now["id"], fields)
             )
+            if row is not None:
+                await self._store.belongs(connection, row["id"], host["id"])
         if row is None:
+            # Of a host that is gone, or of another tunnel.
             raise AddressTaken(address)
         id_: UUID = row["id"]
         return id_

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import NamedTuple
+from uuid import UUID
 
 from app.config import Settings
 from app.dispatch.answers import answer_of, files_of
@@ -176,6 +177,7 @@ def _after_answer(run: Run, settings: Settings) -> Settlement | Release:
         size=run.answer.size,
         gpu_seconds=used.seconds,
         cost=used.cost,
+        host_id=host_of(run),
     )
 
 
@@ -236,6 +238,7 @@ def _failed(
         engine_stopped=engine_stopped,
         gpu_seconds=used.seconds,
         cost=used.cost,
+        host_id=host_of(run),
     )
 
 
@@ -252,6 +255,7 @@ def _released(run: Run, delay: float, error: EngineError | None = None) -> Relea
         error_message=error.message if error else None,
         gpu_seconds=used.seconds,
         cost=used.cost,
+        host_id=host_of(run),
         provenance=provenance_of(run.choices),
     )
 
@@ -285,3 +289,8 @@ def _cost(server: ServerEntry, answer: Accumulator, seconds: float) -> float | N
 
 def server_of(run: Run) -> str | None:
     return run.lane.server.url if run.lane else None
+
+
+def host_of(run: Run) -> UUID | None:
+    """The rented host it runs on."""
+    return run.lane.server.host_id if run.lane else None

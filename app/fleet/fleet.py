@@ -99,6 +99,7 @@ class Fleet:
                 for lane in server.lanes.values():
                     lane.slots_made = 0
             server.entry, server.row_id, server.listed = entry, listed.id, True
+            server.host_id = listed.host_id
             server.wanted = listed.wanted
             self.servers.append(server)
         self._leaving = list(known.values())

@@ -80,12 +80,14 @@ class Lane:
 class Server:
     """One server as this process sees it; no longer `listed`, it only ends what it has in flight.
 
-    `since` is when it came up or went down, as far as this process saw it; `row_id` is that of its row, if it has one.
+    `since` is when it came up or went down, as far as this process saw it; `row_id` is that of its row, if it has one,
+    `host_id` that of a rented host.
     """
 
     entry: ServerEntry
     connection: Engine | None
     row_id: UUID | None = None
+    host_id: UUID | None = None
     listed: bool = True
     wanted: str = ACTIVE
     since: datetime | None = None

@@ -22,11 +22,12 @@ ACTIVE, DRAINING, DISABLED = "active", "draining", "disabled"
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A server and what is wanted of it; `id` of its row, None where it has none yet."""
+    """A server and what is wanted of it; `id` of its row, None where it has none yet; `host_id` of a rented host."""
 
     entry: ServerEntry
     wanted: str = ACTIVE
     id: UUID | None = None
+    host_id: UUID | None = None
 
 
 class Listing:
@@ -48,7 +49,7 @@ class Listing:
             found[entry.url] = Listed(entry) if row is None else Listed(entry, row["wanted"], row["id"])
         for address, row in rows.items():
             if row["origin"] == "api" and (entry_of_row := self._entry(row)) is not None:
-                found[address] = Listed(entry_of_row, row["wanted"], row["id"])
+                found[address] = Listed(entry_of_row, row["wanted"], row["id"], row["host_id"])
         return [listed for listed in found.values() if listed.wanted != DISABLED]
 
     async def refresh(self) -> None:

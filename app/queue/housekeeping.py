@@ -51,19 +51,20 @@ COMPACT_USAGE = f"""
 WITH mine AS (
     SELECT pg_try_advisory_xact_lock({locks.USAGE}) AS held
 ), scattered AS MATERIALIZED (
-    SELECT day, owner_id, key_id, model FROM usage, mine
+    SELECT day, owner_id, key_id, model, host_id FROM usage, mine
     WHERE held AND day >= (now() AT TIME ZONE 'UTC')::date - 7
-    GROUP BY day, owner_id, key_id, model HAVING count(*) > 1
+    GROUP BY day, owner_id, key_id, model, host_id HAVING count(*) > 1
 ), removed AS (
     DELETE FROM usage u USING scattered s
     WHERE (u.day, u.owner_id, u.model) = (s.day, s.owner_id, s.model) AND u.key_id IS NOT DISTINCT FROM s.key_id
+      AND u.host_id IS NOT DISTINCT FROM s.host_id
     RETURNING u.*
 )
-INSERT INTO usage (day, owner_id, key_id, model, requests, failures, prompt_tokens, completion_tokens, gpu_seconds,
-                   cost)
-SELECT day, owner_id, key_id, model, sum(requests), sum(failures), sum(prompt_tokens), sum(completion_tokens),
+INSERT INTO usage (day, owner_id, key_id, model, host_id, requests, failures, prompt_tokens, completion_tokens,
+                   gpu_seconds, cost)
+SELECT day, owner_id, key_id, model, host_id, sum(requests), sum(failures), sum(prompt_tokens), sum(completion_tokens),
        sum(gpu_seconds), sum(cost)
-FROM removed GROUP BY day, owner_id, key_id, model
+FROM removed GROUP BY day, owner_id, key_id, model, host_id
 """
 
 FORGET_REQUESTS = "DELETE FROM request_counts WHERE second < extract(epoch FROM now()) - 120"

@@ -121,6 +121,8 @@ WITH removed AS (
 SELECT address, (SELECT count(*) FROM told) FROM removed
 """
 
+BELONGS = "UPDATE servers SET host_id = $2 WHERE id = $1"
+
 Row = Mapping[str, Any]
 
 
@@ -168,6 +170,10 @@ class ServerStore:
         """
         row: Row | None = await connection.fetchrow(CHANGE, id_, dict(fields))
         return row
+
+    async def belongs(self, connection: Any, id_: UUID, host_id: UUID) -> None:
+        """Behind the server is this rented host."""
+        await connection.execute(BELONGS, id_, host_id)
 
     async def remove(self, connection: Any, id_: UUID) -> str | None:
         """The address of the row that is gone, in the transaction of `connection`; None where there is none."""

@@ -160,6 +160,7 @@ class QueueStore:
                 r.error_message,
                 r.gpu_seconds,
                 r.cost,
+                r.host_id,
                 None if r.provenance is None else to_json(r.provenance, inf_nan_mode="null").decode(),
             ),
         )
@@ -288,5 +289,6 @@ def settlement_row(settlement: Settlement) -> tuple[Any, ...]:
         settlement.engine_stopped,
         settlement.gpu_seconds,
         settlement.cost,
+        settlement.host_id,
         *SETTLED.values(settlement.answer),
     )

@@ -155,6 +155,8 @@ class Settlement:
     engine_stopped: bool = False
     gpu_seconds: float = 0.0
     cost: float | None = None
+    # The rented host it ran on.
+    host_id: UUID | None = None
     size: int = 0
     # Outputs of the task `infer` that no JSON shows.
     files: tuple[OutputFile, ...] = ()
@@ -174,6 +176,7 @@ class Release:
     error_message: str | None = None
     gpu_seconds: float = 0.0
     cost: float | None = None
+    host_id: UUID | None = None
     # As `SettledColumns.provenance`.
     provenance: dict[str, Any] | None = None
 

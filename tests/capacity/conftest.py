@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import yaml
@@ -14,6 +15,9 @@ from app.capacity.__main__ import run
 from app.capacity.kinds import open_kinds
 from app.capacity.pools import load_pools
 from app.config import Settings
+from app.db.engine import Database
+from app.queue.hosts import LeadersHosts, Row
+from app.queue.leader import LeaderStore
 from nvidia_triton.vast.settings import ROOT
 from tests.service import Process, Service, eventually, running_api, running_dispatcher
 from tests.vast.conftest import simulated_vast, ssh_key, vast, vast_env
@@ -23,6 +27,33 @@ __all__ = ["simulated_vast", "ssh_key", "vast", "vast_env"]
 MODEL = "qwen2.5-7b-instruct"
 DEFINITION = ROOT / "nvidia_triton" / "vastai_instance_definition.yaml"
 POOL: dict[str, Any] = {"name": "chat", "models": [MODEL], "idle_minutes": 0.05, "target_wait": 1}
+
+PRICE = 0.5
+
+
+@pytest.fixture
+async def leader(database: Database) -> LeadersHosts:
+    taken = await LeaderStore(database).take("first", 60)
+    assert taken is not None
+    return LeadersHosts(database, taken.token)
+
+
+async def reserved(leader: LeadersHosts, **changes: Any) -> Row:
+    values: dict[str, Any] = {
+        "pool": "p",
+        "provider": "vast",
+        "label": f"label-{uuid4().hex}",
+        "offer": "17",
+        "machine": "m1",
+        "gpu": "RTX 4090",
+        "hourly_price": PRICE,
+        "storage_price": 0.01,
+        "spot": False,
+        "models": ["tiny"],
+        "revision": None,
+        "reason": "3 tickets wait",
+    }
+    return await leader.reserve(**values | changes)
 
 
 class Stage:

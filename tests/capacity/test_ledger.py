@@ -1,43 +1,17 @@
 """The leader's lease, what it writes about hosts, and what they cost, on a real Postgres."""
 
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 
 from app.db.engine import Database
 from app.db.ids import uuid7
 from app.queue.demand import DemandStore
-from app.queue.hosts import HostStore, LeadersHosts, Row
+from app.queue.hosts import HostStore, LeadersHosts
 from app.queue.leader import LeaderStore, NotLeading
 from app.queue.pools import LeadersPools, PoolStore
-
-PRICE = 0.5
-
-
-@pytest.fixture
-async def leader(database: Database) -> LeadersHosts:
-    taken = await LeaderStore(database).take("first", 60)
-    assert taken is not None
-    return LeadersHosts(database, taken.token)
-
-
-async def reserved(leader: LeadersHosts, **changes: Any) -> Row:
-    values: dict[str, Any] = {
-        "pool": "p",
-        "provider": "vast",
-        "label": f"label-{uuid4().hex}",
-        "offer": "17",
-        "machine": "m1",
-        "gpu": "RTX 4090",
-        "hourly_price": PRICE,
-        "storage_price": 0.01,
-        "spot": False,
-        "models": ["tiny"],
-        "revision": None,
-        "reason": "3 tickets wait",
-    }
-    return await leader.reserve(**values | changes)
+from tests.capacity.conftest import PRICE, reserved
 
 
 async def began_ago(rows: Any, host: UUID, interval: str) -> None:

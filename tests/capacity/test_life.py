@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from tests.capacity.conftest import MODEL, Stage
 from tests.service import eventually
 from tests.vast.fake import FakeVast
@@ -39,3 +41,9 @@ async def test_a_ticket_has_a_host_made_and_the_host_goes_when_there_is_no_more_
     # By the ledger, and by the provider's own count.
     assert 0 < vast.spent() <= host["cost"]
     assert (await stage.service.client.get("/servers/")).json() == []
+    # What the ticket cost and what its host cost besides are what the ledger says.
+    total = (await stage.service.client.get("/usage?owner=all")).json()["total"]
+    cost = (await stage.service.result(ticket))["cost"]
+    assert 0 < cost < host["cost"]
+    assert (total["cost"], total["host_cost"]) == (pytest.approx(cost), pytest.approx(cost))
+    assert cost + total["overhead"] == pytest.approx(host["cost"])

@@ -206,7 +206,7 @@ async def test_a_plan_made_while_the_tables_were_empty_stays_good(postgres: Runn
         "renew": (RENEW, ids, nobody, texts, 30.0),
         "settle": (SETTLE, *zip(*map(settlement_row, ends), strict=True), *no_files),
         "release": (
-            RELEASE, ids, nobody, texts, texts, [1.0] * 20, ["true"] * 20, none, none, *[[0.0] * 20] * 2, none,
+            RELEASE, ids, nobody, texts, texts, [1.0] * 20, ["true"] * 20, none, none, *[[0.0] * 20] * 2, none, none,
         ),
         "cancel": (CANCEL, ids[0], 0, ids[0], "somebody"),
         "position": (POSITION, "m", datetime.now(UTC), ids[0], 0, ""),

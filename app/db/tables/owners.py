@@ -107,8 +107,11 @@ usage = Table(
     Column("gpu_seconds", Double, nullable=False),
     # Dollars for those seconds whose server has a known price; null for none.
     Column("cost", Double),
+    # The rented host that was used; null for other servers.
+    Column("host_id", UUID),
     Index("usage_by_owner", "owner_id", "day"),
     Index("usage_by_day", "day"),
+    Index("usage_by_host", "day", postgresql_where=text("host_id IS NOT NULL")),
 )
 
 # Requests of limited keys by second (Unix time), added up over all API processes; kept for two minutes.

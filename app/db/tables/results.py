@@ -111,6 +111,8 @@ results = Table(
     Column("completed_at", Moment),
     Column("error_code", Text),
     Column("error_message", Text),
+    # Dollars, of all its runs; null where no server's price was known.
+    Column("cost", Double),
     CheckConstraint("status IN ('pending', 'completed', 'failed')", name="status_known"),
     CheckConstraint("(status = 'pending') = (completed_at IS NULL)", name="final_has_an_end"),
     CheckConstraint("task IN ('generate', 'embed', 'infer')", name="task_known"),

@@ -26,6 +26,8 @@ servers = Table(
     Column("timeouts", JSONB, nullable=False, server_default="{}"),
     # Where the secret is, never the secret: env:NAME or file:PATH.
     Column("credential", Text),
+    # The rented host behind it.
+    Column("host_id", UUID),
     Column("wanted", Text, nullable=False, server_default="active"),
     Column("origin", Text, nullable=False, server_default="api"),
     # When a process last found it in its environment or file.

@@ -16,13 +16,45 @@ WEBHOOKS = """INSERT INTO webhook_deliveries (owner_id, result_id, event, url)
 WEBHOOK_WANTED = "webhook IS NOT NULL AND webhook->'events' ? ('result.' || status)"
 
 
-def count_usage(prompt: str = "0", completion: str = "0", gpu_seconds: str = "0", cost: str = "NULL::float8") -> str:
+def count_usage(
+    prompt: str = "0",
+    completion: str = "0",
+    gpu_seconds: str = "0",
+    cost: str = "NULL::float8",
+    host: str = "NULL::uuid",
+) -> str:
     """Appends to the usage table, in the statement that settles, so that each ticket counts once."""
-    return f"""INSERT INTO usage (day, owner_id, key_id, model, requests, failures, prompt_tokens, completion_tokens,
-                       gpu_seconds, cost)
-    SELECT (now() AT TIME ZONE 'UTC')::date, owner_id, key_id, model, count(*),
+    return f"""INSERT INTO usage (day, owner_id, key_id, model, host_id, requests, failures, prompt_tokens,
+                       completion_tokens, gpu_seconds, cost)
+    SELECT (now() AT TIME ZONE 'UTC')::date, owner_id, key_id, model, {host}, count(*),
            count(*) FILTER (WHERE status = 'failed'), coalesce(sum({prompt}), 0), coalesce(sum({completion}), 0),
            coalesce(sum({gpu_seconds}), 0), sum({cost})"""
+
+
+# Dollars of a result: those of the runs before, and of this one.
+COST_SO_FAR = "CASE WHEN g.cost IS NULL THEN r.cost ELSE coalesce(r.cost, 0) + g.cost END"
+
+_TODAY = "date_trunc('day', now() AT TIME ZONE 'UTC')"
+_STARTED = "attempt_started_at AT TIME ZONE 'UTC'"
+_RAN = f"nullif(extract(epoch FROM now() AT TIME ZONE 'UTC' - {_STARTED}), 0)"
+# The part of a run on a rented host that belongs to this day: hosts are charged by the second, so what ran across
+# midnight belongs to both days. Elsewhere the day of the end has it all.
+TODAY_PART = f"""CASE WHEN host_id IS NULL OR {_STARTED} >= {_TODAY} THEN 1
+    ELSE extract(epoch FROM now() AT TIME ZONE 'UTC' - {_TODAY}) / {_RAN} END"""
+
+
+def count_earlier_days(source: str) -> str:
+    """Appends to the usage table what runs on rented hosts had of the days before this one."""
+    return f"""INSERT INTO usage (day, owner_id, key_id, model, host_id, requests, failures, prompt_tokens,
+                       completion_tokens, gpu_seconds, cost)
+    SELECT day, owner_id, key_id, model, host_id, 0, 0, 0, 0, sum(gpu_seconds * part), sum(cost * part)
+    FROM {source}, LATERAL (
+        SELECT began::date AS day,
+               extract(epoch FROM began + interval '1 day' - greatest(began, {_STARTED})) / {_RAN} AS part
+        FROM generate_series(date_trunc('day', {_STARTED}), {_TODAY} - interval '1 day', interval '1 day') began
+    ) earlier
+    WHERE host_id IS NOT NULL AND {_STARTED} < {_TODAY} AND gpu_seconds > 0
+    GROUP BY day, owner_id, key_id, model, host_id"""
 
 
 # How a claim is found: by id, whatever the planner believes. A plan is kept for minutes, and one made while the table

@@ -2,12 +2,21 @@
 
 from app.queue.columns import SETTLED, unnested
 from app.queue.statements.channels import SETTLED_CHANNEL
-from app.queue.statements.parts import ENDED, HELD, WEBHOOK_WANTED, WEBHOOKS, count_usage
+from app.queue.statements.parts import (
+    COST_SO_FAR,
+    ENDED,
+    HELD,
+    TODAY_PART,
+    WEBHOOK_WANTED,
+    WEBHOOKS,
+    count_earlier_days,
+    count_usage,
+)
 
 _SETTLEMENT = [
     *(("id", "uuid"), ("token", "uuid"), ("status", "text"), ("outcome", "text"), ("server", "text")),
     *(("error_code", "text"), ("error_message", "text"), ("spent", "bool"), ("engine_stopped", "bool")),
-    *(("gpu_seconds", "float8"), ("cost", "float8"), *SETTLED.sent),
+    *(("gpu_seconds", "float8"), ("cost", "float8"), ("host_id", "uuid"), *SETTLED.sent),
 ]
 _OUTPUT_FILE = [
     *(("result_id", "uuid"), ("response", "int"), ("name", "text"), ("element", "int"), ("media_type", "text")),
@@ -28,12 +37,13 @@ WITH given AS (
         {SETTLED.assigned("g")},
         error_code = g.error_code,
         error_message = g.error_message,
+        cost = {COST_SO_FAR},
         engine_stopped_at = CASE WHEN g.engine_stopped THEN now() END
     FROM given g
     WHERE {HELD}
     RETURNING r.id, r.attempt_count, r.dispatcher, r.server, old.attempt_started_at AS attempt_started_at,
               g.outcome, g.spent, r.error_message, r.prompt_tokens, r.completion_tokens,
-              g.gpu_seconds, g.cost, r.provenance, {ENDED}
+              g.gpu_seconds, g.cost, g.host_id, r.provenance, {ENDED}
 ), kept AS (
     INSERT INTO output_files ({", ".join(name for name, _ in _OUTPUT_FILE)})
     SELECT f.* FROM {unnested(_OUTPUT_FILE, "f", after=len(_SETTLEMENT))} JOIN settled s ON s.id = f.result_id
@@ -44,8 +54,14 @@ WITH given AS (
            prompt_tokens, completion_tokens, gpu_seconds, cost, provenance
     FROM settled WHERE spent
 ), counted AS (
-    {count_usage("prompt_tokens", "completion_tokens", "gpu_seconds", "cost")}
-    FROM settled GROUP BY owner_id, key_id, model
+    {
+    count_usage(
+        "prompt_tokens", "completion_tokens", f"gpu_seconds * {TODAY_PART}", f"cost * {TODAY_PART}", host="host_id"
+    )
+}
+    FROM settled GROUP BY owner_id, key_id, model, host_id
+), counted_before AS (
+    {count_earlier_days("settled")}
 ), announced AS (
     {WEBHOOKS}
     FROM settled WHERE {WEBHOOK_WANTED}

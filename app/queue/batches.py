@@ -14,8 +14,11 @@ from io import BytesIO
 from typing import Any
 from uuid import UUID
 
+from sqlalchemy import select, text
+
 from app.db.engine import Database, translated_errors
 from app.db.faults import is_of_the_row
+from app.db.tables import batches
 from app.errors import DatabaseUnavailable
 from app.queue import locks
 from app.queue.audit import Action, Actor, recorded
@@ -51,13 +54,6 @@ RETURNING {COLUMNS}
 """
 
 GET = f"SELECT {COLUMNS} FROM batches WHERE id = $1 AND owner_id = $2"
-PAGE = f"""
-SELECT {COLUMNS} FROM batches
-WHERE owner_id = $1 AND ($2::uuid IS NULL OR id < $2) AND ($4::text[] IS NULL OR status = ANY ($4))
-  AND ($5::timestamptz IS NULL OR created_at > $5) AND ($6::timestamptz IS NULL OR created_at < $6)
-ORDER BY id DESC LIMIT $3
-"""
-
 # Before its lines are there, nothing but the row has to be ended.
 CANCEL = f"""
 WITH asked AS (
@@ -238,11 +234,18 @@ class BatchStore:
         statuses: Sequence[str] | None,
         created_after: datetime | None,
         created_before: datetime | None,
-    ) -> list[Row]:
-        values = (owner_id, after, limit, statuses, created_after, created_before)
-        async with self._database.hot() as connection:
-            rows: list[Row] = await connection.fetch(PAGE, *values)
-        return rows
+    ) -> Sequence[Row]:
+        query = select(text(COLUMNS)).where(batches.c.owner_id == owner_id).limit(limit)
+        if after is not None:
+            query = query.where(batches.c.id < after)
+        if statuses is not None:
+            query = query.where(batches.c.status.in_(statuses))
+        if created_after is not None:
+            query = query.where(batches.c.created_at > created_after)
+        if created_before is not None:
+            query = query.where(batches.c.created_at < created_before)
+        async with self._database.reading() as queries:
+            return await queries.rows(query.order_by(batches.c.id.desc()))
 
     async def failures(self, id_: UUID, limit: int) -> list[Row]:
         """The first lines that failed, those of a batch that still runs among them."""

@@ -7,7 +7,10 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from sqlalchemy import select, text
+
 from app.db.engine import Database
+from app.db.tables import files
 from app.queue import locks
 from app.queue.audit import Action, Actor, recorded
 from app.queue.statements.keys import TAKE_KEY
@@ -38,12 +41,6 @@ SELECT id FROM gone
 """
 LOCK_STORAGE = f"SELECT pg_advisory_xact_lock({locks.STORAGE}, $1)"
 USED = f"SELECT coalesce(sum(bytes), 0)::bigint, min(expires_at) FROM files WHERE owner_id = $1 AND {THERE}"
-PAGE = f"""
-SELECT {COLUMNS} FROM files
-WHERE owner_id = $1 AND {KNOWN} AND ($2::uuid IS NULL OR id %s $2) AND ($3::text IS NULL OR purpose = $3)
-ORDER BY id %s LIMIT $4
-"""
-NEWEST_FIRST, OLDEST_FIRST = PAGE % ("<", "DESC"), PAGE % (">", "ASC")
 REMOVE = """
 DELETE FROM files WHERE id IN (
     (SELECT id FROM files WHERE expires_at <= now() ORDER BY expires_at LIMIT $2)
@@ -128,11 +125,14 @@ class FileStore:
 
     async def page(
         self, owner_id: int, after: UUID | None, purpose: str | None, limit: int, *, newest_first: bool
-    ) -> list[Mapping[str, Any]]:
-        query = NEWEST_FIRST if newest_first else OLDEST_FIRST
-        async with self._database.hot() as connection:
-            rows: list[Mapping[str, Any]] = await connection.fetch(query, owner_id, after, purpose, limit)
-        return rows
+    ) -> Sequence[Mapping[str, Any]]:
+        query = select(text(COLUMNS)).where(files.c.owner_id == owner_id, text(KNOWN)).limit(limit)
+        if purpose is not None:
+            query = query.where(files.c.purpose == purpose)
+        if after is not None:
+            query = query.where(files.c.id < after if newest_first else files.c.id > after)
+        async with self._database.reading() as queries:
+            return await queries.rows(query.order_by(files.c.id.desc() if newest_first else files.c.id))
 
     async def names(self, ids: Sequence[UUID], owner_id: int) -> dict[UUID, str]:
         async with self._database.hot() as connection:

@@ -35,7 +35,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class BatchPage:
-    rows: list[Row]
+    rows: Sequence[Row]
     more: bool
 
 

@@ -38,7 +38,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class FilePage:
-    rows: list[Row]
+    rows: Sequence[Row]
     more: bool
 
 

@@ -30,7 +30,8 @@ from app.services.results import GET
 from tests.conftest import with_database
 from tests.postgres_server import RunningPostgres
 
-SETTLED, PENDING = 200_000, 5_000
+SETTLED, PENDING, FAILED = 200_000, 5_000, 3_000
+OTHER_CONTEXT = uuid7()
 # Nothing is held or running.
 CONCURRENCY = 64
 REST = ([], [], [], [], MAX_STATEMENT_BYTES, [CONCURRENCY] * 20, [], ["s"], ["one"], ["triton"], 1 / 16)
@@ -72,6 +73,14 @@ async def fill(connection: Any) -> None:
         "INSERT INTO results (id, context_id, model, parameters, owner_id)"
         " SELECT uuidv7(), c.id, 'm' || n % 7, '{}', CASE WHEN n % 7 = 2 THEN n % 5 ELSE 0 END"
         f" FROM contexts c, generate_series(1, {PENDING}) n"
+    )
+    # What fails is of another prompt and of another model.
+    await connection.execute("INSERT INTO contexts (id, content) VALUES ($1, 'y')", OTHER_CONTEXT)
+    await connection.execute(
+        "INSERT INTO results (id, context_id, model, parameters, status, completed_at, error_code, error_message)"
+        " SELECT uuidv7(), $1, 'broken', '{}', 'failed', now(), 'broken', 'It broke'"
+        f" FROM generate_series(1, {FAILED})",
+        OTHER_CONTEXT,
     )
     await connection.execute(SLOTS)
     await connection.execute("VACUUM ANALYZE results")
@@ -166,6 +175,22 @@ async def test_the_sweep_reads_only_what_is_due(history: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("table", "where"), [("files", "purpose = 'batch_output'"), ("batches", "status IN ('failed', 'in_progress')")]
+)
+async def test_lists_of_a_rare_kind_read_no_others(history: Any, table: str, where: str) -> None:
+    given = {
+        "files": "INSERT INTO files (id, owner_id, purpose, filename, bytes) SELECT uuidv7(), 0, 'batch', 'a.jsonl', 1",
+        "batches": "INSERT INTO batches (id, owner_id, endpoint, input_file_id, status, expires_at, lease_until)"
+        " SELECT uuidv7(), 0, '/v1/completions', uuidv7(), 'completed', now(), NULL",
+    }
+    await history.execute(f"{given[table]} FROM generate_series(1, 3000)")
+    await history.execute(f"VACUUM ANALYZE {table}")
+    found = await plan(history, f"SELECT * FROM {table} WHERE owner_id = 0 AND {where} ORDER BY id DESC LIMIT 21")
+    for node in nodes(found):
+        assert node["Actual Rows"] + node.get("Rows Removed by Filter", 0) <= 20, node
+
+
+@pytest.mark.parametrize(
     ("where", "index"),
     [
         ("true", "results_by_owner"),
@@ -174,6 +199,11 @@ async def test_the_sweep_reads_only_what_is_due(history: Any) -> None:
         ("model = 'm3'", "results_by_model"),
         ("context_id = '00000000-0000-7000-8000-000000000000'", "results_by_context"),
         ("client_reference = 'ref-77'", "results_by_client_reference"),
+        ("model = 'm3' AND status = 'failed'", "results_failed_by_model"),
+        (
+            "context_id = (SELECT context_id FROM results WHERE model = 'm3' LIMIT 1) AND status = 'failed'",
+            "results_failed_by_context",
+        ),
     ],
 )
 async def test_each_list_filter_reads_its_page(history: Any, where: str, index: str) -> None:

@@ -33,6 +33,7 @@ files = Table(
     # Of a part: whose it is. No other file is one.
     Column("upload_id", UUID),
     Index("files_by_owner", "owner_id", "id"),
+    Index("files_by_purpose", "owner_id", "purpose", "id"),
     Index("files_by_upload", "upload_id", postgresql_where=text("upload_id IS NOT NULL")),
     Index("files_expiry", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
 )
@@ -89,5 +90,6 @@ batches = Table(
         name="status_known",
     ),
     Index("batches_by_owner", "owner_id", "id"),
+    Index("batches_by_status", "owner_id", "status", "id"),
     Index("batches_open", "id", postgresql_where=text("lease_until IS NOT NULL")),
 )

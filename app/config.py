@@ -121,6 +121,13 @@ class Settings(BaseSettings):
         ge=1024,
         description="room for the uploads that are being received, in bytes, in the folder that `TMPDIR` names",
     )
+    batch_checkers: int = Field(
+        2,
+        ge=0,
+        le=64,
+        description="processes in which an API checks the lines of batches of more than 1 MiB, each about 90 MiB while "
+        "there are such; 0 checks them in the API itself",
+    )
     max_content_chars: int = Field(1_000_000, ge=1, description="longest `content` of a context")
     model_repository: str = Field(
         "models",

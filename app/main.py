@@ -86,6 +86,7 @@ from app.services.backlog import BacklogGauges
 from app.services.batch_checks import BatchChecks
 from app.services.batches import Batches
 from app.services.catalog import Catalog
+from app.services.checkers import Checkers
 from app.services.comparisons import Comparisons
 from app.services.contexts import Contexts
 from app.services.conversations import Conversations
@@ -226,6 +227,9 @@ def _lifespan(settings: Settings) -> Lifespan:
             servers = Servers(database, settings, fleet)
             comparisons = Comparisons(database, store, contexts, results, submissions, limits, settings)
             pulse = Pulse()
+            checkers = Checkers("app.checker", settings, catalog.seen) if settings.batch_checkers else None
+            if checkers is not None:
+                stack.push_async_callback(checkers.close)
             services = Services(
                 settings=settings,
                 contexts=contexts,
@@ -253,7 +257,7 @@ def _lifespan(settings: Settings) -> Lifespan:
                 files=stored_files,
                 uploads=Uploads(database, stored_files),
                 batches=Batches(database, store, stored_files, settings),
-                batch_checks=BatchChecks(database, settings),
+                batch_checks=BatchChecks(database, checkers, settings),
                 backlog=backlog,
                 fleet=fleet,
                 servers=servers,
@@ -267,9 +271,8 @@ def _lifespan(settings: Settings) -> Lifespan:
                 overviews=Overviews(database, catalog, servers),
                 pulse=pulse,
             )
-            loader = Loader(
-                database, stored_files, preparing(replace(services, images=None)), services.batches.arrived, settings
-            )
+            prepare = preparing(replace(services, images=None))
+            loader = Loader(database, stored_files, prepare, checkers, services.batches.arrived, settings)
             listener = Listener(
                 settings.listen_arguments,
                 {

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from rich.console import Console
 
-from bench import fairness, history, measure, memory, streaming, tokens
+from bench import batches, fairness, history, measure, memory, streaming, tokens
 from bench.figure import Figure, show, write
 from bench.stack import Bench, running_bench
 
@@ -22,6 +22,8 @@ MEASURES: dict[str, Callable[[Bench], Awaitable[Figure]]] = {
     "fair": fairness.fair_share,
     "interactive": fairness.interactive,
     "bulk": measure.bulk,
+    "batch-load": batches.batch_load,
+    "batch-run": batches.batch_run,
     "tokens": tokens.tokens,
     "saturation": tokens.saturation,
     "streaming": streaming.streaming,

@@ -112,7 +112,7 @@ async def _draft(request: Request, file: UploadFile | None, given: Given) -> Dra
         count, shown = table.problems()
         checked = Checked(0, {}, 0, shown, count)
         if not count:
-            checked = await services.batch_checks.check(caller, endpoint, lines(), prepare)
+            checked = await services.batch_checks.check(caller, endpoint, lines(), file.size, prepare)
         draft = Draft(f"{name[:200].rpartition('.')[0]}.jsonl", endpoint, lines, checked)
         draft.prompts, draft.unit = table.prompts(PROMPTS_SHOWN), "row"
         return draft
@@ -121,7 +121,7 @@ async def _draft(request: Request, file: UploadFile | None, given: Given) -> Dra
         return content_of(file)
 
     endpoint = endpoint_of(await _first_line(content(), services.settings.max_body_bytes))
-    checked = await services.batch_checks.check(caller, endpoint, content(), prepare)
+    checked = await services.batch_checks.check(caller, endpoint, content(), file.size, prepare)
     return Draft(name, endpoint, content, checked)
 
 

@@ -19,6 +19,7 @@ from app.openai.requests import Prepared, Sources, unsupported
 from app.openai.responses_prepare import prepare_response
 from app.queue.ticket import CANCELLED, EXPIRED, Status
 from app.services.callers import Caller
+from app.services.engine_parameters import engine_parameters
 from app.services.lines import Prepare
 
 Row = Mapping[str, Any]
@@ -70,7 +71,7 @@ def preparing(services: Sources) -> Prepare:
         made = await PREPARE[endpoint](services, caller, body)
         if made.turn is not None:
             raise unsupported("conversation", "the lines of a batch do not wait for each other; leave it out")
-        parameters = services.submissions.for_engine(made.parameters, nested=False)
+        parameters = engine_parameters(made.parameters, services.settings, nested=False)
         return Line(made.model, made.prompt, parameters, made.kind, made.request, made.webhook, made.kept)
 
     return prepare

@@ -20,13 +20,13 @@ from app.prompts.profiles import Profiles
 from app.prompts.templates import Templates
 from app.prompts.tokenizers import Tokenizers
 from app.queue.ticket import FLEX, FLEX_PRIORITY, PRIORITY_HIGHEST, PRIORITY_LOWEST
-from app.services.catalog import Catalog
+from app.services.catalog import ModelCatalog
 from app.services.contexts import Contexts
 from app.services.conversations import Conversations
 from app.services.image_fetching import ImageFetcher
 from app.services.inputs import Inputs
 from app.services.results import Results
-from app.services.submissions import Submissions, Turn
+from app.services.submissions import Turn
 from app.services.webhooks import Webhook
 from app.storable import Storable
 from app.tasks.embed import EmbeddingParameters
@@ -121,7 +121,7 @@ class Sources(Protocol):
     @property
     def parsers(self) -> Parsers: ...
     @property
-    def catalog(self) -> Catalog: ...
+    def catalog(self) -> ModelCatalog: ...
     @property
     def profiles(self) -> Profiles: ...
     @property
@@ -132,8 +132,6 @@ class Sources(Protocol):
     def results(self) -> Results: ...
     @property
     def conversations(self) -> Conversations: ...
-    @property
-    def submissions(self) -> Submissions: ...
     @property
     def inputs(self) -> Inputs: ...
     @property

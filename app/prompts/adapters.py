@@ -15,7 +15,7 @@ from pathlib import Path
 from app.config import Settings
 from app.errors import AdapterNotFound, InvalidRequest, ModelNotFound
 from app.services.callers import Caller
-from app.services.catalog import Catalog, model_not_found, shown
+from app.services.catalog import ModelCatalog, model_not_found, shown
 from app.services.repository import ABSENT, VERSION, files_of, stamp_of
 from app.telemetry import logger
 
@@ -44,7 +44,7 @@ class Chosen:
 class Adapters:
     """A file that changed is read again."""
 
-    def __init__(self, catalog: Catalog, settings: Settings) -> None:
+    def __init__(self, catalog: ModelCatalog, settings: Settings) -> None:
         self._catalog = catalog
         self._repository = Path(settings.model_repository)
         self._read: dict[str, tuple[tuple[tuple[int, int], ...], Names | None]] = {}

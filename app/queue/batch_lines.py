@@ -10,13 +10,17 @@ from uuid import UUID
 
 from app.db.tables.contexts import Prompt
 from app.db.tables.owners import NOBODY
-from app.queue.columns import PROMPT, SUBMITTED
+from app.db.tables.results import results
+from app.queue.columns import PROMPT, SUBMITTED, Columns
 from app.queue.ticket import Status, Submission
 
 CONTEXT_COLUMNS = ["id", "owner_id", "created_at", *PROMPT.names]
+# The rank depends on the lines before, so it is written last.
+RANKLESS = Columns(results.c[name] for name in SUBMITTED.names if name != "rank")
 RESULT_COLUMNS = [
     *("batch_id", "batch_line", "available_at", "status", "completed_at", "error_code", "error_message"),
-    *SUBMITTED.names,
+    *RANKLESS.names,
+    "rank",
 ]
 
 
@@ -82,12 +86,22 @@ def context_line(ticket: Submission, prompt: Prompt) -> bytes:
     return _copied([ticket.context_id, owner_id, ticket.created_at, *PROMPT.values(prompt)])
 
 
-def result_line(ticket: Submission, batch_id: UUID, number: int, failed: tuple[str, str] | None = None) -> bytes:
-    """The ticket of line `number`; with the code and message of an error it is final already."""
+def rankless_line(ticket: Submission, batch_id: UUID, number: int, failed: tuple[str, str] | None = None) -> bytes:
+    """As `result_line`, up to the ticket's rank."""
     state: tuple[Any, ...] = (Status.PENDING, None, None, None)
     if failed is not None:
         state = (Status.FAILED, ticket.created_at, *failed)
-    return _copied([batch_id, number, ticket.created_at, *state, *SUBMITTED.values(ticket)])
+    return _copied([batch_id, number, ticket.created_at, *state, *RANKLESS.values(ticket)])[:-1] + b"\t"
+
+
+def result_line(ticket: Submission, batch_id: UUID, number: int, failed: tuple[str, str] | None = None) -> bytes:
+    """The ticket of line `number`; with the code and message of an error it is final already."""
+    return ranked(rankless_line(ticket, batch_id, number, failed), ticket.rank)
+
+
+def ranked(line: bytes, rank: datetime) -> bytes:
+    """A line of `rankless_line` with its rank."""
+    return line + rank.isoformat().encode() + b"\n"
 
 
 def _copied(values: Iterable[Any]) -> bytes:

@@ -13,8 +13,11 @@ from app.db.engine import Database
 from app.queue.batches import BatchStore
 from app.services.batches import WINDOW_SECONDS
 from app.services.callers import Caller
-from app.services.lines import Prepare, lines_of
-from app.services.loading import Check
+from app.services.checkers import Checkers
+from app.services.line_checks import LineChecks, LinesOf
+from app.services.line_gathering import Gathered
+from app.services.line_reading import read
+from app.services.lines import Prepare
 
 NO_BATCH = UUID(int=0)
 
@@ -31,24 +34,22 @@ class Checked:
 
 
 class BatchChecks:
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: Database, checkers: Checkers | None, settings: Settings) -> None:
         self._store = BatchStore(database)
+        self._checkers = checkers
         self._settings = settings
 
-    async def check(self, caller: Caller, endpoint: str, parts: AsyncIterator[bytes], prepare: Prepare) -> Checked:
-        """The check that comes before a batch of these lines is loaded; stores nothing."""
+    async def check(
+        self, caller: Caller, endpoint: str, parts: AsyncIterator[bytes], size: int, prepare: Prepare
+    ) -> Checked:
+        """The check that comes before a batch of these lines, about `size` bytes, is loaded; stores nothing."""
         now = datetime.now(UTC)
-        batch = {
-            "id": NO_BATCH,
-            "owner_id": caller.owner_id,
-            "key_id": caller.key_id,
-            "endpoint": endpoint,
-            "created_at": now,
-            "expires_at": now + timedelta(seconds=WINDOW_SECONDS),
-            "wish": "",
-        }
-        check = Check(batch, caller, prepare, self._settings, None)
-        await check.read(lines_of(parts, self._settings.max_body_bytes))
-        if caller.key_id is not None and not check.problems:
-            check.require_room(await self._store.pending_room(caller.key_id))
-        return Checked(check.count, check.models, check.defects, check.problems, check.problem_count)
+        end = now + timedelta(seconds=WINDOW_SECONDS)
+        longest = self._settings.max_body_bytes
+        lines = LinesOf(NO_BATCH, endpoint, caller.owner_id, caller.key_id, now, end, "", caller, longest)
+        checks = LineChecks(lines, prepare)
+        gathered = Gathered(lines, checks, None)
+        await read(parts, size, lines, checks, gathered, self._checkers)
+        if caller.key_id is not None and not gathered.problems:
+            gathered.require_room(await self._store.pending_room(caller.key_id))
+        return Checked(gathered.count, gathered.models, gathered.defects, gathered.problems, gathered.problem_count)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from app.db.engine import Database
 from app.engines.base import EngineError, ModelState
@@ -56,6 +56,16 @@ class CatalogEntry:
     def public_state(self) -> str:
         """ready, loading or unavailable."""
         return "unavailable" if self.state == SET_ASIDE else self.state
+
+
+class ModelCatalog(Protocol):
+    """What a request is checked against."""
+
+    def knows(self, name: str) -> bool: ...
+    def takes_messages(self, name: str) -> bool: ...
+    async def names(self, *, fresh: bool = False) -> frozenset[str]: ...
+    async def models(self) -> list[CatalogEntry]: ...
+    async def require(self, name: str) -> None: ...
 
 
 class Catalog:
@@ -143,6 +153,11 @@ class Catalog:
     def takes_messages(self, name: str) -> bool:
         """Whether a server that has the model takes chats as they are, so that no template is needed; asks nobody."""
         return any(name in server.models and server.engine.takes_messages for server in self._fleet.servers)
+
+    def seen(self) -> tuple[frozenset[str], frozenset[str]]:
+        """The models that `knows` and `takes_messages` say yes to; asks nobody."""
+        engines = [server for server in self._fleet.servers if server.engine.takes_messages]
+        return (self._ever or frozenset()) | self._known, frozenset(name for each in engines for name in each.models)
 
     def states_of(self, name: str) -> list[tuple[Server, str, str]]:
         """The state of a model on each server that has it, and why it is not ready; asks nobody."""

@@ -52,6 +52,10 @@ class Unprepared:
 Prepare = Callable[[Caller, str, Mapping[str, Any]], Awaitable[PreparedLine]]
 
 
+class Undecided(Exception):
+    """A checker knows too little to say what becomes of the line: the API itself has to."""
+
+
 class LineError(Exception):
     def __init__(self, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)

@@ -21,6 +21,7 @@ from app.queue.ticket import Idempotency, Status, Submission, rank_of
 from app.services.callers import Caller
 from app.services.catalog import Catalog
 from app.services.contexts import Contexts
+from app.services.engine_parameters import engine_parameters, require_bounded
 from app.services.idempotency import idempotency_of, made_before
 from app.services.inputs import Inputs
 from app.services.limits import Limits
@@ -28,7 +29,7 @@ from app.services.results import Results
 from app.services.wishes import ANY, Wish, Wishes
 from app.tasks import task_of
 from app.tasks.embed import EmbeddingParameters
-from app.tasks.generate import SamplingParameters, largest_answer
+from app.tasks.generate import SamplingParameters
 from app.tasks.infer import INFER, InferParameters
 from app.telemetry import tracing
 from app.telemetry.metrics import SUBMITTED, model_label
@@ -203,26 +204,7 @@ class Submissions:
         self, parameters: SamplingParameters | EmbeddingParameters | InferParameters, *, nested: bool = True
     ) -> dict[str, Any]:
         """The parameters as the engine gets them; raises InvalidParameters."""
-        try:
-            wanted = parameters.for_engine(self._settings.default_max_tokens)
-            self._require_bounded(wanted)
-        except PydanticCustomError as error:
-            raise InvalidParameters(
-                error.message(), errors=[{"field": "parameters" if nested else error.type, "message": error.message()}]
-            ) from None
-        return wanted
-
-    def _require_bounded(self, parameters: dict[str, Any]) -> None:
-        """Raises PydanticCustomError where the answer to these parameters of an engine may come to too much."""
-        most, size = self._settings.max_answer_bytes, largest_answer(parameters)
-        if size > most:
-            factors = [f"{name} {parameters[name]}" for name in ("n", "max_tokens", "logprobs") if name in parameters]
-            raise PydanticCustomError(
-                "max_tokens",
-                "the answer may come to {size} bytes ({factors}), and MAX_ANSWER_BYTES allows {most}: ask for less of "
-                "one of them",
-                {"size": f"{size:,}", "factors": ", ".join(factors), "most": f"{most:,}"},
-            )
+        return engine_parameters(parameters, self._settings, nested=nested)
 
     async def retry(
         self, caller: Caller, id_: UUID, idempotency_key: str | None = None
@@ -247,7 +229,7 @@ class Submissions:
         if not old["kept"]:
             raise Removed(f"Result {id_} came with store: false, so its prompt is not kept: send its request again.")
         try:
-            self._require_bounded(old["parameters"])
+            require_bounded(old["parameters"], self._settings)
         except PydanticCustomError as error:
             raise InvalidParameters(
                 f"Result {id_} cannot be tried again as it is: {error.message()}. Send its context with other "

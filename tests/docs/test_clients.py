@@ -296,7 +296,9 @@ async def test_what_the_table_of_messages_says_is_so(api: Service) -> None:
 
 def test_the_codes_of_batches_are_documented() -> None:
     documented = set(re.findall(r"`([a-z_]+)`", (ROOT / "docs" / "errors.md").read_text()))
-    source = (ROOT / "app" / "services" / "loading.py").read_text()
+    services = ROOT / "app" / "services"
+    names = ("loading.py", "line_checks.py", "line_gathering.py", "line_reading.py")
+    source = "".join((services / name).read_text() for name in names)
     codes = set(re.findall(r'LineError\(\s*"([a-z_]+)"', source)) | {code for code, _ in NOT_RUN.values()}
     codes.add(LineDefective.code)
     assert {"duplicate_custom_id", "batch_expired"} <= codes <= documented

@@ -6,7 +6,7 @@ from itertools import groupby
 import asyncpg
 
 from app.db.tables.contexts import Prompt
-from app.services.loading import beginning_of
+from app.services.line_checks import beginning_of
 from tests.openai.conftest import client_of
 from tests.service import Service, eventually
 

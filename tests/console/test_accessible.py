@@ -1,0 +1,63 @@
+"""axe finds nothing that keeps people with other eyes or hands from using a page, in light and in dark."""
+
+import json
+import re
+from typing import Any
+
+from axe_playwright_python.async_playwright import Axe
+
+from tests.console.conftest import Visit
+from tests.console.test_entrance import PAGES
+from tests.openai.response_kit import emit
+from tests.service import Service
+
+# What the guidelines (WCAG 2.2) ask for at the levels A and AA; in the dark only the colours are others.
+RULES: dict[str, Any] = {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
+COLOURS: dict[str, Any] = {"type": "rule", "values": ["color-contrast"]}
+REFUSED = re.compile(r"status of 4(04|10|22) ")
+# Addresses that are no pages.
+OTHERS = ("/console", "/console/static/{name}", "/console/usage.csv")
+
+
+async def things(service: Service) -> dict[str, str]:
+    """One of each kind that has a page of its own, by the name that its id has in addresses."""
+    result = await service.send(model="chat", prompt=emit("A *text* with `code`."))
+    await service.settled(result)
+    await service.settled(await service.send(model="chat", prompt="[[sim:error=broken]]", priority=3))
+    client = service.client
+    await client.post("/keys/", json={"name": "alice", "requests_per_minute": 5})
+    compared = await client.post("/comparisons/", json={"content": "Why?", "entries": [{"model": "chat"}] * 2})
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"model": "chat", "prompt": "x"}}
+    file = await client.post("/v1/files", data={"purpose": "batch"}, files={"file": ("in.jsonl", json.dumps(line))})
+    batch = await client.post(
+        "/v1/batches",
+        json={"input_file_id": file.json()["id"], "endpoint": "/v1/completions", "completion_window": "24h"},
+    )
+    return {
+        "result_id": result,
+        "comparison_id": compared.json()["id"],
+        "batch_id": batch.json()["id"],
+        "path:path": "nowhere",
+    }
+
+
+async def test_axe_finds_nothing_serious_on_any_page(visit: Visit) -> None:
+    known = await things(visit.service)
+    axe, found, pages = Axe(), [], 0
+    for method, path in PAGES:
+        if method != "GET" or path in OTHERS:
+            continue
+        # Of what there is none of, it is the page that says so.
+        page = await visit.go(re.sub(r"{(.+?)}", lambda name: known.get(name[1], known["result_id"]), path))
+        await page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
+        pages += 1
+        for scheme, rules in (("light", RULES), ("dark", COLOURS)):
+            await page.emulate_media(color_scheme=scheme)
+            checked = await axe.run(page, options={"runOnly": rules, "resultTypes": ["violations"]})
+            found += [
+                (path, scheme, fault["id"], [node["target"] for node in fault["nodes"]][:3])
+                for fault in checked.response["violations"]
+            ]
+    assert pages > 8
+    assert found == []
+    visit.faults = [each for each in visit.faults if not REFUSED.search(each)]

@@ -61,7 +61,7 @@ from app.api.security import Entrance, no_route, require_declared
 from app.api.spool import Spool
 from app.background import Background
 from app.config import Settings, SettingsError, load_settings
-from app.console import ask, compare, key_pages, login, new_batch, overview, ticket, tickets, usage_pages
+from app.console import ask, compare, host_pages, key_pages, login, new_batch, overview, ticket, tickets, usage_pages
 from app.console import batches as batch_pages
 from app.db.engine import open_database
 from app.db.faults import DATABASE_FAULT, DatabaseFault
@@ -186,7 +186,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         *(files, uploads, batches, openai_models, tokens),
         *(anthropic, tgi, tgi_openai, protollm, semoss, semoss_generate),
         *(overview, tickets, ticket, ask, compare),
-        *(new_batch, batch_pages),
+        *(new_batch, batch_pages, host_pages),
         *(key_pages, usage_pages),
         # Last, for it has what no other page of the console is.
         login,

@@ -52,7 +52,7 @@ def line_chart(title: str, lines: Sequence[Line], ends: tuple[str, str], unit: s
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A part of a whole; `kind` is the class it is drawn by."""
+    """A part of a whole; `kind` is the class it is drawn by, the name stands below the pointer."""
 
     name: str
     kind: str
@@ -68,13 +68,13 @@ def share_bar(title: str, shares: Sequence[Share], whole: float) -> Markup:
             # Seen even where it is one in thousands.
             shown = max(width, 2.0)
             drawn.append(
-                Markup('<rect class="{}" x="{}" width="{}" height="8"/>').format(
-                    f"of-{share.kind}", f"{min(at, WIDTH - shown):.1f}", f"{shown:.1f}"
+                Markup('<rect class="{}" x="{}" width="{}" height="8"><title>{}</title></rect>').format(
+                    f"of-{share.kind}", f"{min(at, WIDTH - shown):.1f}", f"{shown:.1f}", share.name
                 )
             )
         at += width
     return Markup(
-        '<svg class="bar" viewBox="0 0 {} 8" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>'
+        '<svg class="shares" viewBox="0 0 {} 8" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>'
     ).format(WIDTH, title, Markup("").join(drawn))
 
 

@@ -30,6 +30,7 @@ ENTRIES = (
     Entry("/batches", "Batches", "b"),
     Entry("/ask", "Ask", "a", Scope.SUBMIT),
     Entry("/compare", "Compare", "c"),
+    Entry("/hosts", "Hosts", "h", Scope.ADMIN),
     Entry("/usage", "Usage", "u"),
     Entry("/keys", "Keys", "k"),
 )

@@ -29,6 +29,10 @@ READ = _VIEW + "WHERE h.id = $1"
 BY_LABELS = "SELECT id, label, state, ended_at FROM hosts WHERE label = ANY ($1::text[])"
 EVENTS = "SELECT at, state, reason, progress FROM host_events WHERE host_id = $1 ORDER BY id"
 
+EVENTS_OF = """
+SELECT host_id, at, state, reason, progress FROM host_events WHERE host_id = ANY ($1) ORDER BY id
+"""
+
 RESERVE = """
 WITH host AS (
     INSERT INTO hosts (pool, provider, label, offer, machine, gpu, hourly_price, storage_price, spot, models, revision,
@@ -157,6 +161,10 @@ class HostStore:
 
     async def events(self, id_: UUID) -> Sequence[Row]:
         return await self._fetch(EVENTS, id_)
+
+    async def events_of(self, ids: Sequence[UUID]) -> Sequence[Row]:
+        """Those of several hosts, each with its `host_id`."""
+        return await self._fetch(EVENTS_OF, list(ids))
 
     async def by_labels(self, labels: Sequence[str]) -> dict[str, Row]:
         return {row["label"]: row for row in await self._fetch(BY_LABELS, list(labels))}

@@ -103,6 +103,13 @@ class Hosts:
         """Hosts that live or have ended, newest first."""
         return [_view(row) for row in await self._store.recent(limit, after or LAST)]
 
+    async def lives(self, ids: Sequence[UUID]) -> dict[UUID, Sequence[HostEvent]]:
+        """The events of hosts, oldest first."""
+        lives: dict[UUID, list[HostEvent]] = {id_: [] for id_ in ids}
+        for event in await self._store.events_of(ids):
+            lives[event["host_id"]].append(HostEvent(**{name: event[name] for name in HostEvent.model_fields}))
+        return dict(lives)
+
     async def get(self, id_: UUID) -> HostDetail:
         """Raises HostNotFound."""
         row = await self._row(id_)

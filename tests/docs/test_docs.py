@@ -75,7 +75,7 @@ async def test_the_readmes_result_has_the_fields_that_results_have(service: Serv
 
 async def test_the_history_queries_run_and_find_rows(service: Service) -> None:
     queries = blocks(HISTORY, "sql")
-    assert len(queries) == 12
+    assert len(queries) == 13
     context = await service.context("A prompt.", metadata={"source": "tests"})
     await service.settled(await service.send(context, parameters={"max_tokens": 2, "ignore_eos": True}))
     await service.run("word " * 400)

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from bench import batches, fairness, history, measure, memory, streaming, tokens
 from bench.figure import Figure, show, write
+from bench.plots import targets_plot
 from bench.stack import Bench, running_bench
 
 HISTORY_ROWS = int(os.environ.get("BENCH_ROWS", "10000000"))
@@ -51,7 +52,7 @@ def main() -> None:
         sys.exit(f"There is no measure {', '.join(sorted(unknown))}; those there are: {', '.join(MEASURES)}.")
     figures = asyncio.run(run(names))
     show(list(figures.values()))
-    write(figures)
+    write(figures, targets_plot(figures))
 
 
 if __name__ == "__main__":

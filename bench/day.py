@@ -12,6 +12,8 @@ import sys
 import tempfile
 import time
 from collections import deque
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from uuid import UUID
 
@@ -24,6 +26,7 @@ from app.db.tables.contexts import Prompt
 from app.queue.store import QueueStore
 from app.queue.ticket import Outcome, Settlement, Status, Submission
 from bench.figure import Figure, show, write
+from bench.plots import Series, panels_plot
 from bench.rows import ANSWER, PARAMETERS
 from tests.conftest import alembic
 from tests.postgres_server import start_postgres
@@ -156,6 +159,21 @@ async def day(tickets: int, console: Console) -> list[Sample]:
     return simulated.samples
 
 
+def day_plot(tickets: int, samples: Sequence[Sample]) -> str:
+    megabyte = 1024 * 1024
+    vacuumed = [0.0, *(sample["vacuum_seconds"] for sample in samples)]
+    panels = [
+        Series(f"A claim of {AT_ONCE}, median", " ms", [sample["claim_median_ms"] for sample in samples]),
+        Series("Table and indexes of the results", " MB", [
+            (sample["table_bytes"] + sample["index_bytes"]) / megabyte for sample in samples
+        ]),
+        Series("Index of claims", " MB", [sample["claim_index_bytes"] / megabyte for sample in samples]),
+        Series("Dead rows", "", [sample["dead"] for sample in samples]),
+        Series("Vacuum, each hundredth of the day", " s", [b - a for a, b in pairwise(vacuumed)]),
+    ]  # fmt: skip
+    return panels_plot(f"A day of {tickets:,} tickets", panels, ("first ticket", f"{tickets:,} tickets"))
+
+
 def main() -> None:
     tickets = int(sys.argv[1]) if len(sys.argv) > 1 else TICKETS
     console = Console()
@@ -174,7 +192,7 @@ def main() -> None:
         {"samples": samples},
     )
     show([figure])
-    write({"day": figure})
+    write({"day": figure}, day_plot(tickets, samples))
 
 
 if __name__ == "__main__":

@@ -38,12 +38,14 @@ def show(figures: Sequence[Figure]) -> None:
     Console().print(table)
 
 
-def write(figures: dict[str, Figure]) -> None:
-    """Of each measure by name, as JSON."""
+def write(figures: dict[str, Figure], picture: str) -> None:
+    """Of each measure by name, as JSON, and a picture of them, as SVG, beside it."""
     RESULTS.mkdir(exist_ok=True)
     now = datetime.now(UTC)
     file = RESULTS / f"{now:%Y%m%dT%H%M%SZ}.json"
     machine = {"cores": os.cpu_count(), "python": platform.python_version(), "at": now.isoformat()}
     found = [{"measure": name, **asdict(figure)} for name, figure in figures.items()]
     file.write_text(json.dumps({"machine": machine, "figures": found}, indent=2))
-    print(f"written to {file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file}")
+    file.with_suffix(".svg").write_text(picture)
+    shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+    print(f"written to {shown}, with a picture beside it")

@@ -4,7 +4,7 @@ MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 # Modules are compiled once, not at the start of each process.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help install install-gradio install-peers run test test-long test-clients demo compare fetch-model lint format migrate revision psql key keys revoke-key servers hosts capacity webhook-secret lock clean bench bench-peers crash-peers test-compose crashtest
+.PHONY: help install install-gradio install-peers run test test-long test-clients demo compare fetch-model lint format migrate revision psql key keys revoke-key servers hosts capacity webhook-secret lock clean bench bench-day bench-peers crash-peers test-compose crashtest
 
 PYTHON ?= python3
 # Files of tests at once; they wait for other processes most of the time.
@@ -129,6 +129,9 @@ clean: ## remove .venv and the caches; CLEAN_DATA=1 deletes the local database t
 
 bench: install ## measure against bare tritonclient and FastAPI: make bench ARGS="drain submits"
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-day: install ## let a day of tickets pass at speed and draw how tables and claims grow: make bench-day TICKETS=500000
+	@$(BIN)/python -m bench.day $(TICKETS)
 
 bench-peers: install-peers ## measure the same jobs through Celery with RabbitMQ and Redis, and through PgQueuer, beside this service
 	@$(BIN)/python -m bench.peers

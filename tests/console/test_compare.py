@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from playwright.async_api import Page, expect
+from playwright.async_api import Browser, Page, expect
 
 from app.services.callers import Scope
 from app.services.sessions import form_token
-from tests.console.conftest import Visit
+from tests.console.conftest import Visit, visiting
 from tests.console.test_entrance import COOKIE, logged_in
 from tests.console.test_pages import HOSTILE
 from tests.keys.conftest import MakeKey, bearer
@@ -23,7 +23,9 @@ async def compare(page: Page, message: str) -> str:
     return page.url.rsplit("/", 1)[1]
 
 
-async def test_answers_grow_side_by_side_and_the_better_is_picked_with_the_keyboard(visit: Visit) -> None:
+async def test_answers_grow_side_by_side_and_the_better_is_picked_with_the_keyboard(
+    visit: Visit, browser: Browser
+) -> None:
     page = await visit.go()
     await page.keyboard.press("g")
     await page.keyboard.press("c")
@@ -47,7 +49,13 @@ async def test_answers_grow_side_by_side_and_the_better_is_picked_with_the_keybo
     await page.keyboard.press("Enter")
     await expect(page.locator("#columns-1-head")).to_contain_text("your pick")
     assert [row["model"] for row in (await visit.service.client.get("/picks/")).json()] == ["chat"]
-    await page.click("text=None is better")
+    async with visiting(browser, visit.service) as other:
+        await other.go("/console/compare/picks")
+        await expect(other.page.locator("#live-state")).to_have_text("live")
+        await expect(other.page.locator("#live_newest td").nth(1)).to_have_text("chat")
+        await page.click("text=None is better")
+        await expect(other.page.locator("#live_newest td").nth(1)).to_have_text("none")
+        assert other.faults == []
     await expect(page.locator("#live_pick")).to_contain_text("You found none better")
     await page.click("text=Take the pick back")
     await expect(page.locator("#live_pick")).not_to_contain_text("You found")

@@ -193,6 +193,11 @@ class ConversationTooLong(AppError):
     title = "The conversation is too long"
 
 
+class ChatNotFound(NotFound):
+    code = "chat_not_found"
+    title = "No such chat"
+
+
 class ComparisonNotFound(NotFound):
     code = "comparison_not_found"
     title = "No such comparison"

@@ -61,8 +61,19 @@ from app.api.security import Entrance, no_route, require_declared
 from app.api.spool import Spool
 from app.background import Background
 from app.config import Settings, SettingsError, load_settings
-from app.console import ask, compare, host_pages, key_pages, login, new_batch, overview, ticket, tickets, usage_pages
 from app.console import batches as batch_pages
+from app.console import (
+    chat_pages,
+    compare,
+    host_pages,
+    key_pages,
+    login,
+    new_batch,
+    overview,
+    ticket,
+    tickets,
+    usage_pages,
+)
 from app.db.engine import open_database
 from app.db.faults import DATABASE_FAULT, DatabaseFault
 from app.fleet.fleet import open_fleet
@@ -86,6 +97,7 @@ from app.services.backlog import BacklogGauges
 from app.services.batch_checks import BatchChecks
 from app.services.batches import Batches
 from app.services.catalog import Catalog
+from app.services.chats import Chats
 from app.services.checkers import Checkers
 from app.services.comparisons import Comparisons
 from app.services.contexts import Contexts
@@ -185,7 +197,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         *(chat, completions, responses, conversations, embeddings, images),
         *(files, uploads, batches, openai_models, tokens),
         *(anthropic, tgi, tgi_openai, protollm, semoss, semoss_generate),
-        *(overview, tickets, ticket, ask, compare),
+        *(overview, tickets, ticket, chat_pages, compare),
         *(new_batch, batch_pages, host_pages),
         *(key_pages, usage_pages),
         # Last, for it has what no other page of the console is.
@@ -242,6 +254,7 @@ def _lifespan(settings: Settings) -> Lifespan:
                 streams=streams,
                 comparisons=comparisons,
                 picks=Picks(database, comparisons),
+                chats=Chats(database, contexts),
                 templates=Templates(settings),
                 parsers=parsers,
                 profiles=Profiles(settings, parsers),

@@ -25,6 +25,7 @@ from app.services.batch_checks import BatchChecks
 from app.services.batches import Batches
 from app.services.callers import Caller
 from app.services.catalog import Catalog
+from app.services.chats import Chats
 from app.services.comparisons import Comparisons
 from app.services.contexts import Contexts
 from app.services.conversations import Conversations
@@ -71,6 +72,7 @@ class Services:
     streams: Streams
     comparisons: Comparisons
     picks: Picks
+    chats: Chats
     templates: Templates
     parsers: Parsers
     profiles: Profiles

@@ -17,7 +17,7 @@ from app.api.comparisons import send_comparison
 from app.api.dependencies import caller_of, root_of, services_of
 from app.api.security import READ, SUBMIT, WORK
 from app.api.sse import EventStream, event_bytes
-from app.console.ask import LONGEST, REFERENCE, Text, Word, number_of, text_models
+from app.console.asking import LONGEST, Text, Word, number_of, text_models
 from app.console.entrance import PREFIX, PageRoute, form_token_of, with_cookie
 from app.console.pages import Parts, page, still_known, wants_events
 from app.console.render import HEADERS, html, state_of
@@ -33,6 +33,7 @@ from app.services.streams import End, Event
 from app.services.wishes import Wish
 
 FORM, TEMPLATE = "compare.html", "comparison.html"
+REFERENCE = "console"
 SHOWN = 30
 
 router = APIRouter(prefix=f"{PREFIX}/compare", route_class=PageRoute, include_in_schema=False)

@@ -11,7 +11,7 @@ from fastapi import APIRouter, File, Request, Response, UploadFile
 from app.api.dependencies import caller_of, services_of
 from app.api.openai.files import content_of
 from app.api.security import SUBMIT, UPLOAD, UPLOAD_WORK
-from app.console.ask import Text, Word, number_of, text_models
+from app.console.asking import Text, Word, number_of, text_models
 from app.console.batches import to_batch
 from app.console.entrance import PREFIX, PageRoute, form_token_of, with_cookie
 from app.console.render import html

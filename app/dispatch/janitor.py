@@ -78,7 +78,7 @@ async def forget_unkept(unkept: UnkeptStore, after_seconds: float) -> None:
 
 
 class Retention:
-    """Removes final results, then contexts and comparisons without results, older than so many days."""
+    """Removes final results, then contexts, comparisons and chats without results, older than so many days."""
 
     def __init__(self, store: QueueStore, days: float) -> None:
         self._store = store
@@ -99,6 +99,8 @@ class Retention:
             self._after = looked[-1]
             kept += len(looked) - removed
         while await self._store.remove_comparisons(limit, REMOVE_BATCH) == REMOVE_BATCH:
+            pass
+        while await self._store.remove_chats(self._days * DAY_SECONDS, REMOVE_BATCH) == REMOVE_BATCH:
             pass
 
 

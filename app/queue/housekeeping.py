@@ -33,6 +33,14 @@ SELECT ARRAY(SELECT id FROM looked ORDER BY id) AS looked, ARRAY(SELECT id FROM 
 """
 REMOVE_CONTEXTS = f"DELETE FROM contexts c WHERE c.id = ANY ($1::uuid[]) AND {_UNUSED}"
 
+# Those that were not used for $1 seconds.
+REMOVE_CHATS = """
+DELETE FROM chats WHERE id IN (
+    SELECT id FROM chats WHERE used_at < now() - make_interval(secs => $1) ORDER BY used_at LIMIT $2
+)
+RETURNING id
+"""
+
 # Those of which no result is left.
 REMOVE_COMPARISONS = """
 DELETE FROM comparisons WHERE id IN (

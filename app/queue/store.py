@@ -19,6 +19,7 @@ from app.queue.housekeeping import (
     FORGET_REQUESTS,
     LOCK_UNUSED_CONTEXTS,
     REMOVE,
+    REMOVE_CHATS,
     REMOVE_COMPARISONS,
     REMOVE_CONTEXTS,
 )
@@ -211,6 +212,11 @@ class QueueStore:
         """Removes comparisons made before the id `older_than` that have no results; returns how many."""
         async with self._database.hot() as connection:
             return len(await connection.fetch(REMOVE_COMPARISONS, older_than, limit))
+
+    async def remove_chats(self, seconds: float, limit: int) -> int:
+        """Removes chats of the console that were not used for so long; returns how many."""
+        async with self._database.hot() as connection:
+            return len(await connection.fetch(REMOVE_CHATS, seconds, limit))
 
     async def forget_keys(self) -> None:
         """Removes Idempotency-Keys that ran out."""

@@ -207,7 +207,7 @@ class Submissions:
         return engine_parameters(parameters, self._settings, nested=nested)
 
     async def retry(
-        self, caller: Caller, id_: UUID, idempotency_key: str | None = None
+        self, caller: Caller, id_: UUID, idempotency_key: str | None = None, *, streamed: bool = False
     ) -> tuple[Mapping[str, Any], bool]:
         """A new ticket for what a final result asked for; the old one stays. Returns as `submit` does.
 
@@ -250,7 +250,7 @@ class Submissions:
         )
         tracing.link(old["trace_parent"])
         asked = {name: old[name] for name in columns.SUBMITTED.names if name not in OF_ONE_TICKET}
-        return await self._store_once(caller, replace(new, **asked | {"webhook": webhook}))
+        return await self._store_once(caller, replace(new, **asked | {"webhook": webhook}, streamed=streamed))
 
     def ticket(
         self,

@@ -69,13 +69,18 @@ class Visit:
         return self.page
 
     async def ask(self, message: str, model: str = "chat") -> str:
-        """Asks through the form; returns the ticket's id."""
-        await self.go("/console/ask")
+        """Begins a chat through the form; returns the ticket's id."""
+        await self.go("/console/chat")
         await self.page.select_option("select[name=model]", model)
         await self.page.fill("textarea[name=message]", message)
         await self.page.click("button:has-text('Send')")
-        await self.page.wait_for_url("**/console/tickets/*")
-        return self.page.url.rsplit("/", 1)[1].split("#")[0]
+        await self.page.wait_for_url("**/console/chat/*")
+        return self.leaf
+
+    @property
+    def leaf(self) -> str:
+        """The id of the ticket that the page of a chat was led to."""
+        return self.page.url.split("at=", 1)[1].split("#")[0]
 
 
 @pytest_asyncio.fixture

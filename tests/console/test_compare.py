@@ -28,12 +28,12 @@ async def test_answers_grow_side_by_side_and_the_better_is_picked_with_the_keybo
 ) -> None:
     page = await visit.go()
     await page.keyboard.press("g")
-    await page.keyboard.press("c")
+    await page.keyboard.press("m")
     await page.wait_for_url("**/console/compare")
     await page.click("text=Add a column")
     await page.locator("select[name=model]").nth(2).select_option("")
     await page.locator("input[name=temperature]").nth(1).fill("0.5")
-    await compare(page, HOSTILE + emit("one two three " + HOSTILE + " eight nine ten", "slow=60"))
+    await compare(page, HOSTILE + emit("one two three " + HOSTILE + " eight nine ten", "slow=120"))
     growing = page.locator(".column [data-growing]")
     await expect(growing).to_have_count(2)
     for place in range(2):

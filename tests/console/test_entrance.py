@@ -32,8 +32,14 @@ PAGES: dict[tuple[str, str], Scope | None] = {
     ("GET", "/console/tickets/{result_id}"): READS,
     ("POST", "/console/tickets/{result_id}/cancel"): SUBMITS,
     ("POST", "/console/tickets/{result_id}/retry"): SUBMITS,
-    ("GET", "/console/ask"): SUBMITS,
-    ("POST", "/console/ask"): SUBMITS,
+    ("GET", "/console/chat"): READS,
+    ("POST", "/console/chat"): SUBMITS,
+    ("GET", "/console/chat/{chat_id}"): READS,
+    ("POST", "/console/chat/{chat_id}"): SUBMITS,
+    ("POST", "/console/chat/{chat_id}/again"): SUBMITS,
+    ("POST", "/console/chat/{chat_id}/stop"): SUBMITS,
+    ("POST", "/console/chat/{chat_id}/rename"): SUBMITS,
+    ("POST", "/console/chat/{chat_id}/delete"): SUBMITS,
     ("GET", "/console/compare"): READS,
     ("POST", "/console/compare"): SUBMITS,
     ("GET", "/console/compare/picks"): READS,
@@ -141,8 +147,8 @@ async def test_a_key_gives_the_rights_that_it_has_and_forms_only_their_own_brows
                     assert (answer.status_code, "foreign_form" in answer.text) == (403, True), (path, data)
                 json = await writer.post(path, json={"form": form_token(token)})
                 assert json.status_code in (403, 415, 422), (path, json.text)
-        page = await reader.get("/console/tickets")
-        assert "/console/ask" not in page.text
+        page = await reader.get("/console/chat")
+        assert (page.status_code, "textarea" in page.text) == (200, False)
     assert await rows.fetchval("SELECT count(*) FROM results") == 0
 
 
@@ -160,8 +166,8 @@ async def test_two_owners_see_only_their_own(guarded: Service, make_key: MakeKey
             data = {"form": form_token(client.cookies[COOKIE])} if method == "POST" else None
             answer = await client.request(method, f"/console/tickets/{result['id']}{path}", data=data)
             assert answer.status_code == 404, path
-        follows = {"form": form_token(client.cookies[COOKIE]), "model": "chat", "message": "x", "follows": result["id"]}
-        assert (await client.post("/console/ask", data=follows)).status_code == 404
+        follows = {"form": form_token(client.cookies[COOKIE]), "model": "chat", "message": "x", "after": result["id"]}
+        assert (await client.post("/console/chat", data=follows)).status_code == 404
     async with logged_in(guarded, alice) as client:
         assert "secret of alice" in (await client.get("/console/tickets")).text
 
@@ -211,7 +217,7 @@ async def test_every_page_forbids_what_it_does_not_need(service: Service) -> Non
     for path in (
         "/console/",
         "/console/tickets",
-        "/console/ask",
+        "/console/chat",
         "/console/compare",
         "/console/compare/picks",
         "/console/keys",
@@ -248,7 +254,7 @@ async def test_logging_in_with_a_browser_and_a_key_that_only_reads(
         await page.click("main >> button:has-text('Log in')")
         await page.wait_for_url(f"**/console/tickets/{result['id']}")
         await expect(page.locator("#answer")).to_contain_text("Something to read.")
-        assert await page.locator("main form, nav a:has-text('Ask')").count() == 0
+        assert await page.locator("main form").count() == 0
         await page.click("button:has-text('Log out')")
         await page.wait_for_url("**/console/login")
         await page.go_back()

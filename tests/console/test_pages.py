@@ -12,11 +12,12 @@ from tests.service import Service, eventually
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> [a](javascript:alert(3)) **bold**"
 
 
-async def test_an_answer_is_asked_for_grows_and_goes_on(visit: Visit) -> None:
-    await visit.page.goto(visit.base + "/", wait_until="domcontentloaded")
-    await visit.page.click("nav >> text=Ask")
-    id_ = await visit.ask(emit("one two three **four** five six seven eight nine ten", "slow=150"))
-    page = visit.page
+async def test_the_answer_of_a_ticket_grows_and_a_chat_goes_on_from_it(visit: Visit) -> None:
+    messages = [{"role": "user", "content": emit("one two three **four** five six seven eight nine ten", "slow=150")}]
+    body = {"messages": messages, "entries": [{"model": "chat"}], "stream": True}
+    made = (await visit.service.client.post("/comparisons/", json=body)).json()
+    id_ = made["entries"][0]["result_id"]
+    page = await visit.go(f"/console/tickets/{id_}")
     growing = page.locator("#answer [data-growing]")
     await expect(growing).to_contain_text("one")
     assert "ten" not in await growing.inner_text()
@@ -26,11 +27,14 @@ async def test_an_answer_is_asked_for_grows_and_goes_on(visit: Visit) -> None:
     await expect(page.locator("#live_attempts tr")).to_contain_text("completed")
     await page.fill("textarea[name=message]", emit("And on."))
     await page.click("button:has-text('Send')")
-    await page.wait_for_url(lambda url: id_ not in url and "/tickets/" in url)
-    await expect(page.locator("#answer")).to_contain_text("And on.")
+    await page.wait_for_url("**/console/chat/*")
+    await expect(page.locator("#leaf .by-assistant")).to_contain_text("And on.")
     # The chat so far, with the answer to it, and the next question.
     assert await page.locator(".said").count() == 4
     await expect(page.locator(".said").nth(1)).to_contain_text("one two three")
+    await page.click("#leaf >> text=Ticket")
+    await page.click("text=its chat")
+    await page.wait_for_url("**/console/chat/*")
 
 
 async def test_what_people_and_models_write_stays_text(visit: Visit) -> None:
@@ -85,8 +89,7 @@ async def test_a_cancel_from_the_list_reaches_the_engine(visit: Visit) -> None:
 
 
 async def test_a_ticket_is_cancelled_and_run_again(visit: Visit) -> None:
-    await visit.ask("[[sim:hang]]")
-    page = visit.page
+    page = await visit.go(f"/console/tickets/{await visit.ask('[[sim:hang]]')}")
     await page.click("button:has-text('Cancel')")
     await expect(page.locator("#live_head")).to_contain_text("cancelled")
     first = page.url
@@ -97,7 +100,7 @@ async def test_a_ticket_is_cancelled_and_run_again(visit: Visit) -> None:
 
 
 async def test_what_is_wrong_with_a_question_is_said_and_nothing_typed_is_lost(visit: Visit) -> None:
-    page = await visit.go("/console/ask")
+    page = await visit.go("/console/chat")
     await page.fill("textarea[name=message]", "Hello there")
     await page.click("summary")
     await page.fill("input[name=max_tokens]", "many")

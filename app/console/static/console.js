@@ -22,7 +22,7 @@ function say(text) {
 
 function follow() {
   if (stream || document.hidden || document.documentElement.dataset.live !== "on") return;
-  stream = new EventSource(location.href.split("#")[0]);
+  stream = new EventSource(document.documentElement.dataset.stream ?? location.href.split("#")[0]);
   stream.addEventListener("open", () => {
     say("live");
     // What comes now is told from its beginning.

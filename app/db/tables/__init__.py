@@ -1,6 +1,7 @@
 """The tables; see docs/architecture.md."""
 
 from app.db.tables.base import metadata
+from app.db.tables.chats import chats
 from app.db.tables.comparisons import comparison_picks, comparisons
 from app.db.tables.contexts import contexts
 from app.db.tables.conversations import conversation_items, conversations
@@ -27,6 +28,7 @@ __all__ = [
     "audit",
     "batches",
     "capacity_leader",
+    "chats",
     "comparison_picks",
     "comparisons",
     "console_sessions",

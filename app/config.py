@@ -210,6 +210,12 @@ class Settings(BaseSettings):
         None, description="where the API and dispatchers reach these tunnels; empty: at `CAPACITY_BIND`"
     )
 
+    capacity_webhook_url: str | None = Field(
+        None,
+        description="where the controller of hosts says that 50, 80 and 100 % of a budget are spent: "
+        "[docs/capacity.md](docs/capacity.md)",
+    )
+
     auth_required: bool | None = Field(
         None,
         description="whether a request needs an API key; empty: yes, unless it is made on this machine, to a loopback "

@@ -24,6 +24,7 @@ from app.errors import DatabaseUnavailable
 from app.queue.hosts import HostStore
 from app.queue.leader import Leadership, LeaderStore
 from app.services.health import Health, migrated, require_database
+from app.services.webhooks import web_address
 from app.telemetry import configure_logging, logger
 from nvidia_triton.checked_yaml import UnusableFile
 from nvidia_triton.providers.base import Refused
@@ -32,7 +33,12 @@ log = logger("capacity")
 
 
 async def run(settings: Settings, kinds: Kinds, stop: asyncio.Event) -> None:
-    """Decides until `stop` is set; hosts stay as they are then."""
+    """Decides until `stop` is set; hosts stay as they are then.
+
+    Raises:
+        Refused: the address for webhooks cannot be used.
+    """
+    alerts_url = _alerts_url(settings)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(kinds.close)
         database = await stack.enter_async_context(open_database(settings))
@@ -41,7 +47,7 @@ async def run(settings: Settings, kinds: Kinds, stop: asyncio.Event) -> None:
         leader = Leader(LeaderStore(database), f"{socket.gethostname()}:{os.getpid()}", settings.capacity_lease_seconds)
 
         async def work(leadership: Leadership) -> None:
-            await Reconciler(database, leadership, kinds, settings.capacity_seconds).run()
+            await Reconciler(database, leadership, kinds, settings.capacity_seconds, alerts_url).run()
 
         async with Background() as background:
             background.start("capacity", partial(leader.lead, work))
@@ -54,6 +60,15 @@ async def run(settings: Settings, kinds: Kinds, stop: asyncio.Event) -> None:
                     id=host["provider_id"],
                     dollars_an_hour=host["hourly_price"],
                 )
+
+
+def _alerts_url(settings: Settings) -> str | None:
+    if not settings.capacity_webhook_url:
+        return None
+    try:
+        return web_address(settings.capacity_webhook_url, settings)
+    except ValueError as error:
+        raise Refused(f"CAPACITY_WEBHOOK_URL {error}.") from None
 
 
 async def _main(settings: Settings, pools: Pools) -> None:

@@ -13,6 +13,7 @@ from app.capacity.plan import Budget, Pool
 from app.capacity.pools import PoolEntry, Pools
 from app.capacity.walk import Means
 from app.queue.hosts import Row
+from app.queue.ledger import Limit
 from nvidia_triton.providers.base import Address, Provider, Query, Refused, Tunnel
 from nvidia_triton.providers.deploy import deploy
 from nvidia_triton.providers.registry import open_definition, open_provider, open_settings
@@ -68,6 +69,17 @@ class Kinds:
     @cached_property
     def pools(self) -> Sequence[Pool]:
         return [kind.pool for kind in self.of_pools]
+
+    @cached_property
+    def limits(self) -> Sequence[Limit]:
+        """All budgets, as the ledger holds them."""
+        budgets = {"": self.budget} | {pool.name: pool.budget for pool in self.pools}
+        return [
+            Limit(pool, span, most)
+            for pool, budget in budgets.items()
+            for span, most in asdict(budget).items()
+            if most is not None
+        ]
 
     @cached_property
     def names(self) -> frozenset[str]:

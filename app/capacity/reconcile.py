@@ -11,6 +11,8 @@ from dataclasses import asdict
 from uuid import UUID
 
 from app.background import restarted
+from app.capacity.alerts import Alerts
+from app.capacity.budget import ENDING
 from app.capacity.kinds import Kind, Kinds
 from app.capacity.listings import Listings
 from app.capacity.observe import Observer, Situation
@@ -22,6 +24,7 @@ from app.db.engine import Database
 from app.errors import DatabaseUnavailable
 from app.queue.hosts import HostStore, LeadersHosts, Row
 from app.queue.leader import Leadership, NotLeading
+from app.queue.ledger import Overspent
 from app.queue.pools import LeadersPools
 from app.telemetry import logger
 from nvidia_triton.providers.base import NoOffer, Provider, ProviderError, Rented
@@ -37,7 +40,14 @@ OFFERS_SECONDS = 60.0
 class Reconciler:
     """Works while this process leads."""
 
-    def __init__(self, database: Database, leadership: Leadership, kinds: Kinds, every_seconds: float) -> None:
+    def __init__(
+        self,
+        database: Database,
+        leadership: Leadership,
+        kinds: Kinds,
+        every_seconds: float,
+        alerts_url: str | None = None,
+    ) -> None:
         self._kinds = kinds
         self._every = every_seconds
         self._prefix = f"{PREFIX}{leadership.service}-"
@@ -46,6 +56,7 @@ class Reconciler:
         self._pools = LeadersPools(database, leadership.token)
         self._serving = Serving(database, leadership.token)
         self._observer = Observer(database, self._writes)
+        self._alerts = Alerts(database, leadership.token, alerts_url)
         self._walks: dict[UUID, tuple[Walk, asyncio.Task[None]]] = {}
         self._markets: dict[str, tuple[float, Market]] = {}
         self._listings: dict[Provider, Listings] = {}
@@ -80,6 +91,7 @@ class Reconciler:
         await self._pools.put([kind.described for kind in self._kinds.of_pools])
         in_doubt = frozenset(id_ for id_, (walk, _) in self._walks.items() if walk.in_doubt)
         situation = await self._observer.look(self._kinds.pools, in_doubt)
+        await self._alerts.tell(situation.now, self._kinds.pools, self._kinds.budget, situation.spent, situation.hosts)
         self._follow(situation.rows)
         plan = self._decide(situation)
         if plan.ask:
@@ -183,7 +195,17 @@ class Reconciler:
         offer = rent.offer
         # The next one is chosen from a market without this one.
         self._markets.pop(rent.pool, None)
-        row = await self._writes.reserve(
+        try:
+            row = await self._reserve(kind, rent)
+        except Overspent as error:
+            log.error("no host was made: the plan was more than a budget has", pool=rent.pool, reason=str(error))
+            return
+        log.info("host", host=row["label"], state="wanted", reason=rent.reason, price=offer.price, gpu=offer.gpu)
+        self._start(row, kind, rent)
+
+    async def _reserve(self, kind: Kind, rent: Rent) -> Row:
+        offer = rent.offer
+        return await self._writes.reserve(
             pool=rent.pool,
             provider=kind.pool.provider,
             label=f"{self._prefix}{secrets.token_hex(6)}",
@@ -196,9 +218,9 @@ class Reconciler:
             models=kind.pool.models,
             revision=None,
             reason=rent.reason,
+            limits=[limit for limit in self._kinds.limits if limit.pool in ("", rent.pool)],
+            keep_seconds=ENDING,
         )
-        log.info("host", host=row["label"], state="wanted", reason=rent.reason, price=offer.price, gpu=offer.gpu)
-        self._start(row, kind, rent)
 
     async def _take_in_strays(self, provider: Provider, listings: Listings) -> None:
         """Ends hosts with our label that no row lives for: of a create answered late or twice, or of a lost row."""

@@ -96,11 +96,14 @@ def signatures(secrets: list[str], id_: str, timestamp: int, body: bytes) -> str
 
 
 def payload_of(delivery: Claimed, row: Mapping[str, Any] | None, render: Render) -> bytes:
-    """What is posted: `data` is the result as GET /results/{id} gives it, or names the batch.
+    """What is posted: `data` is the result as GET /results/{id} gives it, names the batch, or stands in the
+    delivery.
 
     A row that is `bulky` comes without what makes it so.
     """
     document: dict[str, Any] = {"type": delivery["event"], "timestamp": delivery["created_at"]}
+    if delivery["data"] is not None:
+        return to_json(document | {"data": delivery["data"]})
     if row is None:
         return to_json(document | {"data": {"id": f"batch_{delivery['batch_id'].hex}"}})
     data = render(row).model_dump(mode="json")

@@ -38,7 +38,7 @@ WITH RECURSIVE hosts (host) AS (
     UPDATE webhook_deliveries d SET due_at = now() + make_interval(secs => $5), tries = d.tries + 1
     FROM (SELECT id FROM due ORDER BY place, due_at LIMIT $4) chosen
     WHERE d.id = chosen.id
-    RETURNING d.id, d.owner_id, d.result_id, d.batch_id, d.event, d.url, d.host, d.created_at, d.tries,
+    RETURNING d.id, d.owner_id, d.result_id, d.batch_id, d.data, d.event, d.url, d.host, d.created_at, d.tries,
               extract(epoch FROM d.give_up_at - now())::float8 AS seconds_left
 )
 SELECT c.*, o.webhook_secret,

@@ -1,4 +1,4 @@
-"""All SQL of `hosts` and of the ledger, `host_charges`.
+"""All SQL of `hosts`; that of what they cost is in ledger.py.
 
 The leader writes, in transactions that its token fences (leader.py); admins write what they ask for. A charge is
 committed before its host is asked for, and ends when the provider is known not to have the host.
@@ -7,17 +7,16 @@ committed before its host is asked for, and ends when the provider is known not 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 from uuid import UUID
 
 from app.db.engine import Database
 from app.queue.leader import fenced
+from app.queue.ledger import ALONE, CHARGE, DOLLARS_SINCE, END_CHARGES, OPEN_PRICE, OVERSPENT, SPENT, Limit, Overspent
 
 Row = Mapping[str, Any]
 
-# Dollars of a charge from a moment on, up to now.
-DOLLARS_SINCE = """greatest(extract(epoch FROM coalesce(c.until_at, now()) - greatest(c.from_at, {since})), 0)::float8
-    / 3600 * c.hourly_price"""
 _COST = DOLLARS_SINCE.format(since="c.from_at")
 _VIEW = f"""
 SELECT h.*, (SELECT coalesce(sum({_COST}), 0) FROM host_charges c WHERE c.host_id = h.id) AS cost, now() AS now
@@ -82,13 +81,6 @@ WITH ended AS (
 )
 SELECT true FROM ended
 """
-END_CHARGES = """
-UPDATE host_charges SET until_at = CASE WHEN $2 THEN now() ELSE from_at END WHERE host_id = $1 AND until_at IS NULL
-"""
-CHARGE = """
-INSERT INTO host_charges (host_id, from_at, pool, hourly_price) SELECT id, now(), pool, $2 FROM hosts WHERE id = $1
-"""
-OPEN_PRICE = "SELECT hourly_price FROM host_charges WHERE host_id = $1 AND until_at IS NULL"
 
 # What was done on the servers of hosts. One that has work has had a request just now.
 COUNT_WORK = """
@@ -121,18 +113,6 @@ SELECT pool, gpu,
            AS tokens_per_second,
        avg(extract(epoch FROM ready_at - created_at))::float8 AS startup
 FROM hosts WHERE ready_at IS NOT NULL AND id > uuidv7(make_interval(days => -$2::int)) GROUP BY pool, gpu
-"""
-_WINDOWS = {
-    "hour": "date_trunc('hour', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'",
-    "day": "date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'",
-    "month": "date_trunc('month', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'",
-    "total": "'-infinity'::timestamptz",
-}
-SPENT = f"""
-SELECT pool, {
-    ", ".join(f"sum({DOLLARS_SINCE.format(since=since)})::float8 AS {name}" for name, since in _WINDOWS.items())
-}, coalesce(sum(hourly_price) FILTER (WHERE until_at IS NULL), 0)::float8 AS rate
-FROM host_charges c GROUP BY pool
 """
 
 ASK = (
@@ -221,14 +201,29 @@ class LeadersHosts:
         models: Sequence[str],
         revision: str | None,
         reason: str,
+        limits: Sequence[Limit] = (),
+        keep_seconds: float = 0.0,
     ) -> Row:
-        """A host that is wanted, and its charge, which begins now."""
+        """A host that is wanted, and its charge, which begins now.
+
+        `limits` hold in the same transaction, whatever was planned: ending the hosts that cost now and this one may
+        take `keep_seconds`, for which there has to be room. A host that exists already has none: it costs in any case.
+
+        Raises:
+            Overspent: there is no room.
+        """
         async with fenced(self._database, self._token) as connection:
-            row: Row = await connection.fetchrow(
-                RESERVE,
-                *(pool, provider, label, offer, machine, gpu, hourly_price, storage_price, spot, list(models)),
-                *(revision, reason),
-            )
+            await connection.execute(ALONE)
+            given = [asdict(limit) for limit in limits]
+            over = await connection.fetchrow(OVERSPENT, given, hourly_price, keep_seconds)
+            if over is None:
+                row: Row = await connection.fetchrow(
+                    RESERVE,
+                    *(pool, provider, label, offer, machine, gpu, hourly_price, storage_price, spot, list(models)),
+                    *(revision, reason),
+                )
+        if over is not None:
+            raise Overspent(over)
         return row
 
     async def move(

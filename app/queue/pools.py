@@ -20,7 +20,6 @@ PLANNED = """
 UPDATE pools p SET plan = g.plan, seen_at = now()
 FROM jsonb_to_recordset($1::jsonb) AS g(name text, plan jsonb) WHERE p.name = g.name
 """
-ANNOUNCED = "UPDATE pools SET announced = announced || $2::jsonb WHERE name = $1"
 
 
 class PoolStore:
@@ -52,7 +51,3 @@ class LeadersPools:
         """What was decided for each pool by name."""
         async with fenced(self._database, self._token) as connection:
             await connection.execute(PLANNED, [{"name": name, "plan": plan} for name, plan in plans.items()])
-
-    async def announced(self, pool: str, announced: Mapping[str, Any]) -> None:
-        async with fenced(self._database, self._token) as connection:
-            await connection.execute(ANNOUNCED, pool, dict(announced))

@@ -77,7 +77,7 @@ def accepted(webhook: Webhook | None, settings: Settings, field: str = "webhook"
     if webhook is None:
         return None
     try:
-        url = _checked(webhook.url, settings)
+        url = web_address(webhook.url, settings)
     except ValueError as error:
         message = str(error)
         name = f"{field}.url"
@@ -85,7 +85,12 @@ def accepted(webhook: Webhook | None, settings: Settings, field: str = "webhook"
     return {"url": url, "events": sorted(set(webhook.events))}
 
 
-def _checked(text: str, settings: Settings) -> str:
+def web_address(text: str, settings: Settings) -> str:
+    """The URL in normal form.
+
+    Raises:
+        ValueError: nothing can or may be delivered to it.
+    """
     try:
         url = httpx.URL(text).copy_with(fragment=None)
     except httpx.InvalidURL:

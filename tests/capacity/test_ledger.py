@@ -1,5 +1,6 @@
 """The leader's lease, what it writes about hosts, and what they cost, on a real Postgres."""
 
+import asyncio
 from typing import Any
 from uuid import UUID
 
@@ -10,6 +11,7 @@ from app.db.ids import uuid7
 from app.queue.demand import DemandStore
 from app.queue.hosts import HostStore, LeadersHosts
 from app.queue.leader import LeaderStore, NotLeading
+from app.queue.ledger import Limit, Overspent
 from app.queue.pools import LeadersPools, PoolStore
 from tests.capacity.conftest import PRICE, reserved
 
@@ -120,3 +122,40 @@ async def test_pools_follow_their_definitions(database: Database, leader: Leader
     await pools.put([{"name": "a", "models": ["x"], "settings": {"max": 3}}])
     (pool,) = await PoolStore(database).list()
     assert (pool["name"], pool["models"], pool["settings"], pool["plan"]) == ("a", ["x"], {"max": 3}, {"actions": []})
+
+
+@pytest.mark.parametrize("pool", ["p", ""])
+async def test_nothing_is_reserved_beyond_a_budget_whatever_was_planned(
+    database: Database, rows: Any, leader: LeadersHosts, pool: str
+) -> None:
+    others = [Limit("other", "total", 1.0)]
+    first = await reserved(leader, limits=[*others, Limit(pool, "total", 1.0)], keep_seconds=600)
+    # 0.83 are spent, 0.08 are kept for the end of that host, and as much would be for that of another.
+    await began_ago(rows, first["id"], "100 minutes")
+    with pytest.raises(Overspent, match=f"{pool or 'all pools'} is \\$0.95 .total., of which \\$0.83"):
+        await reserved(leader, limits=[*others, Limit(pool, "total", 0.95)], keep_seconds=600)
+    assert await rows.fetchval("SELECT count(*) FROM hosts") == 1
+    await reserved(leader, limits=[Limit(pool, "total", 1.05)], keep_seconds=600)
+    # What was spent last month is spent in all, and not in this hour, day or month.
+    await rows.execute(
+        "UPDATE host_charges SET from_at = m - interval '2 days', until_at = m - interval '1 day'"
+        " FROM (SELECT date_trunc('month', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' AS m) month"
+    )
+    with pytest.raises(Overspent):
+        await reserved(leader, limits=[Limit(pool, "total", 24.0)], keep_seconds=600)
+    await reserved(leader, limits=[Limit(pool, span, 0.1) for span in ("hour", "day", "month")], keep_seconds=600)
+    for span in ("hour", "day", "month"):
+        with pytest.raises(Overspent, match=span):
+            await reserved(leader, limits=[Limit(pool, span, 1e-6)], keep_seconds=600)
+    # One that exists in any case is charged.
+    await reserved(leader)
+    assert await rows.fetchval("SELECT count(*) FROM host_charges") == 4
+
+
+async def test_reservations_at_the_same_time_do_not_share_what_is_left(
+    database: Database, rows: Any, leader: LeadersHosts
+) -> None:
+    tries = [reserved(leader, limits=[Limit("", "total", 0.2)], keep_seconds=600) for _ in range(5)]
+    ended = await asyncio.gather(*tries, return_exceptions=True)
+    assert sum(isinstance(each, Overspent) for each in ended) == 3, ended
+    assert await rows.fetchval("SELECT count(*) FROM host_charges") == 2

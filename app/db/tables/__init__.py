@@ -6,7 +6,7 @@ from app.db.tables.comparisons import comparison_picks, comparisons
 from app.db.tables.contexts import contexts
 from app.db.tables.conversations import conversation_items, conversations
 from app.db.tables.files import batches, file_chunks, files
-from app.db.tables.hosts import capacity_leader, host_charges, host_events, hosts, pools
+from app.db.tables.hosts import budget_alerts, capacity_leader, host_charges, host_events, hosts, pools
 from app.db.tables.models import models, set_aside_models
 from app.db.tables.owners import (
     api_keys,
@@ -27,6 +27,7 @@ __all__ = [
     "attempts",
     "audit",
     "batches",
+    "budget_alerts",
     "capacity_leader",
     "chats",
     "comparison_picks",

@@ -43,7 +43,7 @@ pools = Table(
     Column("settings", JSONB, nullable=False),
     # {"actions", "reasons", "demand", "provider"}: what was decided, and why.
     Column("plan", JSONB, nullable=False, server_default="{}"),
-    # The part of each budget that was announced: {"day": {"window": "2026-01-05", "share": 0.8}}.
+    # Of no use any more: see budget_alerts.
     Column("announced", JSONB, nullable=False, server_default="{}"),
     Column("seen_at", Moment, nullable=False, server_default=func.now()),
 )
@@ -130,4 +130,20 @@ host_charges = Table(
     CheckConstraint("until_at >= from_at", name="ends_after_it_begins"),
     Index("host_charges_open", "pool", postgresql_where=text("until_at IS NULL")),
     Index("host_charges_by_end", "until_at"),
+)
+
+# What was said of budgets. `pool` is empty for the one over all pools, `period` says which hour, day or month (UTC); a
+# budget that was changed is told of anew.
+budget_alerts = Table(
+    "budget_alerts",
+    metadata,
+    Column("pool", Text, primary_key=True),
+    Column("span", Text, primary_key=True),
+    Column("period", Text, primary_key=True),
+    # Percent.
+    Column("level", SmallInteger, primary_key=True, autoincrement=False),
+    # Dollars.
+    Column("most", Double, primary_key=True, autoincrement=False),
+    Column("spent", Double, nullable=False),
+    Column("at", Moment, nullable=False, server_default=func.now()),
 )

@@ -1,13 +1,13 @@
-"""Ends that are told to webhooks."""
+"""What is told to webhooks: ends of results and batches, and budgets that are reached."""
 
 from sqlalchemy import Column, Computed, Index, Integer, Table, Text, func, text
-from sqlalchemy.dialects.postgresql import UUID
+from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 from app.db.tables.base import Moment, metadata
 
 URL_HOST = r"""COALESCE("substring"(url, '^[a-z]+://(\[[^]]*\]|[^/:?#]+)'::text), ''::text)"""
 
-# Ends that somebody wants to hear of, written in the settling transaction, delivered by the dispatcher.
+# What somebody wants to hear of, written in the transaction that makes it so, delivered by the dispatcher.
 webhook_deliveries = Table(
     "webhook_deliveries",
     metadata,
@@ -15,6 +15,8 @@ webhook_deliveries = Table(
     Column("owner_id", Integer, nullable=False),
     Column("result_id", UUID),
     Column("batch_id", UUID),
+    # What is said of anything else.
+    Column("data", JSONB),
     Column("event", Text, nullable=False),
     Column("url", Text, nullable=False),
     # No host takes more than its share of the deliveries under way.

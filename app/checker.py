@@ -23,6 +23,7 @@ from app.services.catalog import CatalogEntry
 from app.services.checkers import Work, serve
 from app.services.line_checks import CheckedLine, LineChecks
 from app.services.lines import Undecided
+from app.services.repository import looked_at_once
 from app.telemetry import configure_logging
 
 WATCH_SECONDS = 1.0
@@ -112,7 +113,8 @@ def main() -> None:
     async def check(work: Work) -> list[CheckedLine]:
         sources.catalog.known, sources.catalog.take_messages = work.known, work.take_messages
         checks = LineChecks(work.lines, prepare)
-        return [await checks.check(work.part, place) for place in range(len(work.part.lines))]
+        with looked_at_once():
+            return [await checks.check(work.part, place) for place in range(len(work.part.lines))]
 
     with asyncio.Runner() as runner:
         serve(lambda work: runner.run(check(work)), sys.stdin.buffer, answers)

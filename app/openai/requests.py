@@ -256,7 +256,8 @@ class GenerationRequest(OpenAIRequest):
         Raises:
             InvalidRequest: one is out of range, or two contradict each other.
         """
-        given = {name: getattr(self, name) for name in SamplingParameters.model_fields if hasattr(self, name)}
+        shared = SamplingParameters.model_fields.keys() & type(self).model_fields.keys()
+        given = {name: getattr(self, name) for name in self.model_fields_set & shared}
         guided = {name.removeprefix("guided_"): getattr(self, name) for name in GUIDED}
         if any(value is not None for value in guided.values()):
             first = next(name for name in GUIDED if getattr(self, name) is not None)

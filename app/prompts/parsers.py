@@ -47,7 +47,7 @@ class Parsers:
         folder, file = files
         stamp = stamp_of(file)
         if stamp == ABSENT:
-            return NONE if folder.exists() else ELSEWHERE
+            return NONE if stamp_of(folder) != ABSENT else ELSEWHERE
         known = self._read.get(model)
         if known is None or known[0] != stamp:
             known = self._read[model] = (stamp, _named(model, file))

@@ -111,11 +111,9 @@ def _copied(values: Iterable[Any]) -> bytes:
 def _cell(value: Any) -> str:
     if value is None:
         return "\\N"
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if not isinstance(value, str):
-        # Ids and numbers have nothing to escape.
-        return str(value)
-    if "\x00" in value:
-        raise ValueError("Postgres holds no text with NUL characters")
-    return value.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+    if isinstance(value, str):
+        if "\x00" in value:
+            raise ValueError("Postgres holds no text with NUL characters")
+        return value.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+    # Moments, ids and numbers have nothing to escape.
+    return value.isoformat() if isinstance(value, datetime) else str(value)

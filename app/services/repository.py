@@ -1,10 +1,25 @@
 """The model repository as the API has it: what Triton does not tell of a model stands in the model's own folder."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 
 VERSION = "1"
 ABSENT = (0, 0)
+
+_stamps: ContextVar[dict[Path, tuple[int, int]] | None] = ContextVar("stamps", default=None)
+
+
+@contextmanager
+def looked_at_once() -> Iterator[None]:
+    """Within it, each file is taken for what it was when it was first looked at: for many requests in a row."""
+    token = _stamps.set({})
+    try:
+        yield
+    finally:
+        _stamps.reset(token)
 
 
 def folder_of(repository: Path, model: str) -> Path | None:
@@ -27,6 +42,16 @@ def files_of(repository: Path, model: str, *names: str) -> tuple[Path, ...] | No
 
 def stamp_of(file: Path) -> tuple[int, int]:
     """Changes whenever the file does; ABSENT where there is none."""
+    stamps = _stamps.get()
+    if stamps is None:
+        return _stamp_of(file)
+    stamp = stamps.get(file)
+    if stamp is None:
+        stamp = stamps[file] = _stamp_of(file)
+    return stamp
+
+
+def _stamp_of(file: Path) -> tuple[int, int]:
     try:
         state = file.stat()
     except OSError:

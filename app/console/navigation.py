@@ -30,6 +30,8 @@ ENTRIES = (
     Entry("/batches", "Batches", "b"),
     Entry("/chat", "Chat", "c"),
     Entry("/compare", "Compare", "m"),
+    Entry("/models", "Models", "l"),
+    Entry("/servers", "Servers", "s", Scope.ADMIN),
     Entry("/hosts", "Hosts", "h", Scope.ADMIN),
     Entry("/usage", "Usage", "u"),
     Entry("/keys", "Keys", "k"),

@@ -59,6 +59,14 @@ PAGES: dict[tuple[str, str], Scope | None] = {
     ("POST", "/console/keys/{key_id}/revoke"): ADMINS,
     ("GET", "/console/usage"): READS,
     ("GET", "/console/usage.csv"): READS,
+    ("GET", "/console/models"): READS,
+    ("GET", "/console/models/{model_name:path}"): READS,
+    ("GET", "/console/servers"): ADMINS,
+    ("POST", "/console/servers"): ADMINS,
+    ("GET", "/console/servers/new"): ADMINS,
+    ("GET", "/console/servers/{server_id}"): ADMINS,
+    ("POST", "/console/servers/{server_id}/wanted"): ADMINS,
+    ("POST", "/console/servers/{server_id}/remove"): ADMINS,
     ("GET", "/console/hosts"): ADMINS,
     ("GET", "/console/hosts/{host_id}"): ADMINS,
     ("POST", "/console/hosts/{host_id}/drain"): ADMINS,
@@ -90,7 +98,8 @@ def form_of(html: str) -> str:
 
 
 def concrete(path: str) -> str:
-    path = path.replace("{name}", "console.css").replace("{path:path}", "x/y").replace("{which}", "output")
+    for name, value in (("name", "console.css"), ("path:path", "x/y"), ("which", "output"), ("model_name:path", "a")):
+        path = path.replace(f"{{{name}}}", value)
     return re.sub(r"\{\w+_id\}", lambda _: str(uuid4()), path)
 
 

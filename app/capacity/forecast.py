@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, sqrt
 
 from app.capacity.plan import Host, Measured, Pool, State
 
@@ -26,6 +26,13 @@ def rate(pool: Pool, gpu: str, measured: Measured) -> float:
 def startup(pool: Pool, measured: Measured) -> float:
     """Seconds from the create of a host to its first ticket."""
     return measured.startup.get(pool.name) or pool.startup
+
+
+def sustained(last: int, before: int) -> float:
+    """Tickets of a span that go on coming, by those of the last one and of the one before: the fewer of them, so that a
+    burst which has ended does not count, less what chance may have added."""
+    fewer = min(last, before)
+    return fewer - sqrt(fewer)
 
 
 def supply(now: float, pool: Pool, hosts: Iterable[Host], measured: Measured) -> list[Supply]:

@@ -35,12 +35,22 @@ def paused_until(now: float, pool: str, failures: Iterable[Failure]) -> tuple[fl
     return (until, reason) if until > now else (0.0, "")
 
 
-def ranked(pool: Pool, market: Market, measured: Measured, without: Collection[str]) -> list[Offer]:
-    """Offers that fit and are not on machines `without`, most tokens for a dollar first.
+def chosen(
+    pool: Pool, offers: Iterable[Offer], measured: Measured, without: Collection[str], tokens_per_second: float
+) -> Offer | None:
+    """The next host where so much is missing, of offers that fit and are not on machines `without`: the cheapest that
+    does it alone; where none does, the one with most tokens for a dollar.
 
-    A GPU that was never measured counts as the pool says, so that among those the cheapest that fits goes first.
+    A GPU that was never measured counts as the pool says, so that among those the cheapest goes first.
     """
-    fit = [offer for offer in market.offers if not misfit(pool, offer) and offer.machine not in without]
+    fit = ranked(pool, offers, measured, without)
+    enough = [offer for offer in fit if rate(pool, offer.gpu, measured) >= tokens_per_second]
+    return min(enough, key=lambda offer: offer.price, default=None) or (fit[0] if fit else None)
+
+
+def ranked(pool: Pool, offers: Iterable[Offer], measured: Measured, without: Collection[str]) -> list[Offer]:
+    """Offers that fit and are not on machines `without`, most tokens for a dollar first."""
+    fit = [offer for offer in offers if not misfit(pool, offer) and offer.machine not in without]
     return sorted(fit, key=lambda offer: (-rate(pool, offer.gpu, measured) / max(offer.price, 1e-9), offer.id))
 
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from math import inf
 from typing import Any
 from uuid import UUID
 
+from app.capacity.forecast import sustained
 from app.capacity.plan import Amounts, Deadline, Demand, Failure, Host, Measured, Pool, Spent, State
 from app.db.engine import Database
-from app.queue.demand import RATE_SECONDS, DemandStore, ModelDemand
+from app.queue.demand import LATELY_SECONDS, RATE_SECONDS, DemandStore, ModelDemand
 from app.queue.hosts import HostStore, LeadersHosts, Row
 
 FAILURES_SECONDS = 7 * 86_400.0
 MEASURED_DAYS = 14
-# Tokens a second of a host that hardly worked say nothing.
-LEAST_BUSY_SECONDS = 60.0
+# Tokens a second of hosts that were hardly ever full say nothing.
+LEAST_FULL_SECONDS = 60.0
+# Quiet spells are looked for this often.
+QUIET_EVERY = 60.0
 NOW = "SELECT extract(epoch FROM now())::float8"
 
 
@@ -37,6 +42,7 @@ class Observer:
         self._writes = writes
         self._hosts = HostStore(database)
         self._demand = DemandStore(database)
+        self._quiet: tuple[float, Mapping[str, Sequence[float]]] = (-inf, {})
 
     async def look(self, pools: Sequence[Pool], in_doubt: frozenset[UUID]) -> Situation:
         """Raises DatabaseUnavailable, or NotLeading."""
@@ -46,7 +52,10 @@ class Observer:
         rows = await self._hosts.live()
         spent = await self._hosts.spent()
         failures = await self._hosts.failures(FAILURES_SECONDS)
-        measured = await self._hosts.measured(LEAST_BUSY_SECONDS, MEASURED_DAYS)
+        measured = await self._hosts.measured(LEAST_FULL_SECONDS, MEASURED_DAYS)
+        if time.monotonic() - self._quiet[0] > QUIET_EVERY:
+            of_models = {model: pool.name for pool in pools for model in pool.models}
+            self._quiet = (time.monotonic(), await self._demand.quiet(of_models))
         async with self._database.hot() as connection:
             now: float = await connection.fetchval(NOW)
         return Situation(
@@ -56,7 +65,7 @@ class Observer:
             [host_of(row, running.get(row["id"], 0), in_doubt=row["id"] in in_doubt) for row in rows],
             _spent(spent),
             [_failure(row) for row in failures],
-            _measured(measured),
+            _measured(measured, self._quiet[1]),
         )
 
 
@@ -88,7 +97,7 @@ def _demand(each: ModelDemand) -> Demand:
         running=each.running,
         deadlines=tuple(Deadline(seconds, tickets * each.tokens) for seconds, tickets in each.deadlines),
         arriving=each.arrived * each.tokens / RATE_SECONDS,
-        gap=each.span / (each.arrived - 1) if each.arrived > 1 else None,
+        lately=sustained(each.last, each.before) * each.tokens / LATELY_SECONDS,
     )
 
 
@@ -102,13 +111,14 @@ def _failure(row: Row) -> Failure:
     return Failure(row["pool"], row["machine"] or "", _epoch(row["failed_at"]), row["failed_in"], row["failure"])
 
 
-def _measured(rows: Sequence[Row]) -> Measured:
+def _measured(rows: Sequence[Row], quiet: Mapping[str, Sequence[float]]) -> Measured:
     startups: dict[str, list[float]] = {}
     for row in rows:
         startups.setdefault(row["pool"], []).append(row["startup"])
     return Measured(
         {(row["pool"], row["gpu"] or ""): row["tokens_per_second"] for row in rows if row["tokens_per_second"]},
         {pool: sum(each) / len(each) for pool, each in startups.items()},
+        quiet,
     )
 
 

@@ -3,7 +3,7 @@
 Times are seconds since the epoch by the database's clock, spans are seconds, prices dollars an hour, amounts dollars.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -43,7 +43,8 @@ class Budget:
 class Pool:
     """Hosts of one kind for some models.
 
-    `target_wait`: seconds a ticket may wait for a host. `idle_minutes`: minutes without work before a host is drained.
+    `target_wait`: seconds a ticket may wait for a host. `idle_minutes`: minutes without work before a host is drained;
+    None is as many as would have been cheapest of late, ten at the most.
     `boot_deadline`: seconds from the create to `ready`, after which a host is given up. `max_price`: dollars an hour of
     one host. `vram`: GB that the models need on each GPU. `slots`: tickets that one host runs at once.
     `tokens_per_second`: of a busy host, and `startup`: seconds from the create to `ready`, until they are measured.
@@ -55,7 +56,7 @@ class Pool:
     min_hosts: int = 0
     max_hosts: int = 1
     target_wait: float = 60.0
-    idle_minutes: float = 10.0
+    idle_minutes: float | None = None
     boot_deadline: float = 2700.0
     max_price: float = 0.8
     budget: Budget = Budget()
@@ -79,8 +80,8 @@ class Demand:
     """What is asked of one model. Tokens are those expected from the model's own history.
 
     `waiting`: tickets that no host runs; `tokens`: theirs in all. `oldest`: seconds that the oldest of them has
-    waited. `running`: tickets in a slot. `arriving`: tokens a second that came in over the last ten minutes. `gap`:
-    seconds from one ticket to the next, None where nothing is known.
+    waited. `running`: tickets in a slot. `arriving`: tokens a second that came in over the last ten minutes; `lately`:
+    that go on coming, by the last minute (forecast.sustained).
     """
 
     model: str
@@ -90,7 +91,7 @@ class Demand:
     running: int = 0
     deadlines: tuple[Deadline, ...] = ()
     arriving: float = 0.0
-    gap: float | None = None
+    lately: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -169,11 +170,13 @@ class Failure:
 
 @dataclass(frozen=True)
 class Measured:
-    """What earlier hosts showed. `tokens_per_second`: of a busy host by (pool, GPU); `startup`: seconds from the create
-    to `ready` by pool."""
+    """What was seen before. `tokens_per_second`: of a busy host by (pool, GPU); `startup`: seconds from the create to
+    `ready` by pool; `quiet`: seconds of the last spells of a minute or more in which a pool was not asked for anything.
+    """
 
     tokens_per_second: Mapping[tuple[str, str], float] = field(default_factory=dict)
     startup: Mapping[str, float] = field(default_factory=dict)
+    quiet: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

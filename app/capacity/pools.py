@@ -47,7 +47,7 @@ class PoolDefinition(Part):
     min: int = Field(0, ge=0, le=1000)
     max: int = Field(1, ge=1, le=1000)
     target_wait: float = Field(60, gt=0, le=30 * 86400)
-    idle_minutes: float = Field(10, gt=0, le=7 * 1440)
+    idle_minutes: float | None = Field(None, gt=0, le=7 * 1440)
     boot_deadline_minutes: float = Field(45, gt=0, le=1440)
     max_price: float = Field(0.8, gt=0, lt=1000)
     budget: BudgetDefinition | None = None

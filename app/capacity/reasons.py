@@ -45,5 +45,13 @@ def _why(
     return Waiting(model, WaitReason.HOSTS_BUSY, f"The hosts of pool {pool.name} are busy; its turn comes.")
 
 
+def minutes_in_words(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+
+
+def hosts_in_words(count: int) -> str:
+    return f"{count} host{'' if count == 1 else 's'}"
+
+
 def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."

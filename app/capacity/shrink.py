@@ -1,17 +1,24 @@
 """Which hosts are no longer needed."""
 
-from collections.abc import Sequence
-from math import ceil
+from __future__ import annotations
 
-from app.capacity.forecast import Supply, emptied, rate, ready_in, startup, supply
+from collections.abc import Iterable, Sequence
+
+from app.capacity.forecast import emptied, rate, ready_in, startup, supply
 from app.capacity.plan import Demand, Destroy, Drain, Host, Measured, Pool, State
 
+# The rest can do without a host where what comes in takes this part of what they can do, and what waits is done within
+# this part of `target_wait`.
+LOAD = 0.9
+QUEUE = 0.25
 # Beside others that can do the work, a host goes after this many seconds without any.
-SURPLUS = 120.0
-# Hosts are kept while the work takes this part of what they can do; one fewer would do more than it.
-LOAD = 0.7
-# A host that is about to be needed stays idle for this many times `idle_minutes` at most.
-PATIENCE = 2.0
+SURPLUS = 60.0
+# A host that others could do without is not drained within so many seconds of the last one's start.
+SETTLED = 300.0
+# Seconds that the last host stays without work, where that is not said: at the most, and as long as fewer quiet spells
+# than this are known.
+IDLE = 600.0
+KNOWN = 5
 
 
 def fewer(
@@ -19,68 +26,97 @@ def fewer(
 ) -> list[Drain | Destroy]:
     """Hosts to end for want of work: those that start too late for it, then those that are idle, then one that others
     can spare. `min` hosts stay, and those that are locked."""
+    work = _Work(now, pool, demand, measured)
     ready = [host for host in hosts if host.state is State.READY]
     starting = sorted((host for host in hosts if host.starting), key=lambda host: -host.created)
     spare = len(ready) + len(starting) - pool.min_hosts
     ended: list[Drain | Destroy] = []
+    left = [*ready, *starting]
     for host in starting:
-        if len(ended) < spare and not host.locked and _too_late(now, pool, demand, host, hosts, measured):
-            reason = "the work will be done before it is ready"
-            ended.append(Destroy(host.id, reason))
-    if any(each.waiting for each in demand):
-        return ended
+        others = [each for each in left if each is not host]
+        if len(ended) < spare and not host.locked and work.done_before(host, others):
+            ended.append(Destroy(host.id, "the work will be done before it is ready"))
+            left = others
     # The dearest first, of those idle for longest.
-    idle = sorted((host for host in ready if not host.running), key=lambda host: (-host.price, host.busy))
-    left = len(ready)
-    for host in idle:
-        reason = _idle(now, pool, demand, host, left, measured)
+    for host in sorted((host for host in ready if not host.running), key=lambda host: (-host.price, host.busy)):
+        others = [each for each in left if each is not host]
+        reason = work.idle(host, others)
         if len(ended) < spare and not host.locked and reason:
             ended.append(Drain(host.id, reason))
-            left -= 1
-    draining = any(host.state is State.DRAINING for host in hosts)
-    if not ended and not draining and spare > 0:
-        ended += _spared(now, pool, demand, ready, measured)
+            left = others
+    settled = all(now - host.since >= SETTLED for host in ready) and not any(
+        host.state is State.DRAINING for host in hosts
+    )
+    if not ended and settled and len(ready) >= 2 and spare > 0:
+        ended += _spared(ready, work)
     return ended
 
 
-def _too_late(
-    now: float, pool: Pool, demand: Sequence[Demand], host: Host, hosts: Sequence[Host], measured: Measured
-) -> bool:
-    """Whether the work ends long before the host is ready: half its time, so that a guess that was a little off
-    changes nothing."""
-    others = supply(now, pool, [each for each in hosts if each is not host], measured)
-    tokens, arriving = sum(each.tokens for each in demand), sum(each.arriving for each in demand)
-    if not others:
-        return not any(each.waiting for each in demand) and arriving == 0
-    return emptied(tokens, others, arriving) < ready_in(now, pool, host, measured) / 2
+def _spared(ready: Sequence[Host], work: _Work) -> list[Drain]:
+    """The dearest host that the rest could do without if no more came than of late, so that it is not a cheap one that
+    goes first while less and less comes; it goes once they can do what has come for ten minutes."""
+    for host in sorted(ready, key=lambda host: (-host.price, host.running)):
+        others = [each for each in ready if each is not host]
+        if not host.locked and work.fits(others, work.lately):
+            reason = f"{len(others)} of {len(ready)} hosts can do what comes in"
+            return [Drain(host.id, reason)] if work.fits(others, work.arriving) else []
+    return []
 
 
-def _idle(now: float, pool: Pool, demand: Sequence[Demand], host: Host, ready: int, measured: Measured) -> str:
-    """Why an idle host may go; empty where it stays."""
-    seconds, limit = now - host.busy, pool.idle_minutes * 60
-    if ready > max(1, pool.min_hosts) and seconds >= min(SURPLUS, limit):
-        needed = sum(each.arriving for each in demand) / LOAD
-        if needed <= (ready - 1) * rate(pool, host.gpu, measured):
-            return f"idle for {seconds / 60:.0f} minutes, and {ready - 1} more can do what comes in"
-    if seconds < limit:
+class _Work:
+    """What there is to do at one moment, and whether some hosts are enough for it."""
+
+    def __init__(self, now: float, pool: Pool, demand: Sequence[Demand], measured: Measured) -> None:
+        self.now, self.pool, self.measured = now, pool, measured
+        self.tokens = sum(each.tokens for each in demand)
+        self.running = sum(each.running for each in demand)
+        self.waits = any(each.waiting for each in demand)
+        # Less, of late, could be a pause.
+        self.arriving = sum(each.arriving for each in demand)
+        self.lately = sum(each.lately for each in demand)
+
+    def fits(self, hosts: Iterable[Host], arriving: float) -> bool:
+        """Whether those of the hosts that are ready can do it, with room to spare."""
+        ready = [host for host in hosts if host.state is State.READY]
+        working = sum(rate(self.pool, host.gpu, self.measured) for host in ready)
+        return (
+            bool(ready)
+            and arriving <= LOAD * working
+            and self.running <= LOAD * self.pool.slots * len(ready)
+            and self.tokens <= QUEUE * self.pool.target_wait * working
+        )
+
+    def done_before(self, host: Host, others: Sequence[Host]) -> bool:
+        """Whether the work ends long before a host is ready: in half its time, so that a guess that was a little off
+        changes nothing."""
+        if not others:
+            return not self.waits
+        supplies = supply(self.now, self.pool, others, self.measured)
+        if self.arriving > LOAD * sum(each.rate for each in supplies):
+            return False
+        return emptied(self.tokens, supplies, self.arriving) < ready_in(self.now, self.pool, host, self.measured) / 2
+
+    def idle(self, host: Host, others: Sequence[Host]) -> str:
+        """Why an idle host may go; empty where it stays."""
+        seconds = self.now - host.busy
+        if seconds >= SURPLUS and self.fits(others, self.arriving):
+            return f"idle for {seconds:.0f} seconds, and {len(others)} more can do what comes in"
+        if not self.waits and seconds >= patience(self.pool, self.measured):
+            return f"idle for {seconds / 60:.0f} minutes"
         return ""
-    gaps = [each.gap for each in demand if each.gap is not None]
-    if gaps and min(gaps) < startup(pool, measured) and seconds < PATIENCE * limit:
-        return ""
-    return f"idle for {seconds / 60:.0f} minutes"
 
 
-def _spared(now: float, pool: Pool, demand: Sequence[Demand], ready: Sequence[Host], measured: Measured) -> list[Drain]:
-    """One host whose work the others can do besides their own."""
-    if len(ready) < 2 or any(now - host.since < pool.idle_minutes * 60 for host in ready):
-        return []
-    supplies = [Supply(0.0, rate(pool, host.gpu, measured)) for host in ready]
-    running, arriving = sum(host.running for host in ready), sum(each.arriving for each in demand)
-    needed = max(ceil(running / (LOAD * pool.slots)), ceil(arriving / (LOAD * min(each.rate for each in supplies))), 1)
-    if needed >= len(ready):
-        return []
-    movable = [host for host in ready if not host.locked]
-    if not movable:
-        return []
-    host = min(movable, key=lambda host: (host.running, -host.price))
-    return [Drain(host.id, f"{needed} of {len(ready)} hosts can do what comes in")]
+def patience(pool: Pool, measured: Measured) -> float:
+    """Seconds that the last host stays without work.
+
+    Where the pool does not say: what would have cost least over the last quiet spells. Each costs until its end, or
+    until the host goes, and then another start.
+    """
+    if pool.idle_minutes is not None:
+        return pool.idle_minutes * 60
+    spells = measured.quiet.get(pool.name, ())
+    if len(spells) < KNOWN:
+        return IDLE
+    start = startup(pool, measured)
+    tried = sorted({IDLE, 0.0, *(each for each in spells if each <= IDLE)}, reverse=True)
+    return min(tried, key=lambda stay: sum(each if each <= stay else stay + start for each in spells))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from app.db.engine import Database
@@ -12,6 +12,10 @@ MOST_COUNTED = 100_000
 SAMPLED = 200
 HISTORY_DAYS = 7
 RATE_SECONDS = 600
+LATELY_SECONDS = 30
+# Quiet spells of at least so many seconds are looked for among so many of the last tickets.
+QUIET_SECONDS = 60
+QUIET_AMONG, QUIET_SPELLS, QUIET_DAYS = 2000, 50, 7
 
 # A wish for one server by name is no wish for another host.
 WAITING = f"""
@@ -40,11 +44,28 @@ GROUP BY model HAVING sum(requests - failures) > 0
 """  # noqa: S608
 # By the key, which is in the order of time.
 ARRIVED = f"""
-SELECT model, count(*) AS tickets, extract(epoch FROM max(created_at) - min(created_at))::float8 AS span
+SELECT model, count(*) AS tickets,
+       count(*) FILTER (WHERE created_at > now() - make_interval(secs => {LATELY_SECONDS})) AS last,
+       count(*) FILTER (
+           WHERE created_at > now() - make_interval(secs => {2 * LATELY_SECONDS})
+               AND created_at <= now() - make_interval(secs => {LATELY_SECONDS})
+       ) AS before
 FROM (
     SELECT model, created_at FROM results WHERE id > uuidv7(make_interval(secs => -{RATE_SECONDS}))
     ORDER BY id DESC LIMIT {MOST_COUNTED}
 ) latest WHERE model = ANY ($1::text[]) GROUP BY model
+"""  # noqa: S608
+# Between tickets of a pool, of whichever of its models.
+QUIET = f"""
+SELECT pool, seconds FROM (
+    SELECT p.pool, created_at, extract(epoch FROM created_at - lag(created_at) OVER (
+        PARTITION BY p.pool ORDER BY created_at
+    ))::float8 AS seconds
+    FROM (
+        SELECT model, created_at FROM results WHERE id > uuidv7(make_interval(days => -{QUIET_DAYS}))
+        ORDER BY id DESC LIMIT {QUIET_AMONG}
+    ) latest JOIN unnest($1::text[], $2::text[]) AS p(model, pool) USING (model)
+) spells WHERE seconds >= {QUIET_SECONDS} ORDER BY created_at DESC
 """  # noqa: S608
 DEADLINES = """
 SELECT model, greatest(extract(epoch FROM expires_at - now()), 0)::float8 AS seconds, count(*) AS tickets
@@ -61,7 +82,7 @@ FROM (
 class ModelDemand:
     """`oldest`: seconds. `tokens`: of one answer, on average; of a model without history, half of what is asked for.
 
-    `arrived`: tickets of the last ten minutes, and `span` the seconds between the first and the last of them.
+    `arrived`: tickets of the last ten minutes; `last` and `before`: of the last half minute and the one before.
     `deadlines`: seconds until tickets expire, and how many.
     """
 
@@ -71,7 +92,8 @@ class ModelDemand:
     oldest: float
     tokens: float
     arrived: int = 0
-    span: float = 0.0
+    last: int = 0
+    before: int = 0
     deadlines: tuple[tuple[float, int], ...] = ()
 
 
@@ -86,7 +108,7 @@ class DemandStore:
                 await connection.fetch(statement, list(models)) for statement in (WAITING, HISTORY, ARRIVED, DEADLINES)
             ]
         usual = {row["model"]: row["tokens"] for row in history}
-        arrivals = {row["model"]: (row["tickets"], row["span"]) for row in arrived}
+        arrivals = {row["model"]: (row["tickets"], row["last"], row["before"]) for row in arrived}
         return [
             ModelDemand(
                 row["model"],
@@ -94,11 +116,20 @@ class DemandStore:
                 row["running"],
                 row["oldest"],
                 _tokens(usual.get(row["model"]), row["asked_tokens"]),
-                *arrivals.get(row["model"], (0, 0.0)),
+                *arrivals.get(row["model"], (0, 0, 0)),
                 tuple((each["seconds"], each["tickets"]) for each in deadlines if each["model"] == row["model"]),
             )
             for row in waiting
         ]
+
+    async def quiet(self, pools: Mapping[str, str]) -> dict[str, tuple[float, ...]]:
+        """Seconds of each pool's last quiet spells, the latest first; `pools` is by model."""
+        async with self._database.hot() as connection:
+            rows = await connection.fetch(QUIET, list(pools), list(pools.values()))
+        spells: dict[str, list[float]] = {}
+        for row in rows:
+            spells.setdefault(row["pool"], []).append(row["seconds"])
+        return {pool: tuple(each[:QUIET_SPELLS]) for pool, each in spells.items()}
 
 
 def _tokens(usual: float | None, asked: float | None) -> float:

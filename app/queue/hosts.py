@@ -82,21 +82,29 @@ WITH ended AS (
 SELECT true FROM ended
 """
 
+# With this part of its slots taken, what a host does is what it can do. Looks further apart than this say nothing.
+FULL, FULL_SECONDS = 0.9, 60
+WAS_FULL = f"w.is_full AND h.full_at > now() - make_interval(secs => {FULL_SECONDS})"
 # What was done on the servers of hosts. One that has work has had a request just now.
-COUNT_WORK = """
+COUNT_WORK = f"""
 WITH work AS (
     SELECT h.id, count(*) FILTER (WHERE x.token IS NOT NULL AND x.until > now()) AS in_flight,
            sum(x.attempts)::bigint AS generations, sum(x.completion_tokens)::bigint AS completion_tokens,
-           sum(x.gpu_seconds) AS busy_seconds
+           sum(x.gpu_seconds) AS busy_seconds,
+           count(*) FILTER (WHERE x.token IS NOT NULL AND x.until > now()) >= {FULL} * s.concurrency AS is_full
     FROM hosts h JOIN servers s ON s.id = h.server_id JOIN server_slots x ON x.server = s.address
     WHERE h.ended_at IS NULL AND h.server_id IS NOT NULL
-    GROUP BY h.id
+    GROUP BY h.id, s.id
 ), counted AS (
     UPDATE hosts h SET generations = w.generations, completion_tokens = w.completion_tokens,
-        busy_seconds = w.busy_seconds,
+        busy_seconds = w.busy_seconds, full_at = CASE WHEN w.is_full THEN now() END,
+        full_seconds = h.full_seconds + CASE WHEN {WAS_FULL} THEN extract(epoch FROM now() - h.full_at) ELSE 0 END,
+        full_tokens = h.full_tokens + CASE WHEN {WAS_FULL} THEN w.completion_tokens - h.completion_tokens ELSE 0 END,
         last_request_at = CASE WHEN w.in_flight > 0 OR w.generations > h.generations THEN now()
                                ELSE h.last_request_at END
-    FROM work w WHERE h.id = w.id AND (w.in_flight > 0 OR w.generations IS DISTINCT FROM h.generations)
+    FROM work w WHERE h.id = w.id AND (
+        w.in_flight > 0 OR w.generations IS DISTINCT FROM h.generations OR h.full_at IS NOT NULL
+    )
 )
 SELECT id, in_flight FROM work
 """
@@ -106,10 +114,9 @@ FAILURES = """
 SELECT pool, offer, machine, failure, failed_at, failed_in FROM hosts
 WHERE failed_at > now() - make_interval(secs => $1) ORDER BY failed_at DESC LIMIT 1000
 """
-# What the hosts of the last weeks showed, by pool and GPU.
+# What the hosts of the last weeks showed, by pool and GPU. A host with few tickets at once does far less than it could.
 MEASURED = """
-SELECT pool, gpu,
-       sum(completion_tokens) FILTER (WHERE busy_seconds > $1) / sum(busy_seconds) FILTER (WHERE busy_seconds > $1)
+SELECT pool, gpu, CASE WHEN sum(full_seconds) >= $1 THEN nullif(sum(full_tokens) / sum(full_seconds), 0) END
            AS tokens_per_second,
        avg(extract(epoch FROM ready_at - created_at))::float8 AS startup
 FROM hosts WHERE ready_at IS NOT NULL AND id > uuidv7(make_interval(days => -$2::int)) GROUP BY pool, gpu
@@ -157,9 +164,9 @@ class HostStore:
         """Hosts that failed within the last `seconds`, newest first."""
         return await self._fetch(FAILURES, seconds)
 
-    async def measured(self, least_busy_seconds: float, days: int) -> Sequence[Row]:
-        """`tokens_per_second` of a busy host, and `startup` in seconds, by pool and GPU."""
-        return await self._fetch(MEASURED, least_busy_seconds, days)
+    async def measured(self, least_full_seconds: float, days: int) -> Sequence[Row]:
+        """`tokens_per_second` of a full host, and `startup` in seconds, by pool and GPU."""
+        return await self._fetch(MEASURED, least_full_seconds, days)
 
     async def claims(self, address: str) -> int:
         """How many live claims name the server."""

@@ -107,8 +107,54 @@ async def test_demand_is_what_no_server_runs(database: Database, rows: Any) -> N
     assert (tiny.waiting, tiny.running, tiny.tokens) == (8, 0, 30.0)
     assert sum(count for _, count in tiny.deadlines) == 2
     assert all(70 < seconds <= 90 for seconds, _ in tiny.deadlines)
-    assert tiny.arrived == 17
+    assert (tiny.arrived, tiny.last, tiny.before) == (17, 17, 0)
     assert (other.waiting, other.tokens, other.deadlines) == (0, 0.0, ())
+
+
+async def test_spells_in_which_a_pool_was_not_asked(database: Database, rows: Any) -> None:
+    context = uuid7()
+    await rows.execute("INSERT INTO contexts (id, content) VALUES ($1, 'p')", context)
+    for model, ago in (("a", 900), ("b", 890), ("other", 700), ("a", 500), ("b", 100), ("a", 70)):
+        await rows.execute(
+            """INSERT INTO results (id, context_id, model, parameters, created_at)
+            SELECT uuidv7(-ago), $1, $2, '{}', now() - ago FROM make_interval(secs => $3::float8) AS ago""",
+            *(context, model, float(ago)),
+        )
+    quiet = await DemandStore(database).quiet({"a": "p", "b": "p", "other": "q"})
+    assert {pool: [round(each) for each in spells] for pool, spells in quiet.items()} == {"p": [400, 390]}
+
+
+async def test_a_host_can_do_what_it_did_with_its_slots_taken(
+    database: Database, rows: Any, leader: LeadersHosts
+) -> None:
+    host = await reserved(leader)
+    server = await rows.fetchval(
+        "INSERT INTO servers (id, name, kind, address, concurrency) "
+        "VALUES (uuidv7(), 's', 'triton', 's:1', 10) RETURNING id"
+    )
+    await leader.move(host["id"], "ready", server_id=server, address="s:1")
+    await rows.execute(
+        "INSERT INTO server_slots (server, model, number) SELECT 's:1', 'tiny', n FROM generate_series(1, 10) AS n"
+    )
+
+    async def works(slots: int, tokens: int) -> None:
+        """For ten seconds."""
+        await rows.execute("UPDATE hosts SET full_at = full_at - interval '10 s'")
+        await rows.execute(
+            """UPDATE server_slots SET token = CASE WHEN number <= $1 THEN uuidv7() END, until = now() + interval '1 h',
+                attempts = attempts + 1, completion_tokens = completion_tokens + $2 / 10""",
+            *(slots, tokens),
+        )
+        await leader.count_work()
+
+    await works(2, 500)
+    await works(9, 500)
+    await works(10, 8000)
+    await works(9, 8000)
+    await works(8, 1000)
+    measured = await HostStore(database).measured(10, 14)
+    assert measured[0]["tokens_per_second"] == pytest.approx(800, rel=0.05)
+    assert (await HostStore(database).measured(60, 14))[0]["tokens_per_second"] is None
 
 
 async def test_pools_follow_their_definitions(database: Database, leader: LeadersHosts) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from app.capacity.forecast import sustained
 from app.capacity.plan import (
     Amounts,
     Budget,
@@ -76,9 +77,24 @@ def test_offers_are_asked_for_only_when_a_host_is_wanted() -> None:
     assert plan(waiting=1, tokens=300, market=None).ask == ("chat",)
 
 
-def test_measured_tokens_for_a_dollar_choose_the_gpu() -> None:
+def test_most_tokens_for_a_dollar_go_first_and_little_work_to_the_cheapest() -> None:
     measured = Measured({("chat", "A"): 1000.0, ("chat", "B"): 2000.0})
-    assert rents(plan(waiting=1, tokens=300, measured=measured)) == ["2"]
+    assert rents(plan(waiting=9, tokens=270_000, measured=measured)) == ["2"]
+    assert rents(plan(waiting=1, tokens=300, measured=measured)) == ["1"]
+    # The second one has only what the first leaves.
+    dear = Market((Offer("b", "b", "B", 1, 24, 0.7, 0.01), Offer("a", "a", "A", 1, 24, 0.5, 0.01)))
+    assert rents(plan(waiting=9, tokens=390_000, market=dear, measured=measured)) == ["b", "a"]
+
+
+def test_burst_that_has_ended_rents_no_more_than_its_backlog_needs() -> None:
+    waiting: dict[str, Any] = {"waiting": 500, "tokens": 150_000}
+    assert rents(plan(**waiting, arriving=2500.0)) == ["1"]
+    assert rents(plan(**waiting, arriving=2500.0, lately=2500.0)) == ["1", "2", "3", "4"]
+
+
+def test_tickets_count_that_go_on_coming() -> None:
+    assert sustained(0, 50_000) == sustained(50_000, 0) == 0
+    assert sustained(100, 120) == 90
 
 
 def test_host_under_way_is_counted() -> None:
@@ -91,7 +107,7 @@ def test_host_under_way_is_counted() -> None:
 
 def test_work_that_is_done_before_a_host_is_ready_rents_none() -> None:
     assert rents(plan(host(running=16), waiting=100, tokens=250_000)) == []
-    assert rents(plan(host(running=16), waiting=100, tokens=400_000)) == ["1"]
+    assert rents(plan(host(running=16), waiting=100, tokens=500_000)) == ["1"]
 
 
 def test_more_work_rents_more_up_to_max() -> None:
@@ -162,12 +178,21 @@ def test_idle_host_is_drained_then_destroyed() -> None:
     assert [type(action) for action in plan(host(state=State.DRAINING)).actions] == [Destroy]
 
 
-def test_idle_host_stays_where_it_is_locked_needed_soon_or_one_of_min() -> None:
+def test_idle_host_stays_where_it_is_locked_or_one_of_min() -> None:
     idle = host(busy=NOW - 900)
     assert plan(replace(idle, locked=True)).actions == ()
-    assert plan(idle, gap=120.0).actions == ()
-    assert plan(replace(idle, busy=NOW - 1200), gap=120.0).actions != ()
     assert plan(idle, pool=replace(POOL, min_hosts=1)).actions == ()
+
+
+def test_idle_host_goes_as_soon_as_was_cheapest_of_late_unless_the_pool_says_when() -> None:
+    idle = host(busy=NOW - 200)
+    long, short = Measured(quiet={"chat": (3600.0,) * 9}), Measured(quiet={"chat": (190.0,) * 9 + (3600.0,)})
+    assert plan(replace(idle, busy=NOW - 1), measured=long).actions != ()
+    assert plan(idle, measured=short).actions == (Drain("h", "idle for 3 minutes"),)
+    assert plan(replace(idle, busy=NOW - 180), measured=short).actions == ()
+    assert plan(idle, measured=long, pool=replace(POOL, idle_minutes=5)).actions == ()
+    # Too few to go by.
+    assert plan(idle, measured=Measured(quiet={"chat": (3600.0,) * 4})).actions == ()
 
 
 def test_surplus_goes_sooner_than_the_last_one() -> None:
@@ -178,7 +203,21 @@ def test_surplus_goes_sooner_than_the_last_one() -> None:
 def test_load_that_fits_fewer_hosts_frees_one() -> None:
     two = (host("a", age=3600, running=2), host("b", age=3600, running=1))
     assert [action.host for action in plan(*two, arriving=300.0).actions if isinstance(action, Drain)] == ["b"]
-    assert plan(*two, arriving=900.0).actions == ()
+    assert plan(*two, arriving=901.0).actions == ()
+
+
+def test_while_less_and_less_comes_no_cheap_host_goes_before_a_dear_one() -> None:
+    three = (host("a", age=3600), host("b", age=3600), host("c", age=3600, price=0.9, gpu="B"))
+    measured = Measured({("chat", "A"): 1000.0, ("chat", "B"): 1600.0})
+    busy = tuple(replace(each, running=4) for each in three)
+    assert plan(*busy, arriving=2300.0, lately=1700.0, measured=measured).actions == ()
+    drained = plan(*busy, arriving=1800.0, lately=1700.0, measured=measured).actions
+    assert [action.host for action in drained if isinstance(action, Drain)] == ["c"]
+
+
+def test_host_that_starts_is_kept_near_full_load() -> None:
+    late = host("late", State.BOOTING, 30)
+    assert plan(host(running=15), late, waiting=1, tokens=300, arriving=950.0, lately=850.0).actions == ()
 
 
 def test_draining_host_is_taken_back_before_another_is_rented() -> None:

@@ -94,6 +94,10 @@ hosts = Table(
     Column("completion_tokens", BigInteger, nullable=False, server_default="0"),
     # In which it had work.
     Column("busy_seconds", Double, nullable=False, server_default="0"),
+    # In which most of its slots were taken, what it did then, and when it was last seen so.
+    Column("full_seconds", Double, nullable=False, server_default="0"),
+    Column("full_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("full_at", Moment),
     Column("created_at", Moment, nullable=False, server_default=func.now()),
     Column("state_since", Moment, nullable=False, server_default=func.now()),
     Column("ready_at", Moment),

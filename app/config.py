@@ -189,6 +189,12 @@ class Settings(BaseSettings):
     audit_retention_days: float | None = Field(
         None, gt=0, description="entries of the audit log are removed after this; empty keeps all"
     )
+    host_retention_days: float | None = Field(
+        90.0,
+        ge=30,
+        description="rented hosts that have ended, and their events, are removed after this; what they cost stays. "
+        "Empty keeps all",
+    )
     stream_retention_seconds: Seconds = Field(
         600.0, description="how long after a result's end a cut stream of it can be resumed"
     )

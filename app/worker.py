@@ -22,6 +22,7 @@ from app.db.faults import DATABASE_FAULT, DatabaseFault
 from app.dispatch.batches import batch_work
 from app.dispatch.janitor import housekeeping
 from app.dispatch.loop import Dispatcher
+from app.dispatch.lost_hosts import LostHosts
 from app.dispatch.recovery import Recovery
 from app.dispatch.webhooks import deliver_forever, drop_deliveries_forever
 from app.fleet.fleet import open_fleet
@@ -30,6 +31,7 @@ from app.openai.conversation_items import items_of_turn
 from app.prompts.templates import Templates
 from app.queue.audit import AuditStore
 from app.queue.events import STREAM_CHANNEL, EventStore
+from app.queue.hosts import HostStore
 from app.queue.notify import Listener
 from app.queue.servers import SERVERS_CHANNEL, ServerStore
 from app.queue.set_aside import SetAsideStore
@@ -59,7 +61,9 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         await fleet.follow()
         await recovery.learn()
         slots = SlotStore(database)
-        dispatcher = Dispatcher(store, events, fleet, slots, Templates(settings), settings, name)
+        dispatcher = Dispatcher(
+            store, events, fleet, slots, LostHosts(HostStore(database)), Templates(settings), settings, name
+        )
         catalog = Catalog(database, fleet)
         listener = Listener(
             settings.listen_arguments,
@@ -83,6 +87,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
             Conversations(database, settings, items_of_turn),
             AuditStore(database),
             events,
+            HostStore(database),
             settings,
         ):
             background.start(task, work)

@@ -11,7 +11,7 @@ from typing import Any
 from app.capacity.listings import Listings
 from app.capacity.plan import Budget, Pool
 from app.capacity.pools import PoolEntry, Pools
-from app.capacity.walk import Means
+from app.capacity.record import Means
 from app.queue.hosts import Row
 from app.queue.ledger import Limit
 from nvidia_triton.providers.base import Address, Provider, Query, Refused, Tunnel

@@ -11,6 +11,7 @@ from app.config import Settings
 from app.errors import DatabaseUnavailable
 from app.queue.audit import AuditStore
 from app.queue.events import EventStore
+from app.queue.hosts import HostStore
 from app.queue.slots import SlotStore
 from app.queue.store import QueueStore
 from app.queue.unkept import UnkeptStore
@@ -35,6 +36,7 @@ def housekeeping(
     conversations: Conversations,
     audit: AuditStore,
     events: EventStore,
+    hosts: HostStore,
     settings: Settings,
 ) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
     """What there is to do for ever, by name; each is a task of its own, so that a defect of one stops no other."""
@@ -55,6 +57,8 @@ def housekeeping(
         work.append(("old conversations", TIDY_SECONDS, old_conversations))
     if settings.audit_retention_days is not None:
         work.append(("audit", TIDY_SECONDS, partial(trim_audit, audit, settings.audit_retention_days)))
+    if settings.host_retention_days is not None:
+        work.append(("old hosts", TIDY_SECONDS, partial(remove_hosts, hosts, settings.host_retention_days)))
     return [(name, partial(_repeat, step, seconds)) for name, seconds, step in work]
 
 
@@ -108,6 +112,12 @@ async def trim_audit(audit: AuditStore, retention_days: float) -> None:
     """Removes entries of the audit log that are older than `retention_days`."""
     before = datetime.now(UTC) - timedelta(days=retention_days)
     while await audit.remove(before, REMOVE_BATCH) == REMOVE_BATCH:
+        pass
+
+
+async def remove_hosts(hosts: HostStore, retention_days: float) -> None:
+    """Removes rented hosts that ended longer ago than that, and their events; the ledger keeps what they cost."""
+    while await hosts.remove(retention_days * DAY_SECONDS, REMOVE_BATCH) == REMOVE_BATCH:
         pass
 
 

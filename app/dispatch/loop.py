@@ -13,6 +13,7 @@ from app.background import Background
 from app.config import Settings
 from app.db.tables.results import SettledColumns
 from app.dispatch.events import EventWriter
+from app.dispatch.lost_hosts import LostHosts
 from app.dispatch.outbox import Outbox
 from app.dispatch.run import Run, Stop, attempt, server_of
 from app.dispatch.slots import Slots
@@ -52,6 +53,7 @@ class Dispatcher:
         events: EventStore,
         fleet: Fleet,
         slots: SlotStore,
+        lost_hosts: LostHosts,
         templates: Templates,
         settings: Settings,
         name: str,
@@ -59,6 +61,7 @@ class Dispatcher:
         self._store = store
         self._event_writer = EventWriter(events)
         self._fleet = fleet
+        self._lost_hosts = lost_hosts
         self._templates = templates
         self._settings = settings
         self._name = name
@@ -231,7 +234,9 @@ class Dispatcher:
         started = time.monotonic()
         with attempt_span(run.claim) as ended:
             try:
-                end = await attempt(run, self._fleet, self._templates, self._settings, self._event_writer.moved)
+                end = await attempt(
+                    *(run, self._fleet, self._templates, self._settings, self._lost_hosts, self._event_writer.moved)
+                )
             except Exception:
                 end = self._after_defect(run.claim, server_of(run))
             ended(end)

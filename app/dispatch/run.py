@@ -12,6 +12,7 @@ from uuid import UUID
 from app.config import Settings
 from app.dispatch.answers import answer_of, files_of
 from app.dispatch.choices import STOP_SECONDS, Choices
+from app.dispatch.lost_hosts import LostHosts
 from app.dispatch.provenance import provenance_of
 from app.engines.base import UNKNOWN, Disposition, EngineError, refusal
 from app.fleet.fleet import Fleet
@@ -104,7 +105,12 @@ class Run:
 
 
 async def attempt(
-    run: Run, fleet: Fleet, templates: Templates, settings: Settings, spoke: Callable[[Run], None]
+    run: Run,
+    fleet: Fleet,
+    templates: Templates,
+    settings: Settings,
+    lost_hosts: LostHosts,
+    spoke: Callable[[Run], None],
 ) -> Settlement | Release | None:
     """Runs one attempt to its end; None when the claim is no longer ours.
 
@@ -134,13 +140,16 @@ async def attempt(
     if claim.expires_in is not None:
         expiry = asyncio.get_running_loop().call_later(claim.expires_in, run.stop, Stop.EXPIRY)
     try:
-        await run.choices.prepare(templates)
-        await _generate(run.choices, claim, fleet)
-    except EngineError as error:
-        return _after_error(run, error, settings)
+        try:
+            await run.choices.prepare(templates)
+            await _generate(run.choices, claim, fleet)
+        except EngineError as error:
+            return _after_error(run, await lost_hosts.instead_of(error, host_of(run)), settings)
     except asyncio.CancelledError:
         if run.stopped is None:
             raise
+        if run.stopped is Stop.STUCK:
+            return _after_error(run, await lost_hosts.instead_of(SERVER_STUCK, host_of(run)), settings)
         return _after_stop(run, settings)
     finally:
         if expiry is not None:

@@ -68,6 +68,7 @@ FAIL = """
 UPDATE hosts SET failure = $2, failed_at = now(), failed_in = state
 WHERE id = $1 AND failure IS NULL AND ended_at IS NULL
 """
+TAKEN = "UPDATE hosts SET taken = true WHERE id = $1 AND ended_at IS NULL"
 KNOWN_AS = "UPDATE hosts SET provider_id = $2 WHERE id = $1"
 SERVED_AT = "UPDATE hosts SET server_id = $2, address = $3 WHERE id = $1"
 END = """
@@ -121,6 +122,24 @@ SELECT pool, gpu, CASE WHEN sum(full_seconds) >= $1 THEN nullif(sum(full_tokens)
        avg(extract(epoch FROM ready_at - created_at))::float8 AS startup
 FROM hosts WHERE ready_at IS NOT NULL AND id > uuidv7(make_interval(days => -$2::int)) GROUP BY pool, gpu
 """
+# Whether it is over, and `excused` where that is nobody's fault who ran there: the provider took it, or it was ended.
+FATE = """
+SELECT state IN ('destroying', 'gone', 'failed') AS over,
+       taken OR (state IN ('destroying', 'gone') AND failure IS NULL) AS excused
+FROM hosts WHERE id = $1
+"""
+# One whose charge goes on stays, whatever its row says.
+REMOVE = """
+WITH old AS (
+    SELECT id FROM hosts h
+    WHERE ended_at < now() - make_interval(secs => $1)
+      AND NOT EXISTS (SELECT FROM host_charges c WHERE c.host_id = h.id AND c.until_at IS NULL)
+    ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED
+), removed AS (
+    DELETE FROM hosts h USING old WHERE h.id = old.id RETURNING h.id
+)
+SELECT count(*) FROM removed
+"""
 
 ASK = (
     "UPDATE hosts SET asked = $2 WHERE id = $1 AND ended_at IS NULL AND asked IS DISTINCT FROM 'destroy' RETURNING true"
@@ -168,9 +187,19 @@ class HostStore:
         """`tokens_per_second` of a full host, and `startup` in seconds, by pool and GPU."""
         return await self._fetch(MEASURED, least_full_seconds, days)
 
+    async def fate(self, id_: UUID) -> Row | None:
+        """Whether the host is `over`, and whether its runs are `excused`; None where it is unknown."""
+        rows = await self._fetch(FATE, id_)
+        return rows[0] if rows else None
+
     async def claims(self, address: str) -> int:
         """How many live claims name the server."""
         (row,) = await self._fetch(CLAIMS, address)
+        return int(row[0])
+
+    async def remove(self, seconds: float, limit: int) -> int:
+        """Removes hosts that ended so long ago, and their events; returns how many. The ledger stays."""
+        (row,) = await self._fetch(REMOVE, seconds, limit)
         return int(row[0])
 
     async def ask(self, connection: Any, id_: UUID, what: str) -> bool:
@@ -263,6 +292,11 @@ class LeadersHosts:
         """What ends it; the first failure stays."""
         async with fenced(self._database, self._token) as connection:
             await connection.execute(FAIL, id_, failure)
+
+    async def taken(self, id_: UUID) -> None:
+        """Its provider took it away."""
+        async with fenced(self._database, self._token) as connection:
+            await connection.execute(TAKEN, id_)
 
     async def end(self, id_: UUID, reason: str, *, charged: bool = True) -> None:
         """It is known not to exist any more; where it never did, its open charge comes to nothing."""

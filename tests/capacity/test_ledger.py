@@ -8,6 +8,7 @@ import pytest
 
 from app.db.engine import Database
 from app.db.ids import uuid7
+from app.dispatch.janitor import remove_hosts
 from app.queue.demand import DemandStore
 from app.queue.hosts import HostStore, LeadersHosts
 from app.queue.leader import LeaderStore, NotLeading
@@ -205,3 +206,20 @@ async def test_reservations_at_the_same_time_do_not_share_what_is_left(
     ended = await asyncio.gather(*tries, return_exceptions=True)
     assert sum(isinstance(each, Overspent) for each in ended) == 3, ended
     assert await rows.fetchval("SELECT count(*) FROM host_charges") == 2
+
+
+async def test_old_hosts_go_and_what_they_cost_stays(database: Database, rows: Any, leader: LeadersHosts) -> None:
+    store = HostStore(database)
+    old, recent, billing, alive = [(await reserved(leader))["id"] for _ in range(4)]
+    for host in (old, recent, billing):
+        await began_ago(rows, host, "200 days")
+        await leader.end(host, "it was idle")
+    await rows.execute("UPDATE hosts SET ended_at = ended_at - interval '91 days' WHERE id = ANY ($1)", [old, billing])
+    # A provider that showed it again after its end.
+    await leader.charge(billing, PRICE)
+    before = (await store.spent())["p"]["total"]
+    await remove_hosts(store, 90)
+    assert await rows.fetchval("SELECT array_agg(id ORDER BY id) FROM hosts") == [recent, billing, alive]
+    assert await store.events(old) == []
+    assert (await store.spent())["p"]["total"] == pytest.approx(before, abs=1e-4)
+    assert await rows.fetchval("SELECT count(*) FROM host_charges WHERE host_id = $1", old) == 1

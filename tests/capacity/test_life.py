@@ -17,7 +17,7 @@ async def test_a_ticket_has_a_host_made_and_the_host_goes_when_there_is_no_more_
 
         async def starting() -> dict[str, Any] | None:
             waiting = (await stage.service.result(ticket))["waiting"]
-            return waiting if waiting and waiting["reason"] == "host_starting" else None
+            return waiting if waiting and waiting["reason"] == "host_starting" and waiting["host"] else None
 
         waiting = await eventually(starting, "the ticket says which host it waits for")
         assert waiting["host"] == (await stage.hosts())[0]["id"]

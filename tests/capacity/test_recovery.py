@@ -133,6 +133,29 @@ async def test_a_host_that_dies_under_load_loses_no_ticket(stage: Stage, vast: F
     assert sorted(host["state"] for host in hosts) == ["failed", "gone"]
 
 
+@pytest.mark.parametrize("way", ["interrupt", "vanish", "destroy"])
+async def test_runs_on_a_host_that_is_taken_away_or_ended_spend_no_attempt(
+    stage: Stage, vast: FakeVast, way: str
+) -> None:
+    async with stage.process(slots=2):
+        tickets = [await stage.sent(max_tokens=4000) for _ in range(3)]
+
+        async def running() -> bool:
+            return [(await stage.service.result(each))["phase"] for each in tickets].count("running") == 2
+
+        await eventually(running, "two run", SECONDS)
+        (host,) = await stage.hosts()
+        if way == "destroy":
+            await stage.service.client.post(f"/hosts/{host['id']}/destroy")
+        else:
+            getattr(vast, way)(vast.instances()[0]["id"])
+        for ticket in tickets:
+            assert (await answered(stage, ticket))["attempt_count"] == 1
+            attempts = (await stage.service.client.get(f"/results/{ticket}/attempts")).json()
+            assert [each["outcome"] for each in attempts] == ["completed"]
+        await all_ended(stage, vast)
+
+
 async def test_a_host_that_lies_about_its_end_is_told_again_until_it_is_gone(stage: Stage, vast: FakeVast) -> None:
     vast.faults.destroy_ignored, vast.faults.destroy_refused = 2, 1
     async with stage.process():

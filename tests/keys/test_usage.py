@@ -22,6 +22,7 @@ from app.errors import DatabaseUnavailable
 from app.openai.conversation_items import items_of_turn
 from app.queue.audit import AuditStore
 from app.queue.events import EventStore
+from app.queue.hosts import HostStore
 from app.queue.slots import SlotStore
 from app.queue.store import QueueStore
 from app.queue.ticket import Claim, Outcome, Settlement, Status, Submission
@@ -203,6 +204,7 @@ async def test_the_dispatcher_compacts(
             Conversations(database, make_settings(), items_of_turn),
             AuditStore(database),
             EventStore(database),
+            HostStore(database),
             make_settings(),
         )
     )

@@ -86,6 +86,8 @@ hosts = Table(
     Column("failed_at", Moment),
     # The state in which it failed.
     Column("failed_in", Text),
+    # Its provider took it away.
+    Column("taken", Boolean, nullable=False, server_default="false"),
     # Its row in `servers`, and the address there.
     Column("server_id", UUID),
     Column("address", Text),
@@ -125,7 +127,8 @@ host_events = Table(
 host_charges = Table(
     "host_charges",
     metadata,
-    Column("host_id", UUID, ForeignKey("hosts.id"), primary_key=True),
+    # Its row may be gone: what it cost stays.
+    Column("host_id", UUID, primary_key=True),
     Column("from_at", Moment, primary_key=True),
     Column("pool", Text, nullable=False),
     Column("hourly_price", Double, nullable=False),

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from rich.console import Console
 
-from bench import batches, fairness, history, measure, memory, streaming, tokens
+from bench import batches, fairness, history, measure, memory, slots, streaming, tokens
 from bench.figure import Figure, show, write
 from bench.plots import targets_plot
 from bench.stack import Bench, running_bench
@@ -19,7 +19,7 @@ MEASURES: dict[str, Callable[[Bench], Awaitable[Figure]]] = {
     "through": measure.through,
     "submits": measure.submits,
     "latency": measure.idle_latency,
-    "slots": measure.slots_busy,
+    "slots": slots.busy,
     "fair": fairness.fair_share,
     "interactive": fairness.interactive,
     "bulk": measure.bulk,

@@ -154,27 +154,6 @@ async def idle_latency(bench: Bench) -> Figure:
     )
 
 
-async def slots_busy(bench: Bench) -> Figure:
-    """With a quarter more in flight than the engine has slots, so that it never waits for a claim."""
-    count = 20 * CONCURRENCY
-    shares = []
-    for _ in range(2):
-        await bench.clear()
-        await bench.backlog("half-second", count)
-        async with bench.dispatcher(MODEL_CONCURRENCY=str(CONCURRENCY * 5 // 4)):
-            seconds = await bench.settled(count)
-        shares.append(count * 0.5 / CONCURRENCY / seconds)
-    share = statistics.median(shares)
-    return Figure(
-        f"slots kept busy, {CONCURRENCY} slots of 500 ms",
-        share,
-        "≥ 0.98",
-        share >= 0.98,
-        f"{share * CONCURRENCY:.1f} slots",
-        f"{CONCURRENCY} slots",
-    )
-
-
 async def bulk(bench: Bench) -> Figure:
     count = 10_000
     await bench.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from uuid import UUID
 
@@ -157,6 +157,7 @@ class Dispatcher:
             kept_free = False
             if lanes:
                 announced = self._announced
+                ended = {lane: lane.turnover.take_ended() for lane in set(lanes)}
                 self._followed = set()
                 try:
                     claimed = await self._store.claim(
@@ -186,6 +187,7 @@ class Dispatcher:
                     (self._busy.add if got[model] == n else self._busy.discard)(model)
                 kept_free = claimed.held_back > 0
                 followed, self._followed = self._followed, None
+                self._note_turnover(ended, claims)
                 for claim in claims:
                     self._start(claim)
                 self._stream(followed)
@@ -200,6 +202,14 @@ class Dispatcher:
 
     def _offered(self) -> list[Lane]:
         return self._fleet.free_slots(CLAIM_BATCH, without=self._drained, few=FEW_SLOTS, many=self._busy)
+
+    def _note_turnover(self, ended: Mapping[Lane, Sequence[float]], claims: Sequence[Claim]) -> None:
+        waited: dict[tuple[str, str], list[float | None]] = {}
+        for claim in claims:
+            waited.setdefault((claim.server, claim.model), []).append(claim.queued_seconds)
+        for lane, times in ended.items():
+            if times and (seconds := waited.get((lane.server.url, lane.model))):
+                lane.turnover.refilled(times, seconds)
 
     def _note_room(self, room: int) -> None:
         full = room <= 0

@@ -33,22 +33,25 @@ class Slots:
         """The claims whose runs have ended and whose slots are not given back yet."""
         return list(self._ended)
 
-    async def offer(self, lanes: Sequence[Lane]) -> list[tuple[str, str, int]]:
-        """(model, server, concurrency) for each of the lanes; sees to it that they have slots in Postgres.
+    async def offer(self, lanes: Sequence[Lane]) -> list[tuple[str, str, int, int]]:
+        """(model, server, concurrency, ahead) for each of the lanes; sees to it that they have slots in Postgres.
 
         Raises:
             DatabaseUnavailable: Postgres is out of reach.
         """
         missing = {}
         for lane in lanes:
-            most = self._fleet.concurrency_of(lane.server)
+            concurrency = self._fleet.concurrency_of(lane.server)
+            # For as many ahead as there can be.
+            most = concurrency + concurrency // 2
             if lane.slots_made < most:
                 missing[lane] = most
         if missing:
             await self._store.make([(lane.server.url, lane.model, most) for lane, most in missing.items()])
             for lane, most in missing.items():
                 lane.slots_made = most
-        return [(lane.model, lane.server.url, self._fleet.concurrency_of(lane.server)) for lane in lanes]
+        bounds = {lane: (self._fleet.concurrency_of(lane.server), self._fleet.ahead_of(lane)) for lane in set(lanes)}
+        return [(lane.model, lane.server.url, *bounds[lane]) for lane in lanes]
 
     async def renew(self, claims: Iterable[Claim]) -> None:
         """Raises DatabaseUnavailable."""

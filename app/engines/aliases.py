@@ -19,6 +19,7 @@ class Aliased(Engine):
         self.takes_messages = getattr(engine, "takes_messages", False)
         self.answers_whole = getattr(engine, "answers_whole", False)
         self.takes_images = getattr(engine, "takes_images", False)
+        self.queues = getattr(engine, "queues", False)
         self._engine = engine
         self._ours = dict(aliases)
         self._theirs = {ours: theirs for theirs, ours in aliases.items()}

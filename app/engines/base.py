@@ -241,6 +241,8 @@ class Engine(Protocol):
     answers_whole: bool = False
     # Whether images may come beside a prompt.
     takes_images: bool = False
+    # Whether a request beyond those it works on waits in it and is begun the moment that another ends.
+    queues: bool = False
 
     def takes(self, task: str) -> bool:
         """Whether requests of this task may be sent to it."""

@@ -58,6 +58,10 @@ class Fleet:
         """How many requests of each model it gets at once."""
         return server.entry.concurrency or self._concurrency
 
+    def ahead_of(self, lane: Lane) -> int:
+        """How many more an engine with a queue of its own gets, so that it need not wait while ends are settled."""
+        return lane.turnover.ahead(self.concurrency_of(lane.server)) if lane.server.engine.queues else 0
+
     def lanes(self) -> Iterator[Lane]:
         for server in (*self.servers, *self._leaving):
             yield from server.lanes.values()
@@ -196,7 +200,7 @@ class Fleet:
             busy = server.in_flight
             for lane in server.lanes.values():
                 if lane.open and lane.model not in without:
-                    free = self.concurrency_of(server) - lane.in_flight
+                    free = self.concurrency_of(server) + self.ahead_of(lane) - lane.in_flight
                     if few is not None and lane.model not in many:
                         free = min(free, few)
                     slots += [((busy + n, server.price_rank), lane) for n in range(free)]
@@ -214,17 +218,17 @@ class Fleet:
     def acquire(self, model: str, url: str | None = None) -> Lane | None:
         """A slot on the server `url`, or on the least busy one, the cheapest of these; None where there is none."""
         lanes = (server.lanes.get(model) for server in self.servers if url is None or server.url == url)
-        candidates = [lane for lane in lanes if lane is not None and self._has_room(lane)]
+        candidates = [lane for lane in lanes if lane is not None and self._has_room(lane, self.ahead_of(lane))]
         if not candidates:
             return None
         lane = min(candidates, key=lambda each: (each.server.in_flight, each.server.price_rank))
         self._take(lane)
         return lane
 
-    def _has_room(self, lane: Lane) -> bool:
+    def _has_room(self, lane: Lane, ahead: int = 0) -> bool:
         return (
             lane.open
-            and lane.in_flight < self.concurrency_of(lane.server)
+            and lane.in_flight < self.concurrency_of(lane.server) + ahead
             and lane.server.in_flight < self._server_concurrency
         )
 
@@ -232,10 +236,12 @@ class Fleet:
         if not lane.in_flight:
             lane.begin()
         lane.in_flight += 1
+        lane.turnover.started()
         IN_FLIGHT.labels(lane.server.url, lane.model).inc()
 
     def release(self, lane: Lane) -> None:
         lane.in_flight -= 1
+        lane.turnover.ended()
         IN_FLIGHT.labels(lane.server.url, lane.model).dec()
         self.freed()
 

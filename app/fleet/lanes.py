@@ -15,6 +15,7 @@ from app.engines.base import Disposition, Engine, EngineError, ModelState
 from app.fleet.listing import ACTIVE
 from app.fleet.servers import ServerEntry
 from app.fleet.shares import Shares
+from app.fleet.turnover import Turnover
 
 
 @dataclass(eq=False)
@@ -31,6 +32,7 @@ class Lane:
     model: str
     in_flight: int = 0
     streams: int = 0
+    turnover: Turnover = field(default_factory=Turnover)
     moved_at: float = field(default_factory=time.monotonic)
     tried_at: float = field(default_factory=time.monotonic)
     signs: int = 0

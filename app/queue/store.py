@@ -77,7 +77,7 @@ class QueueStore:
 
     async def claim(
         self,
-        slots: Sequence[tuple[str, str, int | None]],
+        slots: Sequence[tuple[str, str, int | None] | tuple[str, str, int | None, int]],
         *,
         lease_seconds: float,
         dispatcher: str,
@@ -90,6 +90,8 @@ class QueueStore:
     ) -> Claims:
         """Claims a result for each slot (model, server, concurrency) while there are any, and room on the server.
 
+        A fourth element is how many more than its concurrency the server may have, to wait in the engine.
+
         No more than `most_bytes` of prompts and expected answers, or one result that has more.
         Owners take turns by their weights. All dispatchers together get no more of a model on a server than its
         concurrency, for which there must be slots (slots.py); None counts nothing. `holding` are the tokens of claims
@@ -100,7 +102,7 @@ class QueueStore:
         """
         if not slots:
             return Claims([], raced=False)
-        models, servers, most = _columns(slots, lambda slot: slot)
+        models, servers, most, ahead = _columns(slots, lambda slot: (*slot, 0)[:4])
         busy = running or {}
         async with self._database.hot() as connection:
             rows = await connection.fetch(
@@ -118,6 +120,7 @@ class QueueStore:
                 list(ended),
                 *([list(column) for column in zip(*named, strict=True)] or [[], [], []]),
                 kept_share,
+                ahead,
             )
         claimed = [row for row in rows if row["id"] is not None]
         count_claims(claimed)

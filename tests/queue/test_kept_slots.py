@@ -72,6 +72,24 @@ async def test_what_yields_leaves_them_and_what_is_due_has_them_at_once(
     assert len(third.claims) == 2, "one that is due, and one that yields in the slot that another had"
 
 
+@pytest.mark.parametrize(("share", "yielding"), [(KEPT / MOST, MOST - KEPT), (0.0, MOST + 3)])
+async def test_what_goes_ahead_of_the_settles_is_due_where_slots_are_kept(
+    store: QueueStore, slots: SlotStore, rows: Any, share: float, yielding: int
+) -> None:
+    await slots.make([("s", "m", MOST + 5)])
+    await submitted(store, rows, 0, 20)
+
+    async def claim(ahead: int) -> int:
+        wanted = [("m", "s", MOST, ahead)] * 20
+        return len((await store.claim(wanted, lease_seconds=30.0, dispatcher="d", kept_share=share)).claims)
+
+    assert await claim(3) == yielding
+    await submitted(store, rows, 20, 0)
+    assert await claim(3) == MOST + 3 - yielding
+    assert await claim(3) == 0
+    assert await claim(4) == 1, "another dispatcher measures for itself"
+
+
 async def test_what_is_due_takes_them_first_so_that_the_others_lose_none(
     store: QueueStore, slots: SlotStore, rows: Any
 ) -> None:

@@ -53,6 +53,7 @@ class TritonEngine(Engine):
     kind = "triton"
     answers_whole = True
     takes_images = True
+    queues = True
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._address = endpoint.address

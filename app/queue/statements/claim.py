@@ -23,6 +23,8 @@ LARGEST_ANSWER = f"""(coalesce((r.parameters->>'n')::bigint, 1) * coalesce((r.pa
 #
 # Work whose rank lies in the future, as that of batches does, yields: the last slots of a server, its share $15 of all,
 # are kept from it, so that what is due finds one free. Due work takes those first, and yielding work the others.
+# Besides its slots a server may have $16 requests more, which wait in the engine while others are settled; yielding
+# work has those only where nothing is kept from it, or it would take in the engine what is kept here.
 FREE_SLOT = """(x.until <= now() AND (x.token IS NULL OR x.token <> ALL ($5::uuid[])) OR x.token = ANY ($11::uuid[]))"""
 # Whether the server `v` fulfils a wish.
 MEETS = """(wish = 'server:' || v.name
@@ -31,9 +33,11 @@ CLAIM = f"""
 WITH RECURSIVE unflushed AS MATERIALIZED (
     SELECT set_config('synchronous_commit', 'off', true)
 ), offered AS (
-    SELECT model, server, most, place, most - floor(most * $15::float8)::int AS open,
+    SELECT model, server, most + ahead AS most, place,
+           CASE WHEN kept > 0 THEN most - kept ELSE most + ahead END AS open,
            row_number() OVER (PARTITION BY model, server ORDER BY place) AS nth
-    FROM unnest($1::text[], $2::text[], $10::int[]) WITH ORDINALITY AS s(model, server, most, place), unflushed
+    FROM unnest($1::text[], $2::text[], $10::int[], $16::int[]) WITH ORDINALITY
+         AS s(model, server, most, ahead, place), LATERAL floor(most * $15::float8) AS kept, unflushed
 ), free AS (
     SELECT l.model, l.server, count(*) AS n, count(*) FILTER (WHERE x.number < l.open) AS open
     FROM (SELECT DISTINCT model, server, most, open FROM offered) l

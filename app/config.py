@@ -5,7 +5,7 @@ from enum import StrEnum
 from functools import cached_property
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, model_validator
@@ -17,6 +17,7 @@ DEVELOPMENT_PASSWORDS = frozenset({"tickets-dev-only", "postgres", "password", "
 # What TRITON_URLS says where no server is fixed; an empty variable means the default.
 NO_SERVERS = "none"
 NO_PROXIES = "none"
+NOTHING_KEPT = "NONE"
 ROOT_PATH = re.compile(r"(/[\w.~-]+)*", re.ASCII)
 ORIGIN = re.compile(r"https?://[^/\s?#@*]+")
 
@@ -251,6 +252,11 @@ class Settings(BaseSettings):
         "http/protobuf", description="the protocol of traces, of which there is this one; `grpc` is refused"
     )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+    log_kept_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "NONE"] = Field(
+        "WARNING",
+        description="log lines from this level on are kept in Postgres too, the newest 5,000 of each kind of process, "
+        "for the console; `NONE` keeps none",
+    )
     dispatcher_metrics_port: int = Field(
         0, ge=0, le=65535, description="Prometheus port of the dispatcher; 0 serves none"
     )

@@ -71,10 +71,12 @@ from app.console import (
     model_pages,
     new_batch,
     overview,
+    running_pages,
     server_pages,
     ticket,
     tickets,
     usage_pages,
+    webhook_pages,
 )
 from app.db.engine import open_database
 from app.db.faults import DATABASE_FAULT, DatabaseFault
@@ -116,6 +118,7 @@ from app.services.outbound import Sender
 from app.services.outputs import Outputs
 from app.services.overview import Overviews
 from app.services.picks import Picks
+from app.services.process_logs import Process, ProcessLogs, lines_kept
 from app.services.pulse import Pulse
 from app.services.results import Results
 from app.services.servers import Servers
@@ -201,7 +204,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         *(anthropic, tgi, tgi_openai, protollm, semoss, semoss_generate),
         *(overview, tickets, ticket, chat_pages, compare),
         *(new_batch, batch_pages, model_pages, server_pages, host_pages),
-        *(key_pages, usage_pages),
+        *(key_pages, usage_pages, webhook_pages, running_pages),
         # Last, for it has what no other page of the console is.
         login,
     ):
@@ -222,6 +225,7 @@ def _lifespan(settings: Settings) -> Lifespan:
             state = await Health(database).database()
             if state.lasting:
                 raise DatabaseFault(state.detail)
+            await stack.enter_async_context(lines_kept(database, Process.API, settings))
             fleet = await stack.enter_async_context(open_fleet(settings, ServerStore(database)))
             board = SettledBoard()
             catalog = Catalog(database, fleet)
@@ -285,6 +289,7 @@ def _lifespan(settings: Settings) -> Lifespan:
                 ticket_list=TicketList(database),
                 overviews=Overviews(database, catalog, servers),
                 pulse=pulse,
+                process_logs=ProcessLogs(database),
             )
             prepare = preparing(replace(services, images=None))
             loader = Loader(database, stored_files, prepare, checkers, services.batches.arrived, settings)

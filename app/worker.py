@@ -42,6 +42,7 @@ from app.queue.unkept import UnkeptStore
 from app.services.catalog import Catalog
 from app.services.conversations import Conversations
 from app.services.health import Health, migrated, require_database
+from app.services.process_logs import Process, lines_kept
 from app.telemetry import configure_logging, logger, tracing
 
 log = logger("worker")
@@ -52,6 +53,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     name = f"{socket.gethostname()}:{os.getpid()}"
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(settings))
+        await stack.enter_async_context(lines_kept(database, Process.DISPATCHER, settings))
         fleet = await stack.enter_async_context(open_fleet(settings, ServerStore(database)))
         if not await migrated(Health(database), stop):
             return

@@ -40,6 +40,7 @@ from app.services.outputs import Outputs
 from app.services.overview import Overviews
 from app.services.pages import Page, Window
 from app.services.picks import Picks
+from app.services.process_logs import ProcessLogs
 from app.services.pulse import Pulse
 from app.services.results import Results
 from app.services.servers import Servers
@@ -101,6 +102,7 @@ class Services:
     ticket_list: TicketList
     overviews: Overviews
     pulse: Pulse
+    process_logs: ProcessLogs
 
 
 def services_of(request: Request) -> Services:

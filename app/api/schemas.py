@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from app.db.tables import results
 from app.queue.ticket import PRIORITY_HIGHEST, PRIORITY_LOWEST, Phase, Status
 from app.services.results import Waiting, phase
-from app.services.webhooks import Webhook
+from app.services.webhooks import DeliveryState, Webhook
 from app.services.wishes import Wish
 from app.storable import StorableObject, StorableText
 from app.tasks.generate import SamplingParameters
@@ -298,14 +298,11 @@ class Delivery(BaseModel):
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Self:
-        status: Literal["pending", "delivered", "given_up"] = "pending"
-        if row["due_at"] is None:
-            status = "given_up" if row["delivered_at"] is None else "delivered"
         return cls(
             id=row["id"],
             event=row["event"],
             url=row["url"],
-            status=status,
+            status=DeliveryState.of(row).value,
             tries=row["tries"],
             last_error=row["last_error"],
             created_at=row["created_at"],

@@ -24,6 +24,7 @@ from app.errors import DatabaseUnavailable
 from app.queue.hosts import HostStore
 from app.queue.leader import Leadership, LeaderStore
 from app.services.health import Health, migrated, require_database
+from app.services.process_logs import Process, lines_kept
 from app.services.webhooks import web_address
 from app.telemetry import configure_logging, logger
 from nvidia_triton.checked_yaml import UnusableFile
@@ -42,6 +43,7 @@ async def run(settings: Settings, kinds: Kinds, stop: asyncio.Event) -> None:
     async with AsyncExitStack() as stack:
         stack.push_async_callback(kinds.close)
         database = await stack.enter_async_context(open_database(settings))
+        await stack.enter_async_context(lines_kept(database, Process.CAPACITY, settings))
         if not await migrated(Health(database), stop):
             return
         leader = Leader(LeaderStore(database), f"{socket.gethostname()}:{os.getpid()}", settings.capacity_lease_seconds)

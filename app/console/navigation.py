@@ -35,6 +35,10 @@ ENTRIES = (
     Entry("/hosts", "Hosts", "h", Scope.ADMIN),
     Entry("/usage", "Usage", "u"),
     Entry("/keys", "Keys", "k"),
+    Entry("/webhooks", "Webhooks", "w"),
+    Entry("/audit", "Audit", "d", Scope.ADMIN),
+    Entry("/logs", "Logs", "l", Scope.ADMIN),
+    Entry("/settings", "Settings", "e", Scope.ADMIN),
 )
 
 

@@ -62,10 +62,24 @@ SELECT id, event, url, created_at, due_at, give_up_at, tries, delivered_at, last
 WHERE result_id = $1 AND owner_id = $2 ORDER BY id
 """
 
+# Of an owner: those in a state are looked for among the newest.
+OF_OWNER = """
+SELECT id, event, url, created_at, due_at, give_up_at, tries, delivered_at, last_error, result_id, batch_id FROM (
+    SELECT * FROM webhook_deliveries WHERE owner_id = $1 AND ($2::uuid IS NULL OR id < $2)
+    ORDER BY owner_id DESC, id DESC LIMIT $5
+) newest
+WHERE CASE $3::text WHEN 'pending' THEN due_at IS NOT NULL
+                    WHEN 'delivered' THEN due_at IS NULL AND delivered_at IS NOT NULL
+                    WHEN 'given_up' THEN due_at IS NULL AND delivered_at IS NULL
+                    ELSE true END
+ORDER BY id DESC LIMIT $4
+"""
+
 SEND_AGAIN = """
 UPDATE webhook_deliveries SET due_at = now(), give_up_at = now() + interval '72 hours', tries = 0, delivered_at = NULL
-WHERE id = $1 AND result_id = $2 AND owner_id = $3 AND due_at IS NULL
+WHERE id = $1 AND ($2::uuid IS NULL OR result_id = $2) AND owner_id = $3 AND due_at IS NULL
 """
+IS_OF = "SELECT EXISTS (SELECT FROM webhook_deliveries WHERE id = $1 AND owner_id = $2)"
 
 REMOVE = """
 DELETE FROM webhook_deliveries WHERE id IN (
@@ -122,10 +136,22 @@ class DeliveryStore:
             rows: list[Mapping[str, Any]] = await connection.fetch(OF_RESULT, result_id, owner_id)
         return rows
 
-    async def send_again(self, id_: UUID, result_id: UUID, owner_id: int) -> None:
-        """Makes an ended delivery due; one that is under way stays as it is."""
+    async def of_owner(
+        self, owner_id: int, before: UUID | None, state: str | None, limit: int, most_looked_at: int
+    ) -> list[Mapping[str, Any]]:
+        """Newest first."""
+        async with self._database.hot() as connection:
+            rows: list[Mapping[str, Any]] = await connection.fetch(
+                OF_OWNER, owner_id, before, state, limit, most_looked_at
+            )
+        return rows
+
+    async def send_again(self, id_: UUID, result_id: UUID | None, owner_id: int) -> bool:
+        """Makes an ended delivery due, one that is under way stays as it is; whether the owner has such a delivery."""
         async with self._database.hot() as connection:
             await connection.execute(SEND_AGAIN, id_, result_id, owner_id)
+            is_there: bool = await connection.fetchval(IS_OF, id_, owner_id)
+        return is_there
 
     async def remove(self, older_than: UUID, limit: int) -> int:
         """Removes ended deliveries made before the id `older_than`; returns how many."""

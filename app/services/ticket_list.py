@@ -129,7 +129,7 @@ def _found(caller: Caller, search: Search, before: UUID | None = None) -> Select
         if value := getattr(search, name):
             query = query.where(results.c[name] == value)
     if search.text:
-        pattern = f"%{_escaped(search.text)}%"
+        pattern = f"%{escaped(search.text)}%"
         said = (results.c.output, results.c.error_message, contexts.c.content, cast(contexts.c.messages, Text))
         query = query.join(contexts, contexts.c.id == results.c.context_id, isouter=True)
         query = query.where(or_(*(column.ilike(pattern, escape="\\") for column in said)))
@@ -165,6 +165,6 @@ def _before(column: ColumnElement[UUID], id_: UUID | None) -> Sequence[ColumnEle
     return (true(),) if id_ is None else (column < literal(id_),)
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """As LIKE takes it literally."""
     return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")

@@ -10,6 +10,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -23,12 +24,15 @@ from app.errors import AppError, DeliveryNotFound, InvalidRequest, OwnerNotFound
 from app.queue.deliveries import DeliveryStore
 from app.services.addresses import AddressPolicy, literal
 from app.services.callers import Caller, Scope
+from app.services.pages import Page
 from app.services.results import Results
 from app.storable import StorableText
 
 LONGEST_URL = 2000
 SECRET_BYTES = 32
 OVERLAP_SECONDS = 24 * 3600
+# Deliveries in a state are looked for among so many of the newest.
+SEARCHED = 20_000
 NAME = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9_-]*[a-z0-9])?)*\.?")
 LOCAL_NAME = re.compile(r"(.+\.)?localhost\.?")
 HIGHEST_PORT = 65535
@@ -55,6 +59,18 @@ WHERE id = ANY($1::uuid[])
 """  # noqa: S608
 
 Event = Literal["result.completed", "result.failed"]
+
+
+class DeliveryState(StrEnum):
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    GIVEN_UP = "given_up"
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> DeliveryState:
+        if row["due_at"] is not None:
+            return cls.PENDING
+        return cls.GIVEN_UP if row["delivered_at"] is None else cls.DELIVERED
 
 
 class Webhook(BaseModel):
@@ -128,6 +144,22 @@ class Webhooks:
         """
         await self._results.get(caller, result_id)
         return await self._store.of_result(result_id, caller.owner_id)
+
+    async def page(self, caller: Caller, state: DeliveryState | None, limit: int, before: UUID | None = None) -> Page:
+        """The owner's deliveries, of results and of batches, newest first; in a `state`, of the newest SEARCHED."""
+        rows = await self._store.of_owner(caller.owner_id, before, state, limit + 1, SEARCHED)
+        more = len(rows) > limit
+        rows = rows[:limit]
+        return Page(rows, rows[-1]["id"] if more else None)
+
+    async def deliver_again(self, caller: Caller, id_: UUID) -> None:
+        """As `send_again`, of a batch's delivery too.
+
+        Raises:
+            DeliveryNotFound: the owner has no such delivery.
+        """
+        if not await self._store.send_again(id_, None, caller.owner_id):
+            raise DeliveryNotFound(f"There is no delivery {id_}: ended ones are removed a week after they were made.")
 
     async def send_again(self, caller: Caller, result_id: UUID, id_: UUID) -> Mapping[str, Any]:
         """Makes a delivery that ended due once more, under the same id; one that has not ended stays as it is.

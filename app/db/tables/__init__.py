@@ -7,6 +7,7 @@ from app.db.tables.contexts import contexts
 from app.db.tables.conversations import conversation_items, conversations
 from app.db.tables.files import batches, file_chunks, files
 from app.db.tables.hosts import budget_alerts, capacity_leader, host_charges, host_events, hosts, pools
+from app.db.tables.log_lines import log_lines
 from app.db.tables.models import models, set_aside_models
 from app.db.tables.owners import (
     api_keys,
@@ -42,6 +43,7 @@ __all__ = [
     "host_events",
     "hosts",
     "idempotency_keys",
+    "log_lines",
     "metadata",
     "models",
     "output_files",

@@ -30,4 +30,5 @@ webhook_deliveries = Table(
     Column("last_error", Text),
     Index("webhook_deliveries_due", "host", "due_at", postgresql_where=text("due_at IS NOT NULL")),
     Index("webhook_deliveries_by_result", "result_id"),
+    Index("webhook_deliveries_by_owner", "owner_id", "id"),
 )

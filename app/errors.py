@@ -198,6 +198,17 @@ class ChatNotFound(NotFound):
     title = "No such chat"
 
 
+class InstructionsNotFound(NotFound):
+    code = "instructions_not_found"
+    title = "No such instructions"
+
+
+class InstructionsInUse(AppError):
+    code = "instructions_in_use"
+    status = 409
+    title = "Other instructions follow these"
+
+
 class ComparisonNotFound(NotFound):
     code = "comparison_not_found"
     title = "No such comparison"

@@ -66,6 +66,7 @@ from app.console import (
     chat_pages,
     compare,
     host_pages,
+    instruction_pages,
     key_pages,
     login,
     model_pages,
@@ -111,6 +112,7 @@ from app.services.health import Health, require_database
 from app.services.hosts import Hosts
 from app.services.image_fetching import ImageFetcher
 from app.services.inputs import Inputs
+from app.services.instructions import Instructions
 from app.services.keys import Keys
 from app.services.limits import Limits
 from app.services.loading import Loader
@@ -120,6 +122,7 @@ from app.services.overview import Overviews
 from app.services.picks import Picks
 from app.services.process_logs import Process, ProcessLogs, lines_kept
 from app.services.pulse import Pulse
+from app.services.ratings import Ratings
 from app.services.results import Results
 from app.services.servers import Servers
 from app.services.sessions import Sessions
@@ -202,7 +205,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         *(chat, completions, responses, conversations, embeddings, images),
         *(files, uploads, batches, openai_models, tokens),
         *(anthropic, tgi, tgi_openai, protollm, semoss, semoss_generate),
-        *(overview, tickets, ticket, chat_pages, compare),
+        *(overview, tickets, ticket, chat_pages, instruction_pages, compare),
         *(new_batch, batch_pages, model_pages, server_pages, host_pages),
         *(key_pages, usage_pages, webhook_pages, running_pages),
         # Last, for it has what no other page of the console is.
@@ -261,6 +264,8 @@ def _lifespan(settings: Settings) -> Lifespan:
                 comparisons=comparisons,
                 picks=Picks(database, comparisons),
                 chats=Chats(database, contexts),
+                ratings=Ratings(database, results),
+                instructions=Instructions(database),
                 templates=Templates(settings),
                 parsers=parsers,
                 profiles=Profiles(settings, parsers),

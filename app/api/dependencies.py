@@ -34,6 +34,7 @@ from app.services.health import Health
 from app.services.hosts import Hosts
 from app.services.image_fetching import ImageFetcher
 from app.services.inputs import Inputs
+from app.services.instructions import Instructions
 from app.services.keys import Keys
 from app.services.limits import Limits
 from app.services.outputs import Outputs
@@ -42,6 +43,7 @@ from app.services.pages import Page, Window
 from app.services.picks import Picks
 from app.services.process_logs import ProcessLogs
 from app.services.pulse import Pulse
+from app.services.ratings import Ratings
 from app.services.results import Results
 from app.services.servers import Servers
 from app.services.sessions import Sessions
@@ -74,6 +76,8 @@ class Services:
     comparisons: Comparisons
     picks: Picks
     chats: Chats
+    ratings: Ratings
+    instructions: Instructions
     templates: Templates
     parsers: Parsers
     profiles: Profiles

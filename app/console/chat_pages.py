@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
@@ -16,22 +16,23 @@ from app.api.holding import make_ticket
 from app.api.security import READ, SUBMIT, WORK
 from app.api.sse import EventStream
 from app.console.asking import LONGEST, Text, Word, number_of, text_models
+from app.console.chat_view import INSTRUCTIONS, SHOWN, is_system, shown, written_of
 from app.console.entrance import PREFIX, PageRoute, form_token_of, with_cookie
 from app.console.following import followed
 from app.console.pages import page, wants_events
-from app.console.render import HEADERS, html, state_of
+from app.console.render import HEADERS, html
 from app.errors import AppError, ResultPending, invalid
 from app.openai.chat_request import prepare_chat
 from app.openai.requests import Prepared
 from app.openai.tools import rendered
-from app.openai.written import Written, read
 from app.queue.ticket import Status
-from app.services.chats import AFTER, FROM, MOST_SEARCHED, Turn, reference
+from app.services.chats import AFTER, FROM, MOST_SEARCHED, reference
+from app.services.ratings import BAD, GOOD
 from app.storable import StorableText
 
 FORM, TEMPLATE = "chats.html", "chat.html"
-SHOWN = 30
-FIELDS = ("model", "message", "system", "max_tokens", "temperature", "after")
+FIELDS = ("model", "message", "system", "instructions", "max_tokens", "temperature", "after")
+RATINGS = {"good": GOOD, "bad": BAD}
 
 router = APIRouter(prefix=f"{PREFIX}/chat", route_class=PageRoute, include_in_schema=False)
 
@@ -44,6 +45,8 @@ class Asked:
     model: str
     # None keeps the instructions that it goes on with.
     system: str | None
+    # The id of named ones, in place of `system`.
+    instructions: str
     max_tokens: str
     temperature: str
     # The ticket whose answer it goes on from; '' begins anew.
@@ -54,11 +57,12 @@ async def _asked(
     message: Text = "",
     model: Word = "",
     system: Annotated[str | None, Form(max_length=LONGEST)] = None,
+    instructions: Word = "",
     max_tokens: Word = "",
     temperature: Word = "",
     after: Word = "",
 ) -> Asked:
-    return Asked(message, model, system, max_tokens, temperature, after)
+    return Asked(message, model, system, instructions, max_tokens, temperature, after)
 
 
 AskedForm = Annotated[Asked, Depends(_asked)]
@@ -68,11 +72,12 @@ AskedForm = Annotated[Asked, Depends(_asked)]
 async def chats(
     request: Request,
     model: str = "",
+    instructions: str = "",
     text: Annotated[StorableText, Query(max_length=255)] = "",
     before: datetime | None = None,
 ) -> Response:
     """A new chat, and those there are; `text` looks for words in them."""
-    return await _chats(request, {"model": model}, text=text, before=before)
+    return await _chats(request, {"model": model, "instructions": instructions}, text=text, before=before)
 
 
 @router.post("", dependencies=[WORK])
@@ -98,7 +103,7 @@ async def chat(request: Request, chat_id: UUID, at: UUID | None = None) -> Respo
     """The chat by way of the ticket `at`, or of its newest one."""
 
     async def gather() -> dict[str, Any]:
-        return await _shown(request, chat_id, at, {})
+        return await shown(request, chat_id, at, {})
 
     if wants_events(request):
         values = await gather()
@@ -120,9 +125,9 @@ async def sent(request: Request, chat_id: UUID, asked: AskedForm, at: Word = "")
     except AppError as error:
         if error.status >= 500 or error.status == 404:
             raise
-        values = await _shown(request, chat_id, _uuid(at), vars_of(asked), error)
-        shown = html(request.scope, TEMPLATE, error.status, form=form_token_of(request), **values)
-        return with_cookie(request, shown)
+        values = await shown(request, chat_id, _uuid(at), vars_of(asked), error)
+        answer = html(request.scope, TEMPLATE, error.status, form=form_token_of(request), **values)
+        return with_cookie(request, answer)
     await services.chats.used(caller, chat_id)
     return _to(request, chat_id, row["id"])
 
@@ -141,6 +146,26 @@ async def again(request: Request, chat_id: UUID, turn: Word = "") -> Response:
 async def stop(request: Request, chat_id: UUID, turn: Word = "") -> Response:
     result_id = await _of_chat(request, chat_id, turn)
     await services_of(request).results.cancel(caller_of(request), result_id)
+    return _to(request, chat_id, result_id)
+
+
+@router.post("/{chat_id}/rate", dependencies=[SUBMIT])
+async def rate(
+    request: Request,
+    chat_id: UUID,
+    turn: Word = "",
+    rating: Word = "",
+    comment: Annotated[StorableText, Form(max_length=10_000)] = "",
+) -> Response:
+    """`rating` is `good` or `bad`, or nothing to take one back."""
+    ratings, caller = services_of(request).ratings, caller_of(request)
+    result_id = await _of_chat(request, chat_id, turn)
+    if rating not in ("", *RATINGS):
+        raise invalid("rating", "is good, bad or nothing")
+    if rating:
+        await ratings.set(caller, result_id, RATINGS[rating], comment.strip())
+    else:
+        await ratings.remove(caller, result_id)
     return _to(request, chat_id, result_id)
 
 
@@ -196,18 +221,33 @@ async def _prepared(request: Request, asked: Asked, link: str) -> Prepared:
     messages = await _said_before(request, asked.after) if asked.after else []
     if not asked.message.strip():
         raise invalid("message", "write what you want to ask")
-    if asked.system is not None:
-        messages = messages[1:] if messages and _is_system(messages[0]) else messages
-        if asked.system.strip():
-            messages.insert(0, {"role": "system", "content": asked.system})
+    metadata = {link: asked.after} if asked.after else {}
+    if asked.system is not None or asked.instructions:
+        messages = messages[1:] if messages and is_system(messages[0]) else messages
+        system = (asked.system or "").strip()
+        if asked.instructions:
+            if system:
+                raise invalid("instructions", "choose named ones or write your own, not both")
+            # As they read now: they may have changed since the last message.
+            system = await services.instructions.text(caller, _instructions_id(asked.instructions))
+            metadata[INSTRUCTIONS] = asked.instructions
+        if system:
+            messages.insert(0, {"role": "system", "content": system})
     messages.append({"role": "user", "content": asked.message})
     body: dict[str, Any] = {"model": asked.model, "messages": messages}
-    if asked.after:
-        body["metadata"] = {link: asked.after}
+    if metadata:
+        body["metadata"] = metadata
     for name, text, kind in (("max_tokens", asked.max_tokens, int), ("temperature", asked.temperature, float)):
         if text.strip():
             body[name] = number_of(name, text, kind)
     return await prepare_chat(services, caller, body)
+
+
+def _instructions_id(text: str) -> UUID:
+    id_ = _uuid(text)
+    if id_ is None:
+        raise invalid("instructions", "are named by their id, a UUID")
+    return id_
 
 
 async def _said_before(request: Request, id_: str) -> list[dict[str, Any]]:
@@ -226,19 +266,11 @@ async def _said_before(request: Request, id_: str) -> list[dict[str, Any]]:
         )
     if not row["output"]:
         raise invalid("after", "has no answer to go on from: ask for it again, or edit its message")
-    written = _written(row)
+    written = written_of(row)
     answer: dict[str, Any] = {"role": "assistant", "content": written.content}
     if written.calls:
         answer["tool_calls"] = rendered(written.calls, result_id, 0)
     return [*prompt["messages"], answer]
-
-
-def _is_system(message: Mapping[str, Any]) -> bool:
-    return message["role"] in ("system", "developer")
-
-
-def _written(row: Mapping[str, Any]) -> Written:
-    return read(row["output"] or "", row["request"] or {})
 
 
 async def _chats(
@@ -258,6 +290,7 @@ async def _chats(
         "given": dict.fromkeys(FIELDS, "") | dict(given),
         "longest": LONGEST,
         "models": await text_models(request),
+        "named": await services.instructions.visible(caller),
         "refused": refused,
         "found": [{**row, "excerpt": excerpt(row["said"], text) if text.split() else ""} for row in found],
         "text": text,
@@ -272,93 +305,3 @@ def excerpt(said: str, text: str) -> str:
     """What stands around the first of the words."""
     place = max(0, min((at for word in text.split() if (at := said.lower().find(word.lower())) >= 0), default=0) - 60)
     return f"{'…' if place else ''}{said[place : place + 200]}{'…' if len(said) > place + 200 else ''}"
-
-
-async def _shown(
-    request: Request, chat_id: UUID, at: UUID | None, given: Mapping[str, str], refused: AppError | None = None
-) -> dict[str, Any]:
-    services, caller = services_of(request), caller_of(request)
-    row = await services.chats.get(caller, chat_id)
-    path = await services.chats.path(caller, chat_id, at)
-    rows = await services.chats.turns(caller, [turn.id for turn in path])
-    turns = [_turn(turn, rows[turn.id], turn is path[-1]) for turn in path if turn.id in rows]
-    leaf = turns[-1] if turns else None
-    before = leaf["row"] if leaf else {}
-    asked = before.get("request") or {}
-    first = before.get("first")
-    # What was typed where it was refused, else as the last message was sent.
-    same = {
-        "model": before.get("model", ""),
-        "message": "",
-        "system": _text(first) if first and _is_system(first) else "",
-        "max_tokens": _shown_number(asked.get("max_tokens")),
-        "temperature": _shown_number(asked.get("temperature")),
-        "after": str(before.get("id", "")),
-    }
-    return {
-        "row": row,
-        "turns": turns,
-        "leaf": leaf and leaf["id"],
-        "final": leaf is None or leaf["final"],
-        "begun": _begun(turns),
-        "models": await text_models(request),
-        "longest": LONGEST,
-        "given": same | dict(given),
-        # A refused edit is shown in the form at the end, which says of which message it is another one.
-        "edited": bool(given) and given["after"] != same["after"],
-        "same": same,
-        "refused": refused,
-        "others": await services.chats.newest(caller, SHOWN),
-    }
-
-
-def _turn(turn: Turn, row: Mapping[str, Any], last: bool) -> dict[str, Any]:
-    place = turn.siblings.index(turn.id)
-    final = Status(row["status"]).final
-    return {
-        "key": turn.id.hex,
-        "id": turn.id,
-        "row": row,
-        "last": last,
-        "state": state_of(row),
-        "final": final,
-        "written": _written(row) if final and row["output"] is not None else None,
-        "said": parts_of(row["said"]) if row["said"] else [],
-        "text": _text(row["said"]) if row["said"] else "",
-        "after": turn.after or (row["metadata"] or {}).get(FROM, ""),
-        "place": place + 1,
-        "of": len(turn.siblings),
-        "before": turn.siblings[place - 1] if place else None,
-        "next": turn.siblings[place + 1] if place + 1 < len(turn.siblings) else None,
-    }
-
-
-def _begun(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What stands before the first message of the chat, where it goes on from a ticket that is elsewhere."""
-    messages = turns[0]["row"]["begun"] if turns else None
-    return [{"role": each["role"], "parts": parts_of(each)} for each in (messages or [])[:-1]]
-
-
-def parts_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Texts as `text`, images that came along as `image`, and of anything else the `kind`."""
-    content = message.get("content")
-    if isinstance(content, str):
-        return [{"text": content}]
-    made = []
-    for part in content or []:
-        url = (part.get("image_url") or {}).get("url") if isinstance(part.get("image_url"), dict) else None
-        if isinstance(part.get("text"), str):
-            made.append({"text": part["text"]})
-        elif isinstance(url, str) and url.startswith("data:image/"):
-            made.append({"image": url})
-        else:
-            made.append({"kind": str(part.get("type"))})
-    return made
-
-
-def _text(message: Mapping[str, Any]) -> str:
-    return "\n".join(part["text"] for part in parts_of(message) if "text" in part)
-
-
-def _shown_number(value: float | None) -> str:
-    return "" if value is None else f"{value:g}"

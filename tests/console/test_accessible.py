@@ -42,9 +42,10 @@ async def things(service: Service) -> dict[str, str]:
 
 
 async def begun(visit: Visit) -> str:
-    """A chat with two versions of an answer."""
+    """A chat with two versions of an answer, one of which is rated."""
     id_ = await visit.ask(emit("A *text* with `code`."))
     await visit.service.settled(id_)
+    await visit.page.click("button:text-is('Good')")
     await visit.page.click("text=Answer again")
     await visit.page.wait_for_url(lambda url: id_ not in url)
     return visit.page.url.split("?")[0].rsplit("/", 1)[1]

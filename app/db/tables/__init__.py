@@ -1,7 +1,7 @@
 """The tables; see docs/architecture.md."""
 
 from app.db.tables.base import metadata
-from app.db.tables.chats import chats
+from app.db.tables.chats import chats, instructions, ratings
 from app.db.tables.comparisons import comparison_picks, comparisons
 from app.db.tables.contexts import contexts
 from app.db.tables.conversations import conversation_items, conversations
@@ -43,12 +43,14 @@ __all__ = [
     "host_events",
     "hosts",
     "idempotency_keys",
+    "instructions",
     "log_lines",
     "metadata",
     "models",
     "output_files",
     "owners",
     "pools",
+    "ratings",
     "request_counts",
     "result_events",
     "results",

@@ -37,7 +37,7 @@ ENTRIES = (
     Entry("/keys", "Keys", "k"),
     Entry("/webhooks", "Webhooks", "w"),
     Entry("/audit", "Audit", "d", Scope.ADMIN),
-    Entry("/logs", "Logs", "l", Scope.ADMIN),
+    Entry("/logs", "Logs", "i", Scope.ADMIN),
     Entry("/settings", "Settings", "e", Scope.ADMIN),
 )
 

@@ -50,7 +50,7 @@ async def get_result(result_id: UUID, wait: WaitDep, request: Request) -> object
     """One result as it stands; `Prefer: wait=N` holds the answer until it is final or N seconds are over."""
     results = services_of(request).results
     if wait is None:
-        row = await results.get(caller_of(request), result_id)
+        row = await results.get_placed(caller_of(request), result_id)
     else:
         row = await results.wait(caller_of(request), result_id, wait, request.is_disconnected)
     response = JsonBytes(Result.of(row, await results.waiting(row)))

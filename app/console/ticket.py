@@ -37,7 +37,7 @@ async def ticket(request: Request, result_id: UUID) -> Response:
 
 async def _shown(request: Request, id_: UUID) -> dict[str, Any]:
     services, caller = services_of(request), caller_of(request)
-    row = await services.results.get(caller, id_)
+    row = await services.results.get_placed(caller, id_)
     waiting = await services.results.waiting(row)
     context = await services.contexts.get(caller, row["context_id"])
     return {

@@ -19,6 +19,7 @@ from app.db.tables.declared import is_large
 from app.errors import AppError, DatabaseUnavailable, Removed, ResultNotFound
 from app.queue.columns import RESULT
 from app.queue.notify import SettledBoard
+from app.queue.statements.position import POSITION_OF_ROW
 from app.queue.store import QueueStore
 from app.queue.ticket import Phase, Status, phase_of
 from app.queue.unkept import UnkeptStore
@@ -38,6 +39,7 @@ PLANNED_FOR = ("queued", "no_server")
 _LISTED = [column for column in results.c if column is not results.c.request]
 LISTED = Listed(results, columns=_LISTED, large=[column for column in _LISTED if is_large(column)])
 GET = f"SELECT {RESULT} FROM results WHERE id = $1 AND owner_id = $2"  # noqa: S608
+GET_PLACED = f"SELECT {RESULT}, {POSITION_OF_ROW} AS position FROM results r WHERE id = $1 AND owner_id = $2"  # noqa: S608
 GET_MANY = GET.replace("id = $1", "id = ANY ($1::uuid[])", 1)
 
 
@@ -86,9 +88,13 @@ class Results:
         """Raises ResultNotFound."""
         return await self._get(id_, caller.owner_id)
 
-    async def _get(self, id_: UUID, owner_id: int) -> Mapping[str, Any]:
+    async def get_placed(self, caller: Caller, id_: UUID) -> Mapping[str, Any]:
+        """As `get`, with its place in the queue, which `waiting` then need not ask for."""
+        return await self._get(id_, caller.owner_id, GET_PLACED)
+
+    async def _get(self, id_: UUID, owner_id: int, statement: str = GET) -> Mapping[str, Any]:
         async with self._database.hot() as connection:
-            row: Mapping[str, Any] | None = await connection.fetchrow(GET, id_, owner_id)
+            row: Mapping[str, Any] | None = await connection.fetchrow(statement, id_, owner_id)
         if row is None:
             raise self._missing(id_)
         return row
@@ -142,7 +148,9 @@ class Results:
         _, detail = self._catalog.state_of(row["model"])
         if row["wish"] and (unmet := self._wishes.unmet(Wish.of(row["wish"]), row["model"])):
             reason, detail = "no_server", unmet
-        position = await self._store.position(row["model"], row["rank"], row["id"], row["owner_id"], row["wish"])
+        position = row.get("position")
+        if position is None:
+            position = await self._store.position(row["model"], row["rank"], row["id"], row["owner_id"], row["wish"])
         waiting = Waiting(reason, position, detail or None)
         if reason in PLANNED_FOR and not row["wish"] and (planned := await self._plans.of(row["model"])) is not None:
             return replace(waiting, **planned)

@@ -26,7 +26,7 @@ from app.queue.statements.settle import OUTPUT_FILE_COLUMNS, SETTLE
 from app.queue.store import settlement_row
 from app.queue.ticket import Outcome, Settlement, Status
 from app.services.contexts import newest_requests
-from app.services.results import GET
+from app.services.results import GET, GET_PLACED
 from tests.conftest import with_database
 from tests.postgres_server import RunningPostgres
 
@@ -153,6 +153,14 @@ async def test_a_position_reads_no_further_than_its_limit(history: Any) -> None:
         "results_claim",
         POSITION_LIMIT,
     )
+
+
+async def test_a_poll_of_a_queued_result_reads_it_and_those_ahead_in_one_statement(history: Any) -> None:
+    waiting = "FROM results WHERE status = 'pending' AND model = 'm1'"
+    last = await history.fetchval(f"SELECT id {waiting} ORDER BY rank DESC, id DESC LIMIT 1")
+    found = await plan(history, GET_PLACED, last, 0)
+    read = {node["Index Name"]: node["Actual Rows"] for node in nodes(found) if "Index Name" in node}
+    assert read == {"results_by_owner": 1, "results_claim": await history.fetchval(f"SELECT count(*) - 1 {waiting}")}
 
 
 async def test_the_newest_request_of_a_context_is_read_alone(history: Any) -> None:

@@ -4,7 +4,7 @@ MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 # Modules are compiled once, not at the start of each process.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help install install-gradio install-peers run test test-long test-clients demo compare fetch-model lint format migrate revision psql key keys revoke-key servers hosts capacity webhook-secret lock clean bench bench-day bench-peers crash-peers test-compose crashtest
+.PHONY: help install install-gradio install-peers run test test-long test-clients demo compare fetch-model lint format migrate revision psql key keys revoke-key servers hosts capacity simulate webhook-secret lock clean bench bench-day bench-peers crash-peers test-compose crashtest
 
 PYTHON ?= python3
 # Files of tests at once; they wait for other processes most of the time.
@@ -110,6 +110,9 @@ hosts: install ## list the hosts that are or were rented: make hosts [FOLLOW=1],
 
 capacity: install ## what is wanted of hosts, what is decided, and why: make capacity [FOLLOW=1]
 	@exec $(LOCAL).database app.cli.capacity $${FOLLOW:+--follow}
+
+simulate: install ## try the policy of hosts in simulated time: make simulate [TRACE=day|batch|trickle|dead|file] [SEED="1 2 3"] (docs/capacity.md)
+	@exec $(BIN)/python -m app.capacity.simulation $${TRACE:+--trace "$$TRACE"} $${SEED:+--seed $$SEED}
 
 webhook-secret: install ## print what signs webhooks: make webhook-secret OWNER=alice (ROTATE=1 makes a new one)
 	@$(LOCAL).database app.cli.webhooks $${OWNER:+"$$OWNER"} $${ROTATE:+--rotate}

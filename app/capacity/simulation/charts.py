@@ -1,0 +1,120 @@
+"""Queue, hosts and dollars over time as one SVG picture, light or dark as its reader has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import log10
+from xml.sax.saxutils import escape
+
+from app.capacity.simulation.world import Sample
+
+WIDTH, HEIGHT = 760, 150
+LEFT, RIGHT, TOP, GAP = 56, 8, 44, 30
+# Points of a line; of each span of time the greatest value counts.
+POINTS = 300
+STYLE = """
+svg { font: 12px system-ui, sans-serif; background: #fff; }
+text { fill: #444; } .grid { stroke: #ddd; } path { fill: none; stroke-width: 1.5; }
+.l0 { stroke: #0969da; stroke-width: 2.5; } .l1 { stroke: #9a6700; } .l2 { stroke: #cf222e; } .l3 { stroke: #8250df; }
+text.l0, text.l1, text.l2, text.l3 { stroke: none; } text.l0 { fill: #0969da; font-weight: 600; }
+text.l1 { fill: #9a6700; } text.l2 { fill: #cf222e; } text.l3 { fill: #8250df; }
+@media (prefers-color-scheme: dark) {
+  svg { background: #0d1117; } text { fill: #b0b8c1; } .grid { stroke: #30363d; }
+  .l0 { stroke: #4493f8; } .l1 { stroke: #d29922; } .l2 { stroke: #f85149; } .l3 { stroke: #ab7df8; }
+  text.l0 { fill: #4493f8; } text.l1 { fill: #d29922; } text.l2 { fill: #f85149; } text.l3 { fill: #ab7df8; }
+}
+"""
+
+
+def picture(title: str, runs: Mapping[str, Sequence[Sample]]) -> str:
+    """Runs by the name of their controller."""
+    end = max(samples[-1].at for samples in runs.values())
+    panels = (
+        _panel("tickets that wait", 0, runs, end, lambda each: each.waiting, logarithmic=True),
+        _panel("hosts that bill", 1, runs, end, lambda each: each.hosts),
+        _panel("dollars", 2, runs, end, lambda each: each.dollars),
+    )
+    height = TOP + 3 * (HEIGHT + GAP)
+    legend = "".join(
+        f'<text class="l{number}" x="{LEFT + number * 150}" y="34">{escape(name)}</text>'
+        for number, name in enumerate(runs)
+    )
+    said = "; ".join(f"{name} ${samples[-1].dollars:.2f}" for name, samples in runs.items())
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
+        f'aria-label="{escape(title)}, simulated: {escape(said)}"><style>{STYLE}</style>'
+        f'<text x="{LEFT}" y="15">{escape(title)} (a simulation)</text>{legend}{"".join(panels)}</svg>\n'
+    )
+
+
+def _panel(
+    title: str,
+    number: int,
+    runs: Mapping[str, Sequence[Sample]],
+    end: float,
+    value: Callable[[Sample], float],
+    *,
+    logarithmic: bool = False,
+) -> str:
+    top, bottom = TOP + number * (HEIGHT + GAP), TOP + number * (HEIGHT + GAP) + HEIGHT
+    greatest = max(max(value(each) for each in samples) for samples in runs.values()) or 1.0
+    ticks = _powers(greatest) if logarithmic else _ticks(greatest)
+
+    def height(of: float) -> float:
+        part = log10(1 + of) / log10(1 + ticks[-1]) if logarithmic else of / ticks[-1]
+        return bottom - part * (HEIGHT - 18)
+
+    def place(at: float) -> float:
+        return LEFT + at / end * (WIDTH - LEFT - RIGHT)
+
+    grid = "".join(
+        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height(each):.0f}" y2="{height(each):.0f}"/>'
+        f'<text x="{LEFT - 6}" y="{height(each) + 4:.0f}" text-anchor="end">{each:,g}</text>'
+        for each in ticks
+    )
+    hours = "".join(
+        f'<text x="{place(hour * 3600):.0f}" y="{bottom + 14}" text-anchor="middle">{hour}:00</text>'
+        for hour in range(0, int(end // 3600) + 1, 3 if end < 30 * 3600 else 6)
+    )
+    lines = "".join(
+        f'<path class="l{place_}" d="{_line(samples, end, value, place, height)}"/>'
+        for place_, samples in reversed(list(enumerate(runs.values())))
+    )
+    return f'<text x="{LEFT}" y="{top + 10}">{escape(title)}</text>{grid}{hours}{lines}'
+
+
+def _line(
+    samples: Sequence[Sample],
+    end: float,
+    value: Callable[[Sample], float],
+    place: Callable[[float], float],
+    height: Callable[[float], float],
+) -> str:
+    most: dict[int, float] = {}
+    for each in samples:
+        number = int(each.at / end * POINTS)
+        most[number] = max(most.get(number, 0.0), value(each))
+    points = [(round(place(number / POINTS * end), 1), round(height(each), 1)) for number, each in most.items()]
+    # What lies on a level line between two others says nothing.
+    kept = [
+        point
+        for before, point, after in zip([None, *points], points, [*points[1:], None], strict=False)
+        if before is None or after is None or not before[1] == point[1] == after[1]
+    ]
+    return "M" + " ".join(f"{x:g},{y:g}" for x, y in kept)
+
+
+def _ticks(greatest: float) -> list[float]:
+    step = 10.0 ** int(log10(greatest) // 1)
+    for each in (step / 5, step / 2, step, step * 2, step * 5):
+        if greatest / each <= 5:
+            step = each
+            break
+    return [step * number for number in range(int(-(-greatest // step)) + 1)]
+
+
+def _powers(greatest: float) -> list[float]:
+    ticks = [0.0, 10.0]
+    while ticks[-1] < greatest:
+        ticks.append(ticks[-1] * 10)
+    return ticks

@@ -120,7 +120,8 @@ webhook-secret: install ## print what signs webhooks: make webhook-secret OWNER=
 lock: install ## pin the dependencies of pyproject.toml anew
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install -q uv==0.13.8
 	@$(COMPILE) pyproject.toml -o requirements.txt
-	@$(COMPILE) pyproject.toml --extra local --extra vast --extra dev -c requirements.txt -o requirements-dev.txt
+	@$(COMPILE) pyproject.toml --extra local --extra vast --extra ec2 --extra dev -c requirements.txt -o requirements-dev.txt
+	@$(COMPILE) pyproject.toml --extra vast --extra ec2 -c requirements-dev.txt -o requirements-capacity.txt
 	@$(COMPILE) --group engine -o requirements-engine.txt
 	@$(COMPILE) --group gradio -o requirements-gradio.txt
 	@$(COMPILE) --group peers -c requirements.txt -o requirements-peers.txt

@@ -130,7 +130,8 @@ class Walk:
 
     async def _end(self, reason: str, *, charged: bool = True) -> None:
         await self._service.end()
-        await self._host.writes.end(self.id, reason, charged=charged)
+        keeps_storage = self._host.means.provider.keeps_storage
+        await self._host.writes.end(self.id, reason, charged=charged, keeps_storage=keeps_storage)
         log.info("host has ended", host=self.row["label"], reason=reason)
         self._host.row["ended_at"] = True
 

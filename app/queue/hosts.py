@@ -13,7 +13,19 @@ from uuid import UUID
 
 from app.db.engine import Database
 from app.queue.leader import fenced
-from app.queue.ledger import ALONE, CHARGE, DOLLARS_SINCE, END_CHARGES, OPEN_PRICE, OVERSPENT, SPENT, Limit, Overspent
+from app.queue.ledger import (
+    ALONE,
+    CHARGE,
+    CHARGE_STORAGE,
+    DOLLARS_SINCE,
+    END_CHARGES,
+    END_STORAGE,
+    OPEN_PRICE,
+    OVERSPENT,
+    SPENT,
+    Limit,
+    Overspent,
+)
 
 Row = Mapping[str, Any]
 
@@ -253,6 +265,7 @@ class LeadersHosts:
             given = [asdict(limit) for limit in limits]
             over = await connection.fetchrow(OVERSPENT, given, hourly_price, keep_seconds)
             if over is None:
+                await connection.execute(END_STORAGE, provider, machine)
                 row: Row = await connection.fetchrow(
                     RESERVE,
                     *(pool, provider, label, offer, machine, gpu, hourly_price, storage_price, spot, list(models)),
@@ -298,11 +311,16 @@ class LeadersHosts:
         async with fenced(self._database, self._token) as connection:
             await connection.execute(TAKEN, id_)
 
-    async def end(self, id_: UUID, reason: str, *, charged: bool = True) -> None:
-        """It is known not to exist any more; where it never did, its open charge comes to nothing."""
+    async def end(self, id_: UUID, reason: str, *, charged: bool = True, keeps_storage: bool = False) -> None:
+        """It is known not to exist any more; where it never did, its open charge comes to nothing.
+
+        One that `keeps_storage` is only stopped: it costs its storage until its machine is rented again.
+        """
         async with fenced(self._database, self._token) as connection:
             await connection.execute(END, id_, reason)
             await connection.execute(END_CHARGES, id_, charged)
+            if charged and keeps_storage:
+                await connection.execute(CHARGE_STORAGE, id_)
 
     async def charge(self, id_: UUID, hourly_price: float) -> None:
         """From now on it costs this much; one that was taken for gone counts again."""

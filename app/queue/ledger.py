@@ -18,6 +18,15 @@ UPDATE host_charges SET until_at = CASE WHEN $2 THEN now() ELSE from_at END WHER
 CHARGE = """
 INSERT INTO host_charges (host_id, from_at, pool, hourly_price) SELECT id, now(), pool, $2 FROM hosts WHERE id = $1
 """
+# A host that is only stopped costs its storage, until its machine is rented again: from then on it is in the price.
+CHARGE_STORAGE = """
+INSERT INTO host_charges (host_id, from_at, pool, hourly_price)
+SELECT id, now(), pool, storage_price FROM hosts WHERE id = $1 AND storage_price > 0
+"""
+END_STORAGE = """
+UPDATE host_charges c SET until_at = now() FROM hosts h
+WHERE c.until_at IS NULL AND h.id = c.host_id AND h.ended_at IS NOT NULL AND h.provider = $1 AND h.machine = $2
+"""
 OPEN_PRICE = "SELECT hourly_price FROM host_charges WHERE host_id = $1 AND until_at IS NULL"
 _WINDOWS = {
     "hour": "date_trunc('hour', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'",

@@ -129,6 +129,8 @@ class Provider(Protocol):
     """A market or a set of machines. Reads may be repeated; `create` is sent once, whatever happens."""
 
     name: str
+    # Whether a host that was ended here goes on costing its storage, because it is only stopped.
+    keeps_storage: bool
 
     async def offers(self, query: Query) -> Sequence[Offer]:
         """Offers that fit, the cheapest first.

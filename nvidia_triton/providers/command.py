@@ -110,6 +110,7 @@ class CommandProvider:
     may have made a host."""
 
     name = "command"
+    keeps_storage = False
 
     def __init__(self, options: Mapping[str, Any], settings: VastSettings) -> None:
         """

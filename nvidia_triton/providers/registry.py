@@ -8,16 +8,17 @@ from typing import Any
 
 from nvidia_triton.providers.base import Provider, Refused
 from nvidia_triton.providers.command import CommandProvider
+from nvidia_triton.providers.ec2 import Ec2Provider
 from nvidia_triton.providers.vast import VastProvider
 from nvidia_triton.vast.definition import InstanceDefinition, load_definition
 from nvidia_triton.vast.errors import TargetError
 from nvidia_triton.vast.settings import VastSettings, load_settings
 
-NAMES = ("vast", "command")
+NAMES = ("vast", "command", "ec2")
 
 
 def open_provider(name: str, options: Mapping[str, Any], settings: VastSettings) -> Provider:
-    """`options` are the provider's own: none of Vast.ai, see `CommandOptions` for the other.
+    """`options` are the provider's own: none of Vast.ai, see `CommandOptions` and `Ec2Options`.
 
     Raises:
         Refused: there is no such provider, or it cannot be used so.
@@ -29,6 +30,8 @@ def open_provider(name: str, options: Mapping[str, Any], settings: VastSettings)
             return VastProvider(settings)
         case "command":
             return CommandProvider(options, settings)
+        case "ec2":
+            return Ec2Provider(options)
         case _:
             raise Refused(f"There is no provider {name}: use one of {', '.join(NAMES)}.")
 

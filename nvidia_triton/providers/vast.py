@@ -25,6 +25,7 @@ class VastProvider:
     """Calls are sent once and paced; whoever asks repeats them. A host gets the SSH key once Vast.ai takes it."""
 
     name = "vast"
+    keeps_storage = False
 
     def __init__(self, settings: VastSettings) -> None:
         self._settings = settings

@@ -223,3 +223,18 @@ async def test_old_hosts_go_and_what_they_cost_stays(database: Database, rows: A
     assert await store.events(old) == []
     assert (await store.spent())["p"]["total"] == pytest.approx(before, abs=1e-4)
     assert await rows.fetchval("SELECT count(*) FROM host_charges WHERE host_id = $1", old) == 1
+
+
+async def test_a_host_that_is_only_stopped_costs_its_storage_until_its_machine_is_rented_again(
+    database: Database, rows: Any, leader: LeadersHosts
+) -> None:
+    rate = "SELECT coalesce(sum(hourly_price), 0) FROM host_charges WHERE until_at IS NULL"
+    for storage, kept in ((0.02, 0.02), (0.0, 0.0)):
+        host = await reserved(leader, machine=f"i-{storage}", storage_price=storage, provider="ec2")
+        await leader.end(host["id"], "it was idle", keeps_storage=True)
+        assert await rows.fetchval(rate) == kept
+        await reserved(leader, machine="another", provider="ec2", hourly_price=0.0)
+        assert await rows.fetchval(rate) == kept
+        again = await reserved(leader, machine=f"i-{storage}", provider="ec2")
+        assert await rows.fetchval(rate) == PRICE
+        await leader.end(again["id"], "it was idle")

@@ -77,7 +77,8 @@ class SendOptions(WishOptions):
         gt=0,
         le=LONGEST_LIFE_SECONDS,
         allow_inf_nan=False,
-        description="seconds; a result not finished by then fails with the code `expired`",
+        description="seconds; a result not finished by then fails with the code `expired`, so one that expires "
+        "soon goes earlier",
     )
     client_reference: ClientReference | None = Field(None, description="a name of your own, to find it by")
     webhook: Webhook | None = Field(None, description="whom to tell of the end; else whom the API key names")
@@ -128,6 +129,9 @@ class WaitingState(BaseModel):
     detail: str | None = Field(
         description="with model_down: since when, why, and what is done about it; with a wish: what its servers lack; "
         "with a reason of hosts: what stands in the way"
+    )
+    ahead_seconds: float | None = Field(
+        description="it is served as if it had come so much earlier, because it expires soon; null where it does not"
     )
     host: str | None = Field(description="with host_starting: the host")
     step: str | None = Field(description="with host_starting: what it does")

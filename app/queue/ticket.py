@@ -62,13 +62,17 @@ def phase_of(status: Status, *, claimed: bool, cancel_requested: bool) -> Phase 
     return Phase.RUNNING if claimed else Phase.QUEUED
 
 
-def rank_of(created_at: datetime, priority: int, ageing_seconds: float) -> datetime:
+def rank_of(created_at: datetime, priority: int, ageing_seconds: float, expires_at: datetime | None = None) -> datetime:
     """The place in the order of service: the earliest rank goes first.
 
     A step of priority is worth `ageing_seconds` of waiting, so nothing starves, and equal
-    priorities are served in order of arrival.
+    priorities are served in order of arrival. A ticket that expires sooner than `ageing_seconds` after its arrival goes
+    earlier by what is missing, so by a step of priority at most: each is due `ageing_seconds` after its arrival or when
+    it expires, whichever is sooner, and the one that is due first goes first.
     """
-    return created_at - timedelta(seconds=priority * ageing_seconds)
+    ageing = timedelta(seconds=ageing_seconds)
+    arrival = created_at if expires_at is None else min(created_at, expires_at - ageing)
+    return arrival - priority * ageing
 
 
 def backoff_seconds(attempt: int, draw: float | None = None) -> float:

@@ -21,7 +21,7 @@ from app.queue.columns import RESULT
 from app.queue.notify import SettledBoard
 from app.queue.statements.position import POSITION_OF_ROW
 from app.queue.store import QueueStore
-from app.queue.ticket import Phase, Status, phase_of
+from app.queue.ticket import Phase, Status, phase_of, rank_of
 from app.queue.unkept import UnkeptStore
 from app.services.audit import actor_of
 from app.services.callers import Caller
@@ -58,6 +58,8 @@ class Waiting:
     reason: str
     position: int
     detail: str | None = None
+    # So many seconds before its arrival it counts, because it expires soon; None where it does not.
+    ahead_seconds: float | None = None
     # The host that is started for it: its id, what it does, and when it is to be ready.
     host: str | None = None
     step: str | None = None
@@ -151,10 +153,16 @@ class Results:
         position = row.get("position")
         if position is None:
             position = await self._store.position(row["model"], row["rank"], row["id"], row["owner_id"], row["wish"])
-        waiting = Waiting(reason, position, detail or None)
+        waiting = Waiting(reason, position, detail or None, self._ahead_seconds(row))
         if reason in PLANNED_FOR and not row["wish"] and (planned := await self._plans.of(row["model"])) is not None:
             return replace(waiting, **planned)
         return waiting
+
+    def _ahead_seconds(self, row: Mapping[str, Any]) -> float | None:
+        if row["expires_at"] is None:
+            return None
+        arrival = rank_of(row["created_at"], row["priority"], self._settings.priority_ageing_seconds)
+        return max(0.0, (arrival - row["rank"]).total_seconds()) or None
 
     async def _read_together(self, id_: UUID, owner_id: int) -> Mapping[str, Any]:
         """Thousands may wait for one result: those who look at the same moment share one query."""

@@ -269,15 +269,16 @@ class Submissions:
         caller.require_model(model, parameters.get("lora_name"))
         id_ = uuid7()
         created_at = time_of(id_)
+        expires_at = None if expires_in is None else datetime.now(UTC) + timedelta(seconds=expires_in)
         return Submission(
             id=id_,
             context_id=context_id,
             model=model,
             parameters=parameters,
             priority=priority,
-            rank=rank_of(created_at, priority, self._settings.priority_ageing_seconds),
+            rank=rank_of(created_at, priority, self._settings.priority_ageing_seconds, expires_at),
             created_at=created_at,
-            expires_at=None if expires_in is None else datetime.now(UTC) + timedelta(seconds=expires_in),
+            expires_at=expires_at,
             client_reference=client_reference,
             retry_of=retry_of,
             idempotency=idempotency,

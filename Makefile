@@ -4,7 +4,7 @@ MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 # Modules are compiled once, not at the start of each process.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help install install-gradio install-peers run test test-long test-clients demo compare fetch-model lint format migrate revision psql key keys revoke-key servers hosts capacity simulate webhook-secret lock clean bench bench-day bench-peers crash-peers test-compose crashtest
+.PHONY: help install install-gradio install-peers run test test-long test-clients demo compare fetch-model lint format migrate revision psql key keys revoke-key servers hosts capacity simulate webhook-secret lock clean screenshots bench bench-day bench-peers crash-peers test-compose crashtest
 
 PYTHON ?= python3
 # Files of tests at once; they wait for other processes most of the time.
@@ -130,6 +130,9 @@ lock: install ## pin the dependencies of pyproject.toml anew
 
 clean: ## remove .venv and the caches; CLEAN_DATA=1 deletes the local database too
 	@$(PYTHON) -m nvidia_triton.local.bootstrap clean
+
+screenshots: install ## make the pictures of docs/console.md anew, with a demo on a real small model
+	@$(BIN)/python -m tests.console.screenshots $(ARGS)
 
 bench: install ## measure against bare tritonclient and FastAPI: make bench ARGS="drain submits"
 	@$(BIN)/python -m bench $(ARGS)

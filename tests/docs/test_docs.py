@@ -123,6 +123,16 @@ def test_every_link_between_documents_leads_somewhere() -> None:
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
+def test_every_picture_is_there_and_each_is_shown() -> None:
+    shown = set()
+    for document in (ROOT / "README.md", ROOT / "docs" / "console.md"):
+        for target in re.findall(r'\bsrc(?:set)?="([^"]+)"', document.read_text()):
+            shown.add((document.parent / target).resolve())
+    pictures = set((ROOT / "docs" / "screenshots").iterdir())
+    assert shown == pictures
+    assert sum(each.stat().st_size for each in pictures) < 1_500_000
+
+
 def test_the_tests_named_as_proof_exist() -> None:
     named = set(re.findall(r"`(?:tests/\S+::)?(test_[a-z0-9_]+)`", (ROOT / "docs" / "architecture.md").read_text()))
     assert len(named) >= 9

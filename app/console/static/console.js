@@ -121,5 +121,7 @@ document.addEventListener("click", async (event) => {
 document.addEventListener("visibilitychange", () => (document.hidden ? leave("paused") : follow()));
 addEventListener("pagehide", () => leave(""));
 
+// On a phone the pages' names stand in one line, which scrolls.
+document.querySelector("nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 localise(document);
 follow();

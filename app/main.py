@@ -246,6 +246,7 @@ def _lifespan(settings: Settings) -> Lifespan:
             parsers = Parsers(settings)
             keys = Keys(database)
             servers = Servers(database, settings, fleet)
+            hosts = Hosts(database)
             comparisons = Comparisons(database, store, contexts, results, submissions, limits, settings)
             pulse = Pulse()
             checkers = Checkers("app.checker", settings, catalog.seen) if settings.batch_checkers else None
@@ -285,14 +286,14 @@ def _lifespan(settings: Settings) -> Lifespan:
                 backlog=backlog,
                 fleet=fleet,
                 servers=servers,
-                hosts=Hosts(database),
+                hosts=hosts,
                 wishes=wishes,
                 connections=Connections(),
                 spool=Spool(settings),
                 bodies=BodyRoom(settings),
                 sessions=Sessions(database, keys),
                 ticket_list=TicketList(database),
-                overviews=Overviews(database, catalog, servers),
+                overviews=Overviews(database, catalog, servers, hosts),
                 pulse=pulse,
                 process_logs=ProcessLogs(database),
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -18,12 +18,10 @@ from app.console.entrance import PREFIX, PageRoute
 from app.console.pages import page
 from app.console.render import HEADERS, duration
 from app.services.audit import actor_of
-from app.services.hosts import HostEvent, HostView, PoolView
+from app.services.hosts import HostEvent, HostView, PoolView, budget_uses
 
 PER_PAGE = 50
 WINDOWS = {"hour": "this hour", "day": "today", "month": "this month", "total": "in all"}
-# A budget that is spent so far is near its end.
-NEARLY_SPENT = 0.8
 # The class that the time in a state is drawn by.
 KINDS = {
     "wanted": "dim",
@@ -47,16 +45,6 @@ class Stage(NamedTuple):
     seconds: float
 
 
-class BudgetUse(NamedTuple):
-    """Dollars; `kind` is how it is drawn."""
-
-    window: str
-    spent: float
-    limit: float
-    kind: str
-    bar: Markup
-
-
 @router.get("")
 async def hosts(request: Request, older_than: UUID | None = None) -> Response:
     services = services_of(request)
@@ -68,7 +56,7 @@ async def hosts(request: Request, older_than: UUID | None = None) -> Response:
         lives = await services.hosts.lives([host.id for host in shown])
         return {
             "capacity": capacity,
-            "pools": [_pool(pool) for pool in capacity.pools],
+            "pools": [pool_shown(pool) for pool in capacity.pools],
             "rate": sum(pool.spent.get("rate", 0.0) for pool in capacity.pools),
             "today": sum(pool.spent.get("day", 0.0) for pool in capacity.pools),
             "live": sum(pool.hosts for pool in capacity.pools),
@@ -141,7 +129,7 @@ def life_bar(stages: Sequence[Stage]) -> Markup:
     return share_bar(", ".join(said), shares, sum(stage.seconds for stage in stages) or 1.0)
 
 
-def _pool(pool: PoolView) -> dict[str, Any]:
+def pool_shown(pool: PoolView) -> dict[str, Any]:
     plan, settings = pool.plan, pool.settings
     market = plan.get("market") or {}
     return {
@@ -151,7 +139,7 @@ def _pool(pool: PoolView) -> dict[str, Any]:
         "least": settings.get("min_hosts", 0),
         "most": settings.get("max_hosts"),
         "rate": pool.spent.get("rate", 0.0),
-        "budgets": budgets_of(pool),
+        "budgets": budget_bars(pool),
         "demand": plan.get("demand", []),
         "actions": plan.get("actions", []),
         "waiting": plan.get("waiting", []),
@@ -160,14 +148,12 @@ def _pool(pool: PoolView) -> dict[str, Any]:
     }
 
 
-def budgets_of(pool: PoolView) -> list[BudgetUse]:
-    """Of each of its limits, what is spent."""
-    limits: Mapping[str, float | None] = pool.settings.get("budget") or {}
-    uses = []
-    for name, window in WINDOWS.items():
-        if limit := limits.get(name):
-            spent = pool.spent.get(name, 0.0)
-            kind = "good" if spent < limit * NEARLY_SPENT else "warn" if spent < limit else "bad"
-            title = f"{window}: ${spent:,.2f} of ${limit:,.2f}"
-            uses.append(BudgetUse(window, spent, limit, kind, share_bar(title, [Share(title, kind, spent)], limit)))
-    return uses
+def budget_bars(pool: PoolView) -> list[dict[str, Any]]:
+    """Of each of its limits what is spent, in words, in dollars and as a bar."""
+    bars = []
+    for use in budget_uses(pool):
+        kind = "bad" if use.spent >= use.limit else "warn" if use.near else "good"
+        title = f"{WINDOWS[use.window]}: ${use.spent:,.2f} of ${use.limit:,.2f}"
+        bar = share_bar(title, [Share(title, kind, use.spent)], use.limit)
+        bars.append({"window": WINDOWS[use.window], "spent": use.spent, "limit": use.limit, "kind": kind, "bar": bar})
+    return bars

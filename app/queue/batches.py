@@ -179,6 +179,10 @@ SELECT batch_line, id, client_reference, error_code, error_message FROM (
     WHERE batch_id = $1 AND status = 'failed' LIMIT 1000
 ) failed ORDER BY batch_line LIMIT $2
 """
+WITH_FAILURES = f"""
+SELECT {COLUMNS}, (SELECT filename FROM files f WHERE f.id = input_file_id) AS filename FROM batches
+WHERE owner_id = $1 AND id >= $2 AND (failed > 0 OR status = 'failed') ORDER BY id DESC LIMIT $3
+"""
 FAILED_LINES = "SELECT batch_line FROM results WHERE batch_id = $1 AND status = 'failed'"
 
 REMOVE = """
@@ -251,6 +255,12 @@ class BatchStore:
         """The first lines that failed, those of a batch that still runs among them."""
         async with self._database.hot() as connection:
             rows: list[Row] = await connection.fetch(FAILURES, id_, limit)
+        return rows
+
+    async def with_failures(self, owner_id: int, since: UUID, limit: int) -> list[Row]:
+        """Batches of which something failed, with their `filename`, newest first; none older than the id `since`."""
+        async with self._database.hot() as connection:
+            rows: list[Row] = await connection.fetch(WITH_FAILURES, owner_id, since, limit)
         return rows
 
     async def failed_lines(self, id_: UUID) -> set[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 from pydantic import BaseModel, Field
@@ -17,6 +17,9 @@ from app.queue.leader import LeaderStore
 from app.queue.pools import PoolStore
 
 LAST = UUID(int=2**128 - 1)
+WINDOWS = ("hour", "day", "month", "total")
+# A budget that is spent so far is near its end.
+NEARLY_SPENT = 0.8
 
 
 class HostView(BaseModel):
@@ -92,6 +95,25 @@ class PoolView(BaseModel):
 class CapacityView(BaseModel):
     leader: LeaderView | None = Field(description="the controller that decides; null where none ever ran")
     pools: list[PoolView]
+
+
+class BudgetUse(NamedTuple):
+    """What a pool has spent of one of its limits, in dollars; `window` is hour, day, month (UTC) or total."""
+
+    window: str
+    spent: float
+    limit: float
+
+    @property
+    def near(self) -> bool:
+        """Whether little of it is left, or nothing."""
+        return self.spent >= self.limit * NEARLY_SPENT
+
+
+def budget_uses(pool: PoolView) -> list[BudgetUse]:
+    """Of each limit that it has."""
+    limits = pool.settings.get("budget") or {}
+    return [BudgetUse(window, pool.spent.get(window, 0.0), limits[window]) for window in WINDOWS if limits.get(window)]
 
 
 class Hosts:

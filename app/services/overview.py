@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from app.db.engine import Database
 from app.db.ids import lowest_at
 from app.queue.backlog import read_backlog
+from app.queue.batches import BatchStore
 from app.services.callers import Caller, Scope
-from app.services.catalog import Catalog, CatalogEntry
+from app.services.catalog import SET_ASIDE, Catalog, CatalogEntry
+from app.services.hosts import CapacityView, Hosts, budget_uses
 from app.services.servers import Servers, ServerView
 
 MINUTES = 60
 # Of the tickets of the last hour, so many of the newest are looked at.
 MOST_LOOKED_AT = 20_000
+# Of the last day, the newest that had failures.
+BATCHES_SHOWN = 3
 
 # Of one owner; the index of pending rows by model serves the sums of all.
 PENDING = """
@@ -53,6 +57,15 @@ class ModelNow:
 
 
 @dataclass(frozen=True, slots=True)
+class Concern:
+    """What a person should look at: a model by name, a server or a batch by id, or the pool of hosts by name."""
+
+    about: Literal["model", "server", "batch", "pool"]
+    subject: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Overview:
     """`completed`, `failed` and `tokens` are of each of the last 60 minutes, the oldest first."""
 
@@ -64,7 +77,9 @@ class Overview:
     errors: Sequence[tuple[str, int]]
     # Whether the counts of what waits and runs are of all owners.
     of_all: bool
-    attention: Sequence[str] = field(default=())
+    attention: Sequence[Concern]
+    # None for those who may not see the hosts.
+    capacity: CapacityView | None
 
     @property
     def waiting(self) -> int:
@@ -74,12 +89,32 @@ class Overview:
     def running(self) -> int:
         return sum(model.running for model in self.models)
 
+    @property
+    def slots(self) -> int:
+        """How many tickets the servers that are up could run at once, if all were for their ready models."""
+        return sum(
+            server.concurrency * sum(model.state == "ready" for model in server.served)
+            for server in self.servers
+            if server.state == "up"
+        )
+
+    @property
+    def tickets_a_second(self) -> float:
+        """That ended, over the last minute."""
+        return (self.completed[-1] + self.failed[-1]) / 60
+
+    @property
+    def tokens_a_second(self) -> float:
+        return self.tokens[-1] / 60
+
 
 class Overviews:
-    def __init__(self, database: Database, catalog: Catalog, servers: Servers) -> None:
+    def __init__(self, database: Database, catalog: Catalog, servers: Servers, hosts: Hosts) -> None:
         self._database = database
+        self._batches = BatchStore(database)
         self._catalog = catalog
         self._servers = servers
+        self._hosts = hosts
 
     async def look(self, caller: Caller) -> Overview:
         of_all = Scope.ADMIN in caller.scopes
@@ -105,10 +140,14 @@ class Overviews:
             for name in sorted({*served, *pending})
         ]
         servers = await self._servers.list()
+        day = lowest_at(datetime.now(UTC) - timedelta(days=1))
+        batches = await self._batches.with_failures(caller.owner_id, day, BATCHES_SHOWN)
+        capacity = await self._hosts.capacity() if of_all else None
+        concerns = [*_of_models(models), *map(_of_batch, batches)]
+        if capacity is not None:
+            concerns = [*_of_servers(servers), *_of_pools(capacity), *concerns]
         completed, failed, tokens = _by_minute(recent)
-        return Overview(
-            models, servers, completed, failed, tokens, _errors(recent), of_all, _attention(models, servers)
-        )
+        return Overview(models, servers, completed, failed, tokens, _errors(recent), of_all, concerns, capacity)
 
 
 def _by_minute(rows: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[int], list[int]]:
@@ -129,13 +168,41 @@ def _errors(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda each: (-each[1], each[0]))
 
 
-def _attention(models: Sequence[ModelNow], servers: Sequence[ServerView]) -> list[str]:
-    """What a person should look at, in sentences."""
-    said = [
-        f"{model.waiting:,} tickets wait for {model.name}, which no server has ready"
-        f"{': ' + model.entry.reason if model.entry is not None and model.entry.reason else '.'}"
-        for model in models
-        if model.waiting and model.reason in ("no_server", "model_down")
-    ]
-    said += [f"Server {server.name} is down: {server.reason}" for server in servers if server.state == "down"]
-    return said
+def _of_models(models: Sequence[ModelNow]) -> Iterator[Concern]:
+    for model in models:
+        why = "" if model.entry is None else model.entry.reason
+        if model.waiting and model.reason in ("no_server", "model_down"):
+            tickets = "1 ticket waits" if model.waiting == 1 else f"{model.waiting:,} tickets wait"
+            yield Concern("model", model.name, f"{tickets} for {model.name}, which no server has ready{_because(why)}")
+        elif model.entry is not None and model.entry.state == SET_ASIDE:
+            yield Concern("model", model.name, f"{model.name} is down{_because(why)}")
+
+
+def _of_servers(servers: Sequence[ServerView]) -> Iterator[Concern]:
+    for server in servers:
+        if server.state == "down":
+            yield Concern("server", str(server.id), f"Server {server.name} is down{_because(server.reason or '')}")
+
+
+def _of_batch(row: Mapping[str, Any]) -> Concern:
+    name = row["filename"] or f"batch_{row['id'].hex}"
+    if row["status"] == "failed":
+        return Concern("batch", str(row["id"]), f"Batch {name} was refused: no line of it was run.")
+    return Concern("batch", str(row["id"]), f"{row['failed']:,} of {row['total']:,} requests of batch {name} failed.")
+
+
+def _of_pools(capacity: CapacityView) -> Iterator[Concern]:
+    leads = capacity.leader is not None and capacity.leader.leads
+    for pool in capacity.pools:
+        if pool.hosts and not leads:
+            text = f"Hosts of {pool.name} run and cost, and no controller decides about them."
+            yield Concern("pool", pool.name, text)
+        for use in budget_uses(pool):
+            if use.near:
+                span = "in all" if use.window == "total" else f"of this {use.window}"
+                text = f"{pool.name} has spent ${use.spent:,.2f} of the ${use.limit:,.2f} {span}."
+                yield Concern("pool", pool.name, text)
+
+
+def _because(reason: str) -> str:
+    return f": {reason}" if reason else "."

@@ -67,6 +67,10 @@ async def test_hosts_are_seen_locked_drained_and_destroyed(
         await expect(pool).to_contain_text(f"rent: 7 tickets wait {HOSTILE}")
         await expect(page.locator("#live_hosts tr").nth(1)).to_contain_text(f"SSH never answered {HOSTILE}")
         assert await page.locator("main script").count() == 0
+        await visit.go()
+        await expect(page.locator("#live_counts")).to_contain_text("for 1 rented host")
+        await page.click("text=p has spent $3.50 of the $4.00 of this day.")
+        await page.wait_for_url("**/console/hosts")
         await page.keyboard.press("j")
         await page.keyboard.press("Enter")
         head = page.locator("#live_head")

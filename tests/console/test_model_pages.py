@@ -49,6 +49,9 @@ async def test_a_server_is_added_drained_disabled_activated_and_removed(visit: V
     await expect(head).to_contain_text("7 of each model at once")
     await expect(head.locator(".badge")).to_have_text("down")
     await expect(head.locator(".attention")).not_to_be_empty()
+    await visit.go()
+    await expect(page.locator("#live_counts")).to_contain_text("of 64 slots")
+    await page.click(f"text=Server {HOSTILE} is down")
     for name, state in (("Drain", "drained"), ("Disable", "disabled"), ("Activate", "down")):
         await page.click(f"button:has-text('{name}')")
         await expect(head.locator(".badge")).to_have_text(state)

@@ -15,6 +15,8 @@ function localise(part) {
 
 let stream = null;
 let chosen = -1;
+// The parts of the page as the server made them: one that comes again as it was is left alone, under a pointer too.
+const shown = new Map([...document.querySelectorAll("[id^=live_]")].map((place) => [place.id, place.innerHTML]));
 
 function say(text) {
   document.getElementById("live-state").textContent = text;
@@ -32,6 +34,10 @@ function follow() {
     const { part, html } = JSON.parse(event.data);
     const place = document.getElementById(part);
     if (!place || place.contains(document.activeElement) && document.activeElement.matches("textarea, input")) return;
+    const made = document.createElement("template");
+    made.innerHTML = html;
+    if (shown.get(part) === made.innerHTML) return;
+    shown.set(part, made.innerHTML);
     const told = new Map();
     for (const growing of place.querySelectorAll("[data-growing]")) told.set(growing.dataset.growing, growing.textContent);
     const held = place.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;

@@ -3,69 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Form, Query, Request, Response
+from fastapi import APIRouter, Form, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from app.api.dependencies import caller_of, root_of, services_of
 from app.api.holding import make_ticket
 from app.api.security import READ, SUBMIT, WORK
 from app.api.sse import EventStream
-from app.console.asking import LONGEST, Text, Word, number_of, text_models
-from app.console.chat_view import INSTRUCTIONS, SHOWN, is_system, shown, written_of
+from app.console.asking import LONGEST, Word, text_models
+from app.console.chat_asked import FIELDS, AskedForm, prepared_of, uuid_or_none
+from app.console.chat_view import SHOWN, models_that_see, shown
 from app.console.entrance import PREFIX, PageRoute, form_token_of, with_cookie
 from app.console.following import followed
 from app.console.pages import page, wants_events
 from app.console.render import HEADERS, html
-from app.errors import AppError, ResultPending, invalid
-from app.openai.chat_request import prepare_chat
-from app.openai.requests import Prepared
-from app.openai.tools import rendered
-from app.queue.ticket import Status
+from app.errors import AppError, invalid
 from app.services.chats import AFTER, FROM, MOST_SEARCHED, reference
 from app.services.ratings import BAD, GOOD
 from app.storable import StorableText
 
 FORM, TEMPLATE = "chats.html", "chat.html"
-FIELDS = ("model", "message", "system", "instructions", "max_tokens", "temperature", "after")
 RATINGS = {"good": GOOD, "bad": BAD}
 
 router = APIRouter(prefix=f"{PREFIX}/chat", route_class=PageRoute, include_in_schema=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What the form of a message says."""
-
-    message: str
-    model: str
-    # None keeps the instructions that it goes on with.
-    system: str | None
-    # The id of named ones, in place of `system`.
-    instructions: str
-    max_tokens: str
-    temperature: str
-    # The ticket whose answer it goes on from; '' begins anew.
-    after: str
-
-
-async def _asked(
-    message: Text = "",
-    model: Word = "",
-    system: Annotated[str | None, Form(max_length=LONGEST)] = None,
-    instructions: Word = "",
-    max_tokens: Word = "",
-    temperature: Word = "",
-    after: Word = "",
-) -> Asked:
-    return Asked(message, model, system, instructions, max_tokens, temperature, after)
-
-
-AskedForm = Annotated[Asked, Depends(_asked)]
 
 
 @router.get("", dependencies=[READ])
@@ -86,7 +50,7 @@ async def begun(request: Request, asked: AskedForm) -> Response:
     services, caller = services_of(request), caller_of(request)
     chat_id = None
     try:
-        prepared = await _prepared(request, asked, FROM)
+        prepared = await prepared_of(request, asked, FROM)
         chat_id = await services.chats.create(caller, asked.message)
         row, _ = await make_ticket(request, prepared, streamed=True, client_reference=reference(chat_id))
     except AppError as error:
@@ -94,7 +58,7 @@ async def begun(request: Request, asked: AskedForm) -> Response:
             await services.chats.delete(caller, chat_id)
         if error.status >= 500 or error.status == 404:
             raise
-        return await _chats(request, vars_of(asked), error)
+        return await _chats(request, asked.fields, error)
     return _to(request, chat_id, row["id"])
 
 
@@ -117,15 +81,14 @@ async def sent(request: Request, chat_id: UUID, asked: AskedForm, at: Word = "")
     services, caller = services_of(request), caller_of(request)
     await services.chats.get(caller, chat_id)
     try:
-        inside = any(
-            str(turn.id) == asked.after for turn in await services.chats.path(caller, chat_id, _uuid(asked.after))
-        )
-        prepared = await _prepared(request, asked, AFTER if inside else FROM)
+        path = await services.chats.path(caller, chat_id, uuid_or_none(asked.after))
+        inside = any(str(turn.id) == asked.after for turn in path)
+        prepared = await prepared_of(request, asked, AFTER if inside else FROM)
         row, _ = await make_ticket(request, prepared, streamed=True, client_reference=reference(chat_id))
     except AppError as error:
         if error.status >= 500 or error.status == 404:
             raise
-        values = await shown(request, chat_id, _uuid(at), vars_of(asked), error)
+        values = await shown(request, chat_id, uuid_or_none(at), asked.fields, error)
         answer = html(request.scope, TEMPLATE, error.status, form=form_token_of(request), **values)
         return with_cookie(request, answer)
     await services.chats.used(caller, chat_id)
@@ -183,10 +146,6 @@ async def delete(request: Request, chat_id: UUID) -> Response:
     return RedirectResponse(f"{root_of(request)}{PREFIX}/chat", 303, HEADERS)
 
 
-def vars_of(asked: Asked) -> dict[str, str]:
-    return {name: getattr(asked, name) or "" for name in FIELDS}
-
-
 def _to(request: Request, chat_id: UUID, at: UUID | None = None) -> Response:
     place = "" if at is None else f"?at={at}#leaf"
     return RedirectResponse(f"{root_of(request)}{PREFIX}/chat/{chat_id}{place}", 303, HEADERS)
@@ -196,81 +155,12 @@ async def _of_chat(request: Request, chat_id: UUID, turn: str) -> UUID:
     """The id of a ticket of the chat; raises InvalidRequest, or ChatNotFound."""
     services, caller = services_of(request), caller_of(request)
     await services.chats.get(caller, chat_id)
-    result_id = _uuid(turn)
+    result_id = uuid_or_none(turn)
     if result_id is None or result_id not in {
         each.id for each in await services.chats.path(caller, chat_id, result_id)
     }:
         raise invalid("turn", "is the id of a ticket of this chat")
     return result_id
-
-
-def _uuid(text: str) -> UUID | None:
-    try:
-        return UUID(text)
-    except ValueError:
-        return None
-
-
-async def _prepared(request: Request, asked: Asked, link: str) -> Prepared:
-    """The message with the chat before it, as a ticket whose prompt says by `link` what it goes on from.
-
-    Raises:
-        AppError: whatever is wrong with it.
-    """
-    services, caller = services_of(request), caller_of(request)
-    messages = await _said_before(request, asked.after) if asked.after else []
-    if not asked.message.strip():
-        raise invalid("message", "write what you want to ask")
-    metadata = {link: asked.after} if asked.after else {}
-    if asked.system is not None or asked.instructions:
-        messages = messages[1:] if messages and is_system(messages[0]) else messages
-        system = (asked.system or "").strip()
-        if asked.instructions:
-            if system:
-                raise invalid("instructions", "choose named ones or write your own, not both")
-            # As they read now: they may have changed since the last message.
-            system = await services.instructions.text(caller, _instructions_id(asked.instructions))
-            metadata[INSTRUCTIONS] = asked.instructions
-        if system:
-            messages.insert(0, {"role": "system", "content": system})
-    messages.append({"role": "user", "content": asked.message})
-    body: dict[str, Any] = {"model": asked.model, "messages": messages}
-    if metadata:
-        body["metadata"] = metadata
-    for name, text, kind in (("max_tokens", asked.max_tokens, int), ("temperature", asked.temperature, float)):
-        if text.strip():
-            body[name] = number_of(name, text, kind)
-    return await prepare_chat(services, caller, body)
-
-
-def _instructions_id(text: str) -> UUID:
-    id_ = _uuid(text)
-    if id_ is None:
-        raise invalid("instructions", "are named by their id, a UUID")
-    return id_
-
-
-async def _said_before(request: Request, id_: str) -> list[dict[str, Any]]:
-    """The chat of a ticket with its answer."""
-    result_id = _uuid(id_)
-    if result_id is None:
-        raise invalid("after", "is the id of a ticket, a UUID")
-    services, caller = services_of(request), caller_of(request)
-    row = await services.results.get(caller, result_id)
-    prompt = await services.contexts.get(caller, row["context_id"])
-    if prompt["messages"] is None:
-        raise invalid("after", "names a ticket that is no chat")
-    if row["status"] == Status.PENDING:
-        raise ResultPending(
-            "The answer is still being written: wait for its end or stop it, then send the next message."
-        )
-    if not row["output"]:
-        raise invalid("after", "has no answer to go on from: ask for it again, or edit its message")
-    written = written_of(row)
-    answer: dict[str, Any] = {"role": "assistant", "content": written.content}
-    if written.calls:
-        answer["tool_calls"] = rendered(written.calls, result_id, 0)
-    return [*prompt["messages"], answer]
 
 
 async def _chats(
@@ -290,6 +180,7 @@ async def _chats(
         "given": dict.fromkeys(FIELDS, "") | dict(given),
         "longest": LONGEST,
         "models": await text_models(request),
+        "seeing": await models_that_see(request),
         "named": await services.instructions.visible(caller),
         "refused": refused,
         "found": [{**row, "excerpt": excerpt(row["said"], text) if text.split() else ""} for row in found],

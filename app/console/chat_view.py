@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from fastapi import Request
+from pydantic_core import to_json
 
 from app.api.dependencies import caller_of, services_of
 from app.console.asking import LONGEST, text_models
@@ -19,6 +20,13 @@ from app.services.chats import FROM, Turn
 SHOWN = 30
 # In the metadata of a prompt: the id of the named instructions that it begins with.
 INSTRUCTIONS = "instructions"
+
+
+async def models_that_see(request: Request) -> list[str]:
+    """Those whose folder says that they take images."""
+    profiles = services_of(request).profiles
+    able = {entry.name: profiles.of(entry.name).capabilities for entry in await text_models(request)}
+    return [name for name, can in able.items() if can is not None and can.images]
 
 
 def is_system(message: Mapping[str, Any]) -> bool:
@@ -51,6 +59,8 @@ async def shown(
         "message": "",
         "system": _text(first) if first and is_system(first) and not chosen else "",
         "instructions": chosen,
+        "tools": to_json(asked["tools"], indent=2).decode() if asked.get("tools") else "",
+        "images_of": "",
         "max_tokens": _shown_number(asked.get("max_tokens")),
         "temperature": _shown_number(asked.get("temperature")),
         "after": str(before.get("id", "")),
@@ -62,7 +72,9 @@ async def shown(
         "final": leaf is None or leaf["final"],
         "begun": _begun(turns),
         "models": await text_models(request),
+        "seeing": await models_that_see(request),
         "named": named,
+        "calls": leaf["written"].calls if leaf and leaf["written"] else [],
         "longest": LONGEST,
         "given": same | dict(given),
         # A refused edit is shown in the form at the end, which says of which message it is another one.
@@ -76,6 +88,7 @@ async def shown(
 def _turn(turn: Turn, row: Mapping[str, Any], rating: Mapping[str, Any] | None, last: bool) -> dict[str, Any]:
     place = turn.siblings.index(turn.id)
     final = Status(row["status"]).final
+    said = row["said"] or []
     return {
         "key": turn.id.hex,
         "id": turn.id,
@@ -85,8 +98,10 @@ def _turn(turn: Turn, row: Mapping[str, Any], rating: Mapping[str, Any] | None, 
         "state": state_of(row),
         "final": final,
         "written": written_of(row) if final and row["output"] is not None else None,
-        "said": parts_of(row["said"]) if row["said"] else [],
-        "text": _text(row["said"]) if row["said"] else "",
+        "said": [{"role": each["role"], "parts": parts_of(each)} for each in said],
+        "text": _text(said[-1]) if said else "",
+        # What tools said is sent once more only with the answer that had called them.
+        "editable": [each["role"] for each in said] == ["user"],
         "after": turn.after or (row["metadata"] or {}).get(FROM, ""),
         "place": place + 1,
         "of": len(turn.siblings),
@@ -98,7 +113,8 @@ def _turn(turn: Turn, row: Mapping[str, Any], rating: Mapping[str, Any] | None, 
 def _begun(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What stands before the first message of the chat, where it goes on from a ticket that is elsewhere."""
     messages = turns[0]["row"]["begun"] if turns else None
-    return [{"role": each["role"], "parts": parts_of(each)} for each in (messages or [])[:-1]]
+    own = len(turns[0]["said"]) if turns else 0
+    return [{"role": each["role"], "parts": parts_of(each)} for each in (messages or [])[: -own or None]]
 
 
 def parts_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:

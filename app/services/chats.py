@@ -36,33 +36,47 @@ LIST = """
 SELECT id, title, used_at FROM chats WHERE owner_id = $1 AND ($2::timestamptz IS NULL OR used_at < $2)
 ORDER BY used_at DESC, id LIMIT $3
 """
+# The last message of a prompt, without its images.
+LAST_TEXT = """CASE jsonb_typeof(c.messages -> -1 -> 'content')
+    WHEN 'string' THEN c.messages -> -1 ->> 'content'
+    ELSE jsonb_path_query_array(c.messages -> -1 -> 'content', '$[*].text')::text
+END"""
 # Each word stands in the question or in the answer, whatever its case.
-SEARCH = """
+SEARCH = f"""
 SELECT chat.id, chat.title, chat.used_at, found.result_id, found.said
 FROM (SELECT id, title, used_at FROM chats WHERE owner_id = $1 ORDER BY used_at DESC LIMIT $3) chat,
 LATERAL (
     SELECT r.id AS result_id, left(told.said, 20000) AS said
     FROM results r JOIN contexts c ON c.id = r.context_id,
-    LATERAL (SELECT concat_ws(E'\\n', chat.title, c.messages -> -1 ->> 'content', r.output) AS said) told
+    LATERAL (SELECT concat_ws(E'\\n', chat.title, {LAST_TEXT}, r.output) AS said) told
     WHERE r.owner_id = $1 AND r.client_reference = $4 || chat.id AND told.said ILIKE ALL ($2::text[])
     ORDER BY r.id DESC LIMIT 1
 ) found
 ORDER BY chat.used_at DESC, chat.id LIMIT $5
-"""
+"""  # noqa: S608
+# The messages of a prompt that stand behind the last answer in it.
+SAID = """(
+    SELECT jsonb_agg(each.message ORDER BY each.place)
+    FROM jsonb_array_elements(c.messages) WITH ORDINALITY AS each (message, place)
+    WHERE each.message ->> 'role' IN ('user', 'tool') AND each.place > coalesce((
+        SELECT max(other.place) FROM jsonb_array_elements(c.messages) WITH ORDINALITY AS other (message, place)
+        WHERE other.message ->> 'role' = 'assistant'
+    ), 0)
+)"""
 TREE = """
 SELECT r.id, c.metadata ->> 'after' AS after, r.status FROM results r JOIN contexts c ON c.id = r.context_id
 WHERE r.owner_id = $1 AND r.client_reference = $2 ORDER BY r.id DESC LIMIT $3
 """
 # `begun` is all that the first ticket of a chat was sent with. Texts are read as far as they come to $3 bytes together.
-TURNS = """
+TURNS = f"""
 SELECT r.id, r.context_id, r.model, r.status, r.attempt_token, r.cancel_requested_at, r.created_at, r.completed_at,
        r.server, r.error_code, r.error_message, r.completion_tokens, r.finish_reason, r.request, c.metadata,
-       c.messages -> -1 AS said, c.messages -> 0 AS first,
+       c.messages -> 0 AS first, {SAID} AS said,
        CASE WHEN c.metadata ->> 'after' IS NULL THEN c.messages END AS begun,
        CASE WHEN sum(octet_length(r.output)) OVER (ORDER BY r.id DESC) <= $3 THEN r.output END AS output
 FROM results r JOIN contexts c ON c.id = r.context_id
 WHERE r.id = ANY ($1::uuid[]) AND r.owner_id = $2 ORDER BY r.id
-"""
+"""  # noqa: S608
 Row = Mapping[str, Any]
 
 

@@ -1,5 +1,6 @@
 """Chats in a browser: answers grow, go on, branch, stop and are found again; a chat is its tickets."""
 
+import json
 from uuid import UUID, uuid4
 
 from playwright.async_api import Browser, expect
@@ -11,9 +12,10 @@ from tests.console.conftest import Visit, visiting
 from tests.console.test_entrance import COOKIE, logged_in
 from tests.console.test_pages import HOSTILE
 from tests.keys.conftest import MakeKey, bearer
-from tests.openai.response_kit import emit
+from tests.openai.response_kit import CALL, WEATHER, emit
 from tests.service import Service
 
+WEATHER_OF_CHATS = {name: value for name, value in WEATHER.items() if name != "type"}
 IDS = [UUID(int=number) for number in range(1, 8)]
 
 
@@ -79,6 +81,25 @@ async def test_a_stop_reaches_the_engine_and_what_was_written_stays(visit: Visit
     await expect(page.locator("#leaf .by-assistant")).to_contain_text("And on.")
 
 
+async def test_calls_of_tools_are_shown_and_answered(visit: Visit) -> None:
+    page = await visit.go("/console/chat")
+    await page.fill("textarea[name=message]", emit("Let me look. " + CALL))
+    await page.click("summary")
+    await page.fill("textarea[name=tools]", "[{")
+    await page.click("button:text-is('Send')")
+    await expect(page.locator("[role=alert]")).to_contain_text("tools: is no JSON")
+    assert visit.faults.pop().startswith("Failed to load resource: the server responded with a status of 422")
+    await page.fill("textarea[name=tools]", json.dumps([{"type": "function", "function": WEATHER_OF_CHATS}]))
+    await page.click("button:text-is('Send')")
+    await expect(page.locator("#leaf .call b")).to_have_text("weather")
+    await expect(page.locator("#leaf .call code")).to_contain_text("Paris")
+    await page.fill("textarea[name=result]", "<b>Rain</b>" + emit("It rains."))
+    await page.locator("main form button:text-is('Send')").click()
+    await expect(page.locator("#leaf .by-assistant")).to_contain_text("It rains.")
+    await expect(page.locator("#leaf .by-user")).to_contain_text("<b>Rain</b>")
+    assert await page.locator(".turn").count() == 2
+
+
 async def test_chats_belong_to_their_owner_and_nothing_wrong_changes_them(guarded: Service, make_key: MakeKey) -> None:
     alice, bob = await make_key("alice"), await make_key("bob")
     reader = await make_key("reader", owner="alice", scopes=(Scope.READ,))
@@ -87,7 +108,7 @@ async def test_chats_belong_to_their_owner_and_nothing_wrong_changes_them(guarde
         for data, said in (
             ({"message": " "}, "write what you want to ask"),
             ({"message": "Kept.", "max_tokens": "x"}, "is no whole number"),
-            ({"message": "Kept.", "after": "x"}, "is the id of a ticket"),
+            ({"message": "Kept.", "after": "x"}, "after: is an id, a UUID"),
             ({"message": "Kept.", "model": "nothing"}, "nothing"),
         ):
             refused = await client.post("/console/chat", data=form | data)

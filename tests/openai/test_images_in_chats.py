@@ -13,6 +13,7 @@ from PIL import Image
 
 from app.config import Settings
 from app.engines.triton.vllm import encode
+from tests.console.test_entrance import form_of
 from tests.faulty_http import Asked, faulty_server, finish, head, text
 from tests.fleet.test_server_rows import added
 from tests.servers import TEST_MODELS, RunningTriton, start_triton
@@ -191,3 +192,27 @@ def test_the_backend_is_sent_base64_without_the_head_of_a_data_url() -> None:
     assert (last.name, last.datatype, list(last.shape)) == ("image", "BYTES", [2])
     assert request.raw_input_contents[-1] == b"\4\0\0\0QUJD\4\0\0\0REVG"
     assert "image" not in {each.name for each in encode("sees", "1", "x", {}).inputs}
+
+
+async def test_the_console_sends_images_and_an_edited_message_keeps_them(service: Service) -> None:
+    await known(service)
+    form = {"form": form_of((await service.client.get("/console/chat")).text), "model": "sees"}
+    picture = base64.b64decode(in_base64("red"))
+    refused = await service.client.post(
+        "/console/chat", data=form | {"message": "What?"}, files={"image": ("a.svg", b"<svg/>", "image/svg+xml")}
+    )
+    assert (refused.status_code, "is none of image/gif" in refused.text) == (422, True)
+    made = await service.client.post(
+        "/console/chat", data=form | {"message": "What?"}, files={"image": ("a.png", picture, "image/png")}
+    )
+    address, first = made.headers["location"].split("#")[0].split("?at=")
+    assert (await service.settled(first))["output"].startswith("[simulated, 1 image]")
+    assert f'<img src="data:image/png;base64,{in_base64("red")}"' in (await service.client.get(address)).text
+    edited = await service.client.post(address, data=form | {"message": "And now?", "images_of": first})
+    second = edited.headers["location"].split("#")[0].split("?at=")[1]
+    assert (await service.settled(second))["output"].startswith("[simulated, 1 image]")
+    on = await service.client.post(address, data=form | {"message": "And then?", "after": second})
+    third = on.headers["location"].split("#")[0].split("?at=")[1]
+    assert (await service.settled(third))["output"].startswith("[simulated, 1 image]")
+    found = await service.client.get("/console/chat", params={"text": "WHAT? simulated"})
+    assert ("data:image" in found.text, address in found.text) == (False, True)

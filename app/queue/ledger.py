@@ -34,6 +34,7 @@ _WINDOWS = {
     "month": "date_trunc('month', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'",
     "total": "'-infinity'::timestamptz",
 }
+SPANS = tuple(_WINDOWS)
 SPENT = f"""
 SELECT pool, {
     ", ".join(f"sum({DOLLARS_SINCE.format(since=since)})::float8 AS {name}" for name, since in _WINDOWS.items())

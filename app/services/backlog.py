@@ -12,6 +12,7 @@ from app.db.engine import Database
 from app.errors import DatabaseUnavailable
 from app.queue.backlog import Backlog, read_backlog
 from app.services.catalog import Catalog
+from app.services.host_gauges import HostGauges
 from app.telemetry import logger
 from app.telemetry.metrics import DELIVERIES_PENDING, OLDEST_WAIT, PENDING, model_label
 
@@ -30,6 +31,7 @@ class BacklogGauges:
     def __init__(self, database: Database, catalog: Catalog) -> None:
         self._database = database
         self._catalog = catalog
+        self._hosts = HostGauges(database)
         self._reading: asyncio.Task[None] | None = None
         self._due = float("-inf")
         # Series of models whose tickets are all done with go to 0 rather than away.
@@ -57,10 +59,12 @@ class BacklogGauges:
         started = time.monotonic()
         try:
             self._show(await read_backlog(self._database))
+            await self._hosts.read()
         except (DatabaseUnavailable, asyncpg.PostgresError) as error:
             log.warning("the gauges of the queue cannot be read", error=type(error).__name__)
             for gauge in (PENDING, OLDEST_WAIT, DELIVERIES_PENDING):
                 gauge.replace({})
+            self._hosts.forget()
         finally:
             now = time.monotonic()
             self._due = now + max(FRESH_SECONDS, (now - started) / MAX_SHARE)

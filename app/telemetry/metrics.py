@@ -124,6 +124,20 @@ OLDEST_WAIT = Snapshot(
     "tickets_oldest_wait_seconds", "Age of the oldest ticket that waits, whole service; 0 where none does", ("model",)
 )
 DELIVERIES_PENDING = Snapshot("tickets_webhook_deliveries_pending", "Webhook deliveries to be made, whole service")
+HOSTS = Snapshot("tickets_hosts", "Rented hosts that have not ended, whole service", ("pool", "state"))
+HOST_DOLLARS_PER_HOUR = Snapshot(
+    "tickets_host_dollars_per_hour", "What rented hosts cost an hour now, whole service", ("pool",)
+)
+HOST_DOLLARS = Snapshot(
+    "tickets_host_dollars",
+    "What rented hosts have cost, whole service; span is the running hour, day or month, or total",
+    ("pool", "span"),
+)
+BUDGET_DOLLARS = Snapshot(
+    "tickets_budget_dollars",
+    "Budget of a pool of hosts, whole service; span as that of what they cost",
+    ("pool", "span"),
+)
 
 _models: set[str] = set()
 

@@ -6,13 +6,16 @@ from uuid import UUID
 
 import pytest
 
+from app.db.engine import Database
 from app.db.ids import uuid7
 from app.db.tables.contexts import Prompt
 from app.db.tables.results import SettledColumns
 from app.queue.hosts import LeadersHosts
+from app.queue.pools import LeadersPools
 from app.queue.store import QueueStore
 from app.queue.ticket import Claim, Outcome, Release, Settlement, Status, Submission
 from tests.capacity.conftest import PRICE, reserved
+from tests.operations.scrape import scrape
 from tests.service import Service
 
 DAY = timedelta(days=1)
@@ -143,3 +146,17 @@ async def test_what_dispatchers_counted_twice_costs_once(
     assert (total["host_cost"], total["overhead"]) == (pytest.approx(PRICE), pytest.approx(0, abs=1e-6))
     report = await usage(api, *span, "model")
     assert [group["cost"] for group in report["groups"]] == [pytest.approx(PRICE / 3), pytest.approx(2 * PRICE / 3)]
+
+
+async def test_the_metrics_are_the_ledger(api: Service, rows: Any, leader: LeadersHosts, database: Database) -> None:
+    gone, _ = [(await reserved(leader))["id"] for _ in range(2)]
+    await leader.end(gone, "it was idle")
+    await charge(rows, gone, timedelta(days=400, hours=3), timedelta(days=400))
+    await LeadersPools(database, 1).put([{"name": "p", "models": ["tiny"], "settings": {"budget": {"day": 5.0}}}])
+    samples = await scrape(api.client)
+    assert samples["tickets_hosts"] == {(("pool", "p"), ("state", "wanted")): 1}
+    assert samples["tickets_host_dollars_per_hour"] == {(("pool", "p"),): PRICE}
+    assert samples["tickets_budget_dollars"] == {(("pool", "p"), ("span", "day")): 5}
+    dollars = {dict(labels)["span"]: value for labels, value in samples["tickets_host_dollars"].items()}
+    assert dollars["total"] == pytest.approx(3 * PRICE, abs=0.01)
+    assert 0 <= dollars["hour"] <= dollars["day"] <= dollars["month"] < 0.01

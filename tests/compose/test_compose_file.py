@@ -48,6 +48,7 @@ def test_services_and_profiles() -> None:
         "dispatcher": [],
         "triton": ["gpu"],
         "tunnel": ["vast"],
+        "capacity": ["capacity"],
     }
 
 
@@ -57,7 +58,7 @@ def test_only_the_api_is_published_and_only_on_loopback() -> None:
     assert all("network_mode" not in service for service in SERVICES.values())
 
 
-@pytest.mark.parametrize("name", ["api", "dispatcher"])
+@pytest.mark.parametrize("name", ["api", "dispatcher", "capacity"])
 def test_starts_on_a_migrated_database(name: str) -> None:
     assert SERVICES[name]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
     assert SERVICES["migrate"]["depends_on"]["db"]["condition"] == "service_healthy"
@@ -65,7 +66,7 @@ def test_starts_on_a_migrated_database(name: str) -> None:
 
 
 def test_nothing_waits_for_triton() -> None:
-    for name in OURS:
+    for name in (*OURS, "capacity"):
         assert not {"triton", "tunnel"} & set(SERVICES[name]["depends_on"])
 
 
@@ -80,7 +81,7 @@ def test_our_services_are_one_image(name: str) -> None:
     assert SERVICES[name]["build"] == SERVICES["api"]["build"]
 
 
-@pytest.mark.parametrize("name", [*OURS, "tunnel"])
+@pytest.mark.parametrize("name", [*OURS, "tunnel", "capacity"])
 def test_is_built_from_a_stage_of_the_dockerfile(name: str) -> None:
     stages = re.findall(r"^FROM \S+ AS (\w+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert SERVICES[name]["build"]["target"] in stages
@@ -170,6 +171,27 @@ def test_the_tunnel_checks_the_host_and_notices_a_dead_connection() -> None:
     ]
 
 
+def test_the_controller_has_what_it_runs_and_is_reached_by_its_name() -> None:
+    """ssh and rsync, the clouds' clients, its definitions, a folder to write to, and an address for its tunnels."""
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    stage = dockerfile[dockerfile.index(" AS capacity") : dockerfile.index(" AS app")]
+    for needed in ("openssh-client", "rsync", "requirements-capacity.txt", "COPY nvidia_triton", "COPY migrations"):
+        assert needed in stage
+    assert re.search(r"^USER [1-9]\d*:[1-9]\d*$", stage, re.MULTILINE)
+    (command,) = re.findall(r"^CMD (.*)$", stage, re.MULTILINE)
+    assert json.loads(command) == ["python", "-m", "app.capacity"]
+    locked = (ROOT / "requirements-capacity.txt").read_text()
+    packages = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", locked, re.MULTILINE))
+    assert {"vastai", "boto3", "pyyaml", "asyncpg"} <= packages.keys()
+    of_app = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+    assert of_app.items() <= packages.items()
+    service = SERVICES["capacity"]
+    assert service["environment"]["CAPACITY_ADDRESS"] == "capacity"
+    (folder,) = re.findall(r"^ENV LOCAL_DIR=(\S+)$", stage, re.MULTILINE)
+    assert any(each.endswith(f":{folder}") for each in service["volumes"])
+    assert service["environment"]["SSH_KEY"] == f"/run/secrets/{service['secrets'][0]}"
+
+
 def test_the_image_is_not_root_and_installs_only_what_is_locked() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
     app = dockerfile[dockerfile.index(" AS app") :]
@@ -182,4 +204,7 @@ def test_the_image_is_not_root_and_installs_only_what_is_locked() -> None:
 def test_the_build_context_holds_nothing_private() -> None:
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert ignored[0] == "*"
-    assert set(ignored[1:]) == {"!requirements.txt", "!alembic.ini", "!migrations", "!app", "!models", "**/__pycache__"}
+    assert set(ignored[1:]) == {
+        *("!requirements.txt", "!requirements-capacity.txt", "!alembic.ini", "!migrations"),
+        *("!app", "!nvidia_triton", "!models", "**/__pycache__"),
+    }

@@ -15,13 +15,16 @@ import pytest
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from app.capacity.pools import load_pools
 from app.config import Settings, SettingsError, load_settings
 from app.db.ids import uuid7
 from app.main import GRACEFUL_SECONDS
+from nvidia_triton.providers.registry import open_definition
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "deploy" / "kubernetes" / "base"
 KEDA = ROOT / "deploy" / "kubernetes" / "keda"
+CAPACITY = ROOT / "deploy" / "kubernetes" / "capacity"
 OLDEST, NEWEST = "1.30", "1.37"
 
 Manifest = dict[str, Any]
@@ -38,6 +41,7 @@ def name_of(manifest: Manifest) -> str:
 
 
 IN_BASE = {name_of(manifest): manifest for manifest in manifests(BASE)}
+IN_CAPACITY = {name_of(manifest): manifest for manifest in manifests(CAPACITY)}
 IN_KEDA = {name_of(manifest): manifest for manifest in manifests(KEDA)}
 WORKLOADS = ("Job-migrate", "Deployment-api", "Deployment-dispatcher")
 SETTINGS: dict[str, str] = IN_BASE["ConfigMap-tickets-settings"]["data"]
@@ -59,9 +63,9 @@ def container(name: str) -> Manifest:
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
-@pytest.mark.parametrize("name", IN_BASE)
+@pytest.mark.parametrize("name", [*IN_BASE, *IN_CAPACITY])
 def test_follows_the_schema(name: str, version: str) -> None:
-    kubernetes_validate.validate(IN_BASE[name], version, strict=True)
+    kubernetes_validate.validate((IN_BASE | IN_CAPACITY)[name], version, strict=True)
 
 
 def test_the_schema_check_sees_a_misspelt_field() -> None:
@@ -158,7 +162,7 @@ def test_the_keda_objects_have_the_fields_of_their_crds() -> None:
     assert scaled.spec.minReplicaCount <= scaled.spec.maxReplicaCount
 
 
-@pytest.mark.parametrize("folder", [BASE, KEDA])
+@pytest.mark.parametrize("folder", [BASE, KEDA, CAPACITY])
 def test_the_kustomization_lists_every_file_but_the_example(folder: Path) -> None:
     listed = yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]
     files = {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml", "secret.example.yaml"}
@@ -252,6 +256,42 @@ def test_runs_as_the_user_of_the_image_and_may_write_nothing(name: str) -> None:
     assert container(name)["resources"]["limits"]["memory"]
 
 
+def test_the_controller_of_hosts_is_reached_where_its_tunnels_listen_and_by_us_alone(tmp_path: Path) -> None:
+    spec = IN_CAPACITY["Deployment-capacity"]["spec"]["template"]["spec"]
+    (controller,) = spec["containers"]
+    assert controller["image"] == COMPOSE["capacity"]["image"]
+    assert "command" not in controller
+    env = {each["name"]: each.get("value") or each["valueFrom"]["fieldRef"]["fieldPath"] for each in controller["env"]}
+    assert env["CAPACITY_BIND"] == env["CAPACITY_ADDRESS"] == "status.podIP"
+    assert {"CAPACITY_BIND", "CAPACITY_ADDRESS", "CAPACITY_DEFINITIONS"} <= {
+        each.upper() for each in Settings.model_fields
+    } & {*env}
+    mounts = {each["name"]: each["mountPath"] for each in controller["volumeMounts"]}
+    assert env["SSH_KEY"] == f"{mounts['ssh']}/id_ed25519"
+    assert {"id_ed25519", "id_ed25519.pub"} == set(IN_CAPACITY["Secret-tickets-ssh"]["stringData"])
+    (folder,) = re.findall(r"^ENV LOCAL_DIR=(\S+)$", DOCKERFILE, re.MULTILINE)
+    assert mounts["state"] == folder
+    # What is written as an example can be read as it stands.
+    pools = tmp_path / Path(env["CAPACITY_DEFINITIONS"]).name
+    pools.write_text(IN_CAPACITY["ConfigMap-tickets-pools"]["data"][pools.name])
+    assert [pool.name for pool in load_pools([pools]).pools] == ["chat"]
+    open_definition(pools)
+    security = spec["securityContext"] | {"fsGroup": None}
+    assert security == pod("Deployment-dispatcher")["securityContext"] | {"fsGroup": None}
+    assert controller["securityContext"] == container("Deployment-dispatcher")["securityContext"]
+    policy = IN_CAPACITY["NetworkPolicy-capacity"]["spec"]
+    labels = IN_CAPACITY["Deployment-capacity"]["spec"]["template"]["metadata"]["labels"]
+    assert policy["podSelector"]["matchLabels"].items() <= labels.items()
+    (allowed,) = policy["ingress"][0]["from"]
+    for name in WORKLOADS[1:]:
+        assert (
+            allowed["podSelector"]["matchLabels"].items()
+            <= IN_BASE[name]["spec"]["template"]["metadata"]["labels"].items()
+        )
+    (image,) = yaml.safe_load((CAPACITY / "kustomization.yaml").read_text())["images"]
+    assert image["name"] == controller["image"]
+
+
 def test_an_api_has_memory_for_the_bodies_it_takes() -> None:
     """docs/scaling.md: 130 MiB + 3.5 x 17/16 x MAX_BODIES_BYTES."""
     (mebibytes,) = re.fullmatch(  # type: ignore[union-attr]
@@ -276,7 +316,7 @@ def test_uploads_have_room_on_a_disk() -> None:
 
 
 def test_the_chat_templates_are_in_the_image() -> None:
-    (workdir,) = re.findall(r"^WORKDIR (\S+)$", DOCKERFILE, re.MULTILINE)
+    (workdir,) = set(re.findall(r"^WORKDIR (\S+)$", DOCKERFILE, re.MULTILINE))
     folder = Settings.model_fields["model_repository"].default
     assert f"COPY {folder} {folder}\n" in DOCKERFILE
     assert f"./models:{workdir}/{folder}:ro" in COMPOSE["api"]["volumes"]

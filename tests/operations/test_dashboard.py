@@ -126,9 +126,21 @@ ONLY_AFTER_A_FAULT = {
 }
 
 
+A_HOST = """
+WITH host AS (
+    INSERT INTO hosts (pool, provider, label, offer, hourly_price, models, state)
+    VALUES ('p', 'vast', 'label', '1', 0.5, '{tiny}', 'ready') RETURNING id
+), pool AS (
+    INSERT INTO pools (name, models, settings) VALUES ('p', '{tiny}', '{"budget": {"day": 5, "hour": null}}')
+)
+INSERT INTO host_charges (host_id, from_at, pool, hourly_price) SELECT id, now(), 'p', 0.5 FROM host
+"""
+
+
 async def test_every_metric_that_is_named_is_in_a_scrape(
-    make_settings: Callable[..., Settings], tmp_path: Path
+    make_settings: Callable[..., Settings], tmp_path: Path, rows: Any
 ) -> None:
+    await rows.execute(A_HOST)
     (url,) = make_settings().triton_urls
     servers = tmp_path / "servers.json"
     servers.write_text(json.dumps({"servers": [{"url": url, "hourly_price": 1.5}]}))

@@ -18,7 +18,21 @@ from tests.operations.scrape import scrape, value
 from tests.service import Service, eventually, running_api, running_dispatcher
 
 OPERATIONS = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text()
-BOUNDED = {"model", "server", "status", "code", "reason", "method", "route", "task", "outcome", "sqlstate"}
+BOUNDED = {
+    "model",
+    "server",
+    "status",
+    "code",
+    "reason",
+    "method",
+    "route",
+    "task",
+    "outcome",
+    "sqlstate",
+    "pool",
+    "state",
+    "span",
+}
 
 
 def documented(name: str, metric: object) -> tuple[str, str, tuple[str, ...], str] | None:

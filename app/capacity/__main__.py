@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from functools import partial
 
 import uvloop
@@ -15,6 +15,7 @@ import uvloop
 from app.background import Background
 from app.capacity.kinds import Kinds, open_kinds
 from app.capacity.leadership import Leader
+from app.capacity.left_running import left_running
 from app.capacity.pools import Pools, load_pools
 from app.capacity.reconcile import Reconciler
 from app.config import Settings, SettingsError, load_settings
@@ -54,14 +55,13 @@ async def run(settings: Settings, kinds: Kinds, stop: asyncio.Event) -> None:
         async with Background() as background:
             background.start("capacity", partial(leader.lead, work))
             await stop.wait()
-        with suppress(DatabaseUnavailable):
-            for host in await HostStore(database).live():
-                log.warning(
-                    "a host goes on costing",
-                    host=host["label"],
-                    id=host["provider_id"],
-                    dollars_an_hour=host["hourly_price"],
-                )
+        try:
+            hosts = await HostStore(database).live()
+        except DatabaseUnavailable:
+            log.warning("Postgres is away: whether hosts go on costing is not known; `make list-instances` shows it")
+            return
+        if said := left_running(hosts):
+            sys.stderr.write(f"{said}\n")
 
 
 def _alerts_url(settings: Settings) -> str | None:

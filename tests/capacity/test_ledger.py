@@ -6,6 +6,7 @@ from uuid import UUID
 
 import pytest
 
+from app.capacity.left_running import left_running
 from app.db.engine import Database
 from app.db.ids import uuid7
 from app.dispatch.janitor import remove_hosts
@@ -238,3 +239,19 @@ async def test_a_host_that_is_only_stopped_costs_its_storage_until_its_machine_i
         again = await reserved(leader, machine=f"i-{storage}", provider="ec2")
         assert await rows.fetchval(rate) == PRICE
         await leader.end(again["id"], "it was idle")
+
+
+async def test_who_stops_the_controller_is_told_what_goes_on_costing_and_what_ends_it(
+    database: Database, leader: LeadersHosts
+) -> None:
+    store = HostStore(database)
+    assert left_running(await store.live()) == ""
+    made, asked, other = [await reserved(leader, provider=each) for each in ("vast", "vast", "ec2")]
+    await leader.known_as(made["id"], "7835610")
+    said = left_running(await store.live()).splitlines()
+    assert said[0] == "3 hosts go on and cost $1.500 an hour while no controller runs:"
+    assert made["label"] in said[1]
+    assert "`make destroy-instance CONTRACT_ID=7835610` ends it" in said[1]
+    assert asked["label"] in said[2]
+    assert "`make list-instances`" in said[2]
+    assert f"`make hosts DESTROY={other['label']}`" in said[3]

@@ -102,7 +102,7 @@ class QueueStore:
         """
         if not slots:
             return Claims([], raced=False)
-        models, servers, most, ahead = _columns(slots, lambda slot: (*slot, 0)[:4])
+        models, servers, most, unreserved = _columns(slots, lambda slot: _bounds(*slot, kept_share=kept_share))
         busy = running or {}
         async with self._database.hot() as connection:
             rows = await connection.fetch(
@@ -119,8 +119,7 @@ class QueueStore:
                 most,
                 list(ended),
                 *([list(column) for column in zip(*named, strict=True)] or [[], [], []]),
-                kept_share,
-                ahead,
+                unreserved,
             )
         claimed = [row for row in rows if row["id"] is not None]
         count_claims(claimed)
@@ -235,6 +234,19 @@ class QueueStore:
         """Removes the counts of requests that no limit looks at any longer."""
         async with self._database.hot() as connection:
             await connection.execute(FORGET_REQUESTS)
+
+
+def _bounds(
+    model: str, server: str, concurrency: int | None, ahead: int = 0, *, kept_share: float
+) -> tuple[str, str, int | None, int | None]:
+    """How many requests the server may have, and how many of those may be of work that yields.
+
+    That has none ahead where slots are kept from it: it would take in the engine what is kept here.
+    """
+    if concurrency is None:
+        return model, server, None, None
+    most, kept = concurrency + ahead, int(concurrency * kept_share)
+    return model, server, most, concurrency - kept if kept else most
 
 
 def _columns(rows: Sequence[Any], fields: Any) -> list[list[Any]]:

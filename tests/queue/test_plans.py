@@ -34,7 +34,7 @@ SETTLED, PENDING, FAILED = 200_000, 5_000, 3_000
 OTHER_CONTEXT = uuid7()
 # Nothing is held or running.
 CONCURRENCY = 64
-REST = ([], [], [], [], MAX_STATEMENT_BYTES, [CONCURRENCY] * 20, [], ["s"], ["one"], ["triton"], 1 / 16, [0] * 20)
+REST = ([], [], [], [], MAX_STATEMENT_BYTES, [CONCURRENCY] * 20, [], ["s"], ["one"], ["triton"], [CONCURRENCY] * 20)
 SLOTS = f"""
 INSERT INTO server_slots (server, model, number)
 SELECT 's', model, n FROM unnest(ARRAY['m', 'm1', 'm2', 'nobody']) AS model, generate_series(0, {CONCURRENCY - 1}) n

@@ -14,7 +14,7 @@ from tests.queue.test_plans import check, nodes, plan
 # The arguments of a claim for them.
 TWENTY_SLOTS = (
     *(["m"] * 20, ["s"] * 20, 30.0, "d", [], [], [], [], MAX_STATEMENT_BYTES, [None] * 20),
-    *([], ["s"], ["one"], ["x"], 0.0),
+    *([], ["s"], ["one"], ["x"], [None] * 20),
 )
 NAMED = [("s", "one", "triton"), ("t", "two", "openai"), ("u", "three", "openai")]
 

@@ -21,10 +21,8 @@ LARGEST_ANSWER = f"""(coalesce((r.parameters->>'n')::bigint, 1) * coalesce((r.pa
 # waits for the other; $10 is how many a model has there, null for any number. Those of runs that have ended ($11) are
 # free for who ran them. See slots.py.
 #
-# Work whose rank lies in the future, as that of batches does, yields: the last slots of a server, its share $15 of all,
-# are kept from it, so that what is due finds one free. Due work takes those first, and yielding work the others.
-# Besides its slots a server may have $16 requests more, which wait in the engine while others are settled; yielding
-# work has those only where nothing is kept from it, or it would take in the engine what is kept here.
+# Work whose rank lies in the future, as that of batches does, yields: it may have only the first $15 slots of a server,
+# so that what is due finds one free. Due work takes the last ones first, and yielding work the others.
 FREE_SLOT = """(x.until <= now() AND (x.token IS NULL OR x.token <> ALL ($5::uuid[])) OR x.token = ANY ($11::uuid[]))"""
 # Whether the server `v` fulfils a wish.
 MEETS = """(wish = 'server:' || v.name
@@ -33,11 +31,10 @@ CLAIM = f"""
 WITH RECURSIVE unflushed AS MATERIALIZED (
     SELECT set_config('synchronous_commit', 'off', true)
 ), offered AS (
-    SELECT model, server, most + ahead AS most, place,
-           CASE WHEN kept > 0 THEN most - kept ELSE most + ahead END AS open,
+    SELECT model, server, most, open, place,
            row_number() OVER (PARTITION BY model, server ORDER BY place) AS nth
-    FROM unnest($1::text[], $2::text[], $10::int[], $16::int[]) WITH ORDINALITY
-         AS s(model, server, most, ahead, place), LATERAL floor(most * $15::float8) AS kept, unflushed
+    FROM unnest($1::text[], $2::text[], $10::int[], $15::int[]) WITH ORDINALITY AS s(model, server, most, open, place),
+         unflushed
 ), free AS (
     SELECT l.model, l.server, count(*) AS n, count(*) FILTER (WHERE x.number < l.open) AS open
     FROM (SELECT DISTINCT model, server, most, open FROM offered) l

@@ -92,19 +92,22 @@ async def in_order(
 ) -> AsyncGenerator[tuple[Part, list[CheckedLine]]]:
     """Each part with what came of it, where `at_once` of them are under way."""
     under_way: deque[tuple[Part, asyncio.Task[list[CheckedLine]]]] = deque()
+
+    async def first() -> tuple[Part, list[CheckedLine]]:
+        part, task = under_way[0]
+        # Not awaited itself: whoever is cancelled here ends all of them at once, before the next one starts a process.
+        await asyncio.wait({task})
+        checked = task.result()
+        under_way.popleft()
+        return part, checked
+
     try:
         async for part in parts:
             under_way.append((part, asyncio.create_task(check(part))))
             if len(under_way) == at_once:
-                first, task = under_way[0]
-                checked = await task
-                under_way.popleft()
-                yield first, checked
+                yield await first()
         while under_way:
-            first, task = under_way[0]
-            checked = await task
-            under_way.popleft()
-            yield first, checked
+            yield await first()
     finally:
         for _, task in under_way:
             task.cancel()

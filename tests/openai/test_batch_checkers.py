@@ -227,3 +227,33 @@ async def test_few_parts_are_under_way_and_come_in_order(count: int) -> None:
         order.append((part.ms, checked[0].number))
     assert order == [(number, number) for number in range(count)]
     assert most == min(count, PARTS_AT_ONCE)
+
+
+async def test_parts_under_way_end_together_where_the_reading_is_cancelled() -> None:
+    begun: list[int] = []
+    room = asyncio.Semaphore(2)
+
+    async def parts() -> AsyncIterator[Part]:
+        for number in range(10):
+            yield Part(number, [])
+
+    async def check(part: Part) -> list[CheckedLine]:
+        async with room:
+            begun.append(part.ms)
+            await asyncio.Event().wait()
+        return []
+
+    async def reading() -> None:
+        async for _ in in_order(parts(), check, PARTS_AT_ONCE):
+            pass
+
+    task = asyncio.create_task(reading())
+
+    async def busy() -> bool:
+        return len(begun) == 2
+
+    await eventually(busy, "two are checked")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert begun == [0, 1]

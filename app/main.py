@@ -75,6 +75,7 @@ from app.console import (
     running_pages,
     server_pages,
     ticket,
+    ticket_sets,
     tickets,
     usage_pages,
     webhook_pages,
@@ -205,7 +206,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         *(chat, completions, responses, conversations, embeddings, images),
         *(files, uploads, batches, openai_models, tokens),
         *(anthropic, tgi, tgi_openai, protollm, semoss, semoss_generate),
-        *(overview, tickets, ticket, chat_pages, instruction_pages, compare),
+        *(overview, tickets, ticket_sets, ticket, chat_pages, instruction_pages, compare),
         *(new_batch, batch_pages, model_pages, server_pages, host_pages),
         *(key_pages, usage_pages, webhook_pages, running_pages),
         # Last, for it has what no other page of the console is.

@@ -13,10 +13,10 @@ from fastapi.responses import RedirectResponse
 from app.api.dependencies import aware, caller_of, root_of, services_of
 from app.api.security import READ, SUBMIT
 from app.console.entrance import PREFIX, PageRoute, form_token_of, with_cookie
-from app.console.pages import page
+from app.console.pages import page, wants_events
 from app.console.render import HEADERS, html, query
 from app.errors import invalid
-from app.services.ticket_list import MOST_COUNTED, SEARCHED, Search, State
+from app.services.ticket_list import MOST_COUNTED, SEARCHED, Search, Seen, State
 from app.storable import StorableText
 
 PER_PAGE = 50
@@ -35,6 +35,7 @@ async def _searched(
     server: Word = "",
     error: Word = "",
     text: Word = "",
+    meta: Word = "",
     after: str = "",
     before: str = "",
 ) -> tuple[Search, dict[str, str]]:
@@ -47,6 +48,7 @@ async def _searched(
         "server": server,
         "error": error,
         "text": text,
+        "meta": meta,
         "after": after,
         "before": before,
     }
@@ -58,10 +60,18 @@ async def _searched(
         server=server or None,
         error_code=error or None,
         text=text or None,
+        metadata=_one_of("meta", meta, _path_and_value),
         created_after=aware("after", _one_of("after", after, _time)),
         created_before=aware("before", _one_of("before", before, _time)),
     )
     return search, given
+
+
+def _path_and_value(text: str) -> tuple[tuple[str, ...], str]:
+    path, sign, value = (part.strip() for part in text.partition("="))
+    if not sign or not path:
+        raise ValueError
+    return tuple(path.split(".")), value
 
 
 def _time(text: str) -> datetime:
@@ -74,7 +84,11 @@ def _one_of(name: str, text: str, kind: Any) -> Any:
     try:
         return kind(text)
     except ValueError:
-        expected = {"state": f"is one of {', '.join(State)}", "batch": "is the id of a batch, a UUID"}
+        expected = {
+            "state": f"is one of {', '.join(State)}",
+            "batch": "is the id of a batch, a UUID",
+            "meta": "is a path and a value, like source.name = tests",
+        }
         raise invalid(name, expected.get(name, "is a time, like 2026-01-31T08:00")) from None
 
 
@@ -87,10 +101,9 @@ async def tickets(request: Request, searched: Searched, older_than: UUID | None 
     services, caller = services_of(request), caller_of(request)
 
     async def gather() -> dict[str, Any]:
-        found, counted, models = await asyncio.gather(
+        found, counted = await asyncio.gather(
             services.ticket_list.page(caller, search, PER_PAGE, older_than),
             services.ticket_list.count(caller, search),
-            services.catalog.names(),
         )
         return {
             "found": found,
@@ -99,10 +112,17 @@ async def tickets(request: Request, searched: Searched, older_than: UUID | None 
             "search": search,
             "searched": SEARCHED,
             "states": list(State),
-            "models": sorted(name for name in models if caller.sees(name)),
+            "models": models,
+            "seen": seen,
             "older_than": older_than,
         }
 
+    # Not live: what the fields offer to choose from.
+    models: list[str] = []
+    seen = Seen((), (), ())
+    if not wants_events(request):
+        models = sorted(name for name in await services.catalog.names() if caller.sees(name))
+        seen = await services.ticket_list.seen(caller)
     return await page(request, "tickets.html", gather)
 
 

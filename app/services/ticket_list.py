@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -22,6 +22,10 @@ MOST_COUNTED = 10_000
 # What no index finds is looked for among so many of the newest.
 SEARCHED = 20_000
 BEGINNING_CHARS = 160
+EXPORTED_AT_ONCE = 20
+# What is offered to choose from is that of so many of the newest tickets, and no more than so many values.
+LOOKED_AT, OFFERED = 2000, 50
+SEEN = ("error_code", "server", "client_reference")
 
 
 class State(StrEnum):
@@ -44,13 +48,15 @@ class Search:
     server: str | None = None
     error_code: str | None = None
     text: str | None = None
+    # A path into the metadata of the prompt, and what stands there as text.
+    metadata: tuple[Sequence[str], str] | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
 
     @property
     def bounded(self) -> bool:
         """Whether it looks only among the newest SEARCHED tickets that the rest of it leaves."""
-        return bool(self.server or self.error_code or self.text)
+        return bool(self.server or self.error_code or self.text or self.metadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,15 @@ class Counted:
 
     number: int
     exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Values that tickets have."""
+
+    errors: Sequence[str]
+    servers: Sequence[str]
+    references: Sequence[str]
 
 
 _LAST_SAID = contexts.c.messages[-1]["content"]
@@ -75,6 +90,15 @@ _SHOWN: tuple[ColumnElement[Any], ...] = (
     func.left(results.c.output, BEGINNING_CHARS).label("answer"),
     _PROMPT.label("prompt"),
 )
+
+
+# Of each ticket that is exported, and of its prompt.
+EXPORTED = (
+    *("id", "created_at", "completed_at", "model", "status", "output", "finish_reason", "error_code", "error_message"),
+    *("prompt_tokens", "completion_tokens", "cost", "server", "attempt_count", "batch_id", "client_reference"),
+    "parameters",
+)
+EXPORTED_OF_PROMPT = ("content", "messages", "metadata")
 
 
 class TicketList:
@@ -111,11 +135,43 @@ class TicketList:
         async with self._database.reading() as queries:
             return {row["id"]: row["prompt"] for row in await queries.rows(query)}
 
-    async def ids(self, caller: Caller, search: Search) -> list[UUID]:
-        """The newest MOST_COUNTED that it finds, newest first."""
-        found = _found(caller, search).order_by(results.c.id.desc()).limit(MOST_COUNTED)
+    async def ids(self, caller: Caller, search: Search, before: UUID | None = None) -> list[UUID]:
+        """The newest MOST_COUNTED that it finds, newest first; `before` is the last id of the call before."""
+        found = _found(caller, search, before).order_by(results.c.id.desc()).limit(MOST_COUNTED)
         async with self._database.reading() as queries:
             return [row["id"] for row in await queries.rows(found)]
+
+    async def export(self, caller: Caller, search: Search) -> AsyncIterator[Mapping[str, Any]]:
+        """All that it finds, newest first and whole, of which few are held at once."""
+        before = None
+        while ids := await self.ids(caller, search, before):
+            for place in range(0, len(ids), EXPORTED_AT_ONCE):
+                part = results.c.id.in_(ids[place : place + EXPORTED_AT_ONCE])
+                query = (
+                    select(*(results.c[name] for name in EXPORTED), *(contexts.c[name] for name in EXPORTED_OF_PROMPT))
+                    .join_from(results, contexts, contexts.c.id == results.c.context_id, isouter=True)
+                    .where(part)
+                    .order_by(results.c.id.desc())
+                )
+                async with self._database.reading() as queries:
+                    rows = await queries.rows(query)
+                for row in rows:
+                    yield row
+            before = ids[-1]
+
+    async def seen(self, caller: Caller) -> Seen:
+        """What the newest of the caller's tickets have, to choose from."""
+        newest = (
+            select(*(results.c[name] for name in SEEN))
+            .where(results.c.owner_id == caller.owner_id)
+            .order_by(results.c.id.desc())
+            .limit(LOOKED_AT)
+            .subquery()
+        )
+        async with self._database.reading() as queries:
+            rows = await queries.rows(select(newest).distinct().limit(LOOKED_AT))
+        values = [sorted({row[name] for row in rows if row[name]})[:OFFERED] for name in SEEN]
+        return Seen(*values)
 
 
 def _found(caller: Caller, search: Search, before: UUID | None = None) -> Select[Any]:
@@ -125,13 +181,17 @@ def _found(caller: Caller, search: Search, before: UUID | None = None) -> Select
         return select(results.c.id).where(*indexed, *_before(results.c.id, before))
     newest = select(results.c.id).where(*indexed).order_by(results.c.id.desc()).limit(SEARCHED).subquery()
     query = select(results.c.id).join_from(newest, results, results.c.id == newest.c.id)
+    if search.text or search.metadata:
+        query = query.join(contexts, contexts.c.id == results.c.context_id, isouter=True)
+    if search.metadata:
+        path, value = search.metadata
+        query = query.where(contexts.c.metadata[tuple(path)].astext == value)
     for name in ("server", "error_code"):
         if value := getattr(search, name):
             query = query.where(results.c[name] == value)
     if search.text:
         pattern = f"%{escaped(search.text)}%"
         said = (results.c.output, results.c.error_message, contexts.c.content, cast(contexts.c.messages, Text))
-        query = query.join(contexts, contexts.c.id == results.c.context_id, isouter=True)
         query = query.where(or_(*(column.ilike(pattern, escape="\\") for column in said)))
     return query.where(*_before(results.c.id, before))
 

@@ -1,0 +1,107 @@
+"""What is done with all tickets that match, after their number was said: an export, and running them again."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+from collections.abc import AsyncIterator, Mapping
+from typing import Annotated, Any, Literal
+from uuid import uuid4
+
+from fastapi import APIRouter, Form, Request, Response
+from fastapi.responses import RedirectResponse, StreamingResponse
+
+from app.api.dependencies import caller_of, root_of, services_of
+from app.api.security import READ, SUBMIT, WORK
+from app.console.entrance import PREFIX, PageRoute, form_token_of, with_cookie
+from app.console.render import HEADERS, html, query
+from app.console.tickets import Searched
+from app.console.usage_pages import FORMULA
+from app.errors import LineDefective, Removed, ResultNotFound, ResultPending
+from app.openai.batch_lines import json_line
+from app.services.ticket_list import EXPORTED, EXPORTED_OF_PROMPT, MOST_COUNTED
+
+RETRIES_AT_ONCE = 8
+NAMES = (*EXPORTED, *EXPORTED_OF_PROMPT)
+MEDIA_TYPES = {"jsonl": "application/jsonl", "csv": "text/csv; charset=utf-8"}
+# Such a ticket is left out of those that are run again.
+NOT_AGAIN = (ResultPending, ResultNotFound, LineDefective, Removed)
+
+router = APIRouter(prefix=f"{PREFIX}/tickets", route_class=PageRoute, include_in_schema=False)
+
+Row = Mapping[str, Any]
+Once = Annotated[str, Form(pattern=r"^[0-9a-f]{0,32}$")]
+
+
+@router.get("/export", dependencies=[READ])
+async def export(request: Request, searched: Searched, kind: Literal["", "jsonl", "csv"] = "") -> Response:
+    """Says how many there are; with a `kind`, the file of them."""
+    search, given = searched
+    tickets, caller = services_of(request).ticket_list, caller_of(request)
+    if not kind:
+        counted = await tickets.count(caller, search)
+        values: dict[str, Any] = {"counted": counted, "given": given, "form": form_token_of(request)}
+        return with_cookie(request, html(request.scope, "export.html", **values))
+    rows = tickets.export(caller, search)
+    headers = HEADERS | {"Content-Disposition": f'attachment; filename="tickets.{kind}"'}
+    body = _jsonl(rows) if kind == "jsonl" else _csv(rows)
+    return StreamingResponse(body, headers=headers, media_type=MEDIA_TYPES[kind])
+
+
+async def _jsonl(rows: AsyncIterator[Row]) -> AsyncIterator[bytes]:
+    async for row in rows:
+        yield json_line({name: row[name] for name in NAMES})
+
+
+async def _csv(rows: AsyncIterator[Row]) -> AsyncIterator[str]:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\r\n")
+    writer.writerow(NAMES)
+    async for row in rows:
+        writer.writerow([_cell(row[name]) for name in NAMES])
+        yield text.getvalue()
+        text.seek(0)
+        text.truncate()
+    # The header, where there was no row.
+    yield text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, dict | list):
+        return json_line({"": value})[4:-2].decode()
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+@router.get("/retry", dependencies=[SUBMIT])
+async def ask_to_retry(request: Request, searched: Searched) -> Response:
+    """Says how many would be looked at before any is run again."""
+    search, given = searched
+    values: dict[str, Any] = {
+        "counted": await services_of(request).ticket_list.count(caller_of(request), search),
+        "given": given,
+        "most": MOST_COUNTED,
+        "form": form_token_of(request),
+        "once": uuid4().hex,
+    }
+    return with_cookie(request, html(request.scope, "retry.html", **values))
+
+
+@router.post("/retry", dependencies=[WORK])
+async def retry(request: Request, searched: Searched, once: Once = "") -> Response:
+    """New tickets for those that match and are final; a form that is sent twice makes them once."""
+    search, given = searched
+    services, caller = services_of(request), caller_of(request)
+    ids = iter(await services.ticket_list.ids(caller, search))
+    once = once or uuid4().hex
+
+    async def work() -> None:
+        for id_ in ids:
+            try:
+                await services.submissions.retry(caller, id_, f"console-{once}-{id_}")
+            except NOT_AGAIN:
+                continue
+
+    await asyncio.gather(*(work() for _ in range(RETRIES_AT_ONCE)))
+    kept = {name: value for name, value in given.items() if name != "state"}
+    return RedirectResponse(f"{root_of(request)}{PREFIX}/tickets{query(kept)}", 303, HEADERS)

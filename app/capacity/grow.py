@@ -61,7 +61,7 @@ class _Work:
         self.working = sum(each.rate for each in supplies)
         self.startup = startup(pool, measured)
         # Of the next host: the mean of the GPUs measured, since the market decides which one it will be.
-        rates = [each for (name, _), each in measured.tokens_per_second.items() if name == pool.name]
+        rates = [each for (name, _), each in measured.tokens_per_second.items() if name == pool.name and each]
         self.rate = sum(rates) / len(rates) if rates else rate(pool, "", measured)
         self.tokens = sum(each.tokens for each in demand)
         self.arriving = sum(each.lately for each in demand)

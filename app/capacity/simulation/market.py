@@ -54,8 +54,14 @@ class Machines:
     same machine for the same time has the same luck."""
 
     def __init__(
-        self, pool: Pool, seed: int, closed: Sequence[tuple[float, float]] = (), count: int = MACHINES
+        self,
+        pool: Pool,
+        seed: int,
+        closed: Sequence[tuple[float, float]] = (),
+        count: int = MACHINES,
+        fails: float | None = None,
     ) -> None:
+        """`fails`: the part of all starts that do, whatever the machine."""
         self._pool, self._seed, self._closed = pool, seed, closed
         draw = random.Random(f"{seed} machines")
         self.machines: dict[str, Machine] = {}
@@ -63,8 +69,8 @@ class Machines:
             gpu, vram, speed, low, high = GPUS[number % len(GPUS)]
             price = round(draw.uniform(low, high), 3)
             offer = Offer(f"o{number}", f"m{number}", gpu, 1, vram, price, round(price / 30, 4))
-            fails = BAD_FAILS if draw.random() < BAD else FAILS
-            self.machines[offer.machine] = Machine(offer, speed, fails)
+            of_machine = BAD_FAILS if draw.random() < BAD else FAILS
+            self.machines[offer.machine] = Machine(offer, speed, of_machine if fails is None else fails)
         self._rented: dict[str, int] = {}
         self._cache: tuple[object, Market] = (None, Market())
 

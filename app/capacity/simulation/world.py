@@ -100,10 +100,14 @@ class World:
         every: float = EVERY,
         budget: Budget | None = None,
         watch: Callable[[View, Sequence[Action]], None] | None = None,
+        machines: Machines | None = None,
+        begin: float = 0.0,
+        after: float = AFTER,
     ) -> None:
         self.trace, self.pool, self._every, self._watch = trace, trace.pool, every, watch
-        self.machines = Machines(trace.pool, seed, trace.closed)
-        self.ledger = Ledger(START)
+        self.machines = machines or Machines(trace.pool, seed, trace.closed)
+        self._begin, self._after = begin, after
+        self.ledger = Ledger(START + begin)
         self.budget = budget or Budget()
         self.hosts: dict[str, SimulatedHost] = {}
         self.queue: deque[int] = deque()
@@ -127,8 +131,8 @@ class World:
         self.run_ = Run([], [])
 
     def run(self, controller: Controller) -> Run:
-        run, at = self.run_, 0.0
-        while at < self.trace.seconds + AFTER:
+        run, at = self.run_, self._begin
+        while at < self.trace.seconds + self._after:
             self._until(at)
             view = self._view()
             if view.over and not self.hosts:
@@ -282,17 +286,13 @@ class World:
         last = bisect_left(times, now - LATELY_SECONDS)
         lately = sustained(until - last, last - bisect_left(times, now - 2 * LATELY_SECONDS))
         usual = self._done_tokens[model] / self._done[model] if self._done[model] else 300.0
-        oldest, deadlines = 0.0, []
+        oldest, deadlines = 0.0, list[Deadline]()
         if self._waiting[model]:
             arrivals = self.trace.arrivals
             waiting = self.queue if len(self.pool.models) > 1 else (self.queue[0],)
             oldest = now - next(arrivals[each].at for each in waiting if arrivals[each].model == model)
             if self._expiring:
-                deadlines = [
-                    Deadline(max(arrivals[each].at + arrivals[each].expires_in - now, 0.0), usual)  # type: ignore[operator]
-                    for each in self.queue
-                    if arrivals[each].model == model and arrivals[each].expires_in is not None
-                ]
+                deadlines = self._deadlines(model, usual)
         return Demand(
             model,
             waiting=self._waiting[model],
@@ -304,6 +304,14 @@ class World:
             lately=lately * usual / LATELY_SECONDS,
         )
 
+    def _deadlines(self, model: str, usual: float) -> list[Deadline]:
+        """In steps of ten seconds."""
+        counts: Counter[float] = Counter()
+        for each in map(self.trace.arrivals.__getitem__, self.queue):
+            if each.model == model and each.expires_in is not None:
+                counts[(each.at + each.expires_in) // 10 * 10] += 1
+        return [Deadline(max(at - self.now, 0.0), count * usual) for at, count in sorted(counts.items())]
+
     def _measured(self) -> Measured:
         worked = {gpu: list(each) for gpu, each in self._worked.items()}
         for host in self.hosts.values():
@@ -311,7 +319,7 @@ class World:
                 _add(worked, host)
         name = self.pool.name
         return Measured(
-            {(name, gpu): tokens / busy for gpu, (tokens, busy) in worked.items() if busy > LEAST_FULL_SECONDS},
+            {(name, gpu): done / full for gpu, (done, full) in worked.items() if done and full > LEAST_FULL_SECONDS},
             {name: sum(self._started) / len(self._started)} if self._started else {},
             {name: tuple(self._quiet)},
         )

@@ -173,9 +173,10 @@ async def _chats(
 ) -> Response:
     services, caller = services_of(request), caller_of(request)
     if text.split():
-        found = await services.chats.search(caller, text, SHOWN)
+        found, older = await services.chats.search(caller, text, SHOWN, before)
     else:
         found = await services.chats.newest(caller, SHOWN, before)
+        older = found[-1]["used_at"] if len(found) == SHOWN else None
     values = {
         "given": dict.fromkeys(FIELDS, "") | dict(given),
         "longest": LONGEST,
@@ -186,7 +187,7 @@ async def _chats(
         "found": [{**row, "excerpt": excerpt(row["said"], text) if text.split() else ""} for row in found],
         "text": text,
         "searched": MOST_SEARCHED,
-        "older": found[-1]["used_at"].isoformat() if len(found) == SHOWN and not text.split() else None,
+        "older": None if older is None else older.isoformat(),
         "form": form_token_of(request),
     }
     return with_cookie(request, html(request.scope, FORM, 200 if refused is None else refused.status, **values))

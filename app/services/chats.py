@@ -24,8 +24,8 @@ REFERENCE = "chat:"
 AFTER, FROM = "after", "from"
 TITLE_CHARS = 120
 MOST_TICKETS = 2_000
-# Words are looked for in so many of the chats that were used last.
-MOST_SEARCHED = 1_000
+# Words are looked for in so many chats at once, those used last first: their texts are read, there is no index of them.
+MOST_SEARCHED = 200
 
 CREATE = "INSERT INTO chats (id, owner_id, key_id, title) VALUES ($1, $2, $3, $4)"
 GET = "SELECT * FROM chats WHERE id = $1 AND owner_id = $2"
@@ -44,7 +44,10 @@ END"""
 # Each word stands in the question or in the answer, whatever its case.
 SEARCH = f"""
 SELECT chat.id, chat.title, chat.used_at, found.result_id, found.said
-FROM (SELECT id, title, used_at FROM chats WHERE owner_id = $1 ORDER BY used_at DESC LIMIT $3) chat,
+FROM (
+    SELECT id, title, used_at FROM chats WHERE owner_id = $1 AND ($6::timestamptz IS NULL OR used_at < $6)
+    ORDER BY used_at DESC LIMIT $3
+) chat,
 LATERAL (
     SELECT r.id AS result_id, left(told.said, 20000) AS said
     FROM results r JOIN contexts c ON c.id = r.context_id,
@@ -54,6 +57,11 @@ LATERAL (
 ) found
 ORDER BY chat.used_at DESC, chat.id LIMIT $5
 """  # noqa: S608
+# When the last of those that a search looks at was used.
+SEARCHED_UNTIL = """
+SELECT used_at FROM chats WHERE owner_id = $1 AND ($2::timestamptz IS NULL OR used_at < $2)
+ORDER BY used_at DESC OFFSET $3 - 1 LIMIT 1
+"""
 # The messages of a prompt that stand behind the last answer in it.
 SAID = """(
     SELECT jsonb_agg(each.message ORDER BY each.place)
@@ -135,14 +143,19 @@ class Chats:
         async with self._database.hot() as connection:
             return list(await connection.fetch(LIST, caller.owner_id, before, limit))
 
-    async def search(self, caller: Caller, text: str, limit: int) -> list[Row]:
+    async def search(
+        self, caller: Caller, text: str, limit: int, before: datetime | None = None
+    ) -> tuple[list[Row], datetime | None]:
         """Of the MOST_SEARCHED chats used last, those with all words of `text` in one question and its answer.
 
-        Each with the newest such ticket and what it says.
+        Each with the newest such ticket and what it says; and the `before` of the next search, None where there are no
+        older chats.
         """
         words = [f"%{_escaped(word)}%" for word in text.split()]
         async with self._database.hot() as connection:
-            return list(await connection.fetch(SEARCH, caller.owner_id, words, MOST_SEARCHED, REFERENCE, limit))
+            rows = await connection.fetch(SEARCH, caller.owner_id, words, MOST_SEARCHED, REFERENCE, limit, before)
+            until = await connection.fetchval(SEARCHED_UNTIL, caller.owner_id, before, MOST_SEARCHED)
+        return list(rows), rows[-1]["used_at"] if len(rows) == limit else until
 
     async def path(self, caller: Caller, id_: UUID, at: UUID | None = None) -> list[Turn]:
         """From its beginning through the ticket `at`, or its newest one; empty where it has no tickets."""

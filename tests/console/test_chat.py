@@ -1,12 +1,14 @@
 """Chats in a browser: answers grow, go on, branch, stop and are found again; a chat is its tickets."""
 
 import json
+import re
+from typing import Any
 from uuid import UUID, uuid4
 
 from playwright.async_api import Browser, expect
 
 from app.services.callers import Scope
-from app.services.chats import path
+from app.services.chats import MOST_SEARCHED, path
 from app.services.sessions import form_token
 from tests.console.conftest import Visit, visiting
 from tests.console.test_entrance import COOKIE, logged_in
@@ -79,6 +81,25 @@ async def test_a_stop_reaches_the_engine_and_what_was_written_stays(visit: Visit
     await page.locator("textarea[name=message]").last.fill(emit("And on."))
     await page.locator("main form button:text-is('Send')").click()
     await expect(page.locator("#leaf .by-assistant")).to_contain_text("And on.")
+
+
+async def test_a_search_goes_on_in_older_chats(guarded: Service, make_key: MakeKey, rows: Any) -> None:
+    async with logged_in(guarded, await make_key("alice")) as client:
+        form = {"form": form_token(client.cookies[COOKIE]), "model": "chat", "message": "the oldest[[sim:hang]]"}
+        await client.post("/console/chat", data=form)
+        await rows.execute("UPDATE chats SET used_at = now() - interval '1 day'")
+        await rows.execute(
+            "INSERT INTO chats (id, owner_id, title, used_at)"
+            " SELECT uuidv7(), (SELECT owner_id FROM chats LIMIT 1), 'Other', now() - n * interval '1 minute'"
+            " FROM generate_series(1, $1::int) n",
+            MOST_SEARCHED,
+        )
+        page = (await client.get("/console/chat?text=oldest")).text
+        assert "No chat has these words." in page
+        older = re.search(r'rel="next" href="([^"]+)">Search older chats', page)
+        assert older is not None
+        page = (await client.get(older[1].replace("&amp;", "&"))).text
+        assert ("the oldest" in page, "Search older chats" in page) == (True, False)
 
 
 async def test_calls_of_tools_are_shown_and_answered(visit: Visit) -> None:

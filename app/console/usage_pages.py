@@ -24,6 +24,8 @@ from app.storable import StorableText
 
 DEFAULT_DAYS = 30
 MOST_DAYS = 3660
+# Of more days, a bar is a month.
+MOST_BARS = 92
 COUNTS = ("requests", "failures", "prompt_tokens", "completion_tokens", "gpu_seconds", "cost")
 # What rented hosts cost beside their tickets, where the usage knows it.
 OF_HOSTS = ("host_cost", "overhead")
@@ -129,12 +131,15 @@ async def _used(request: Request, span: Span, group_by: GroupBy) -> Used:
 
 
 def _charts(days: Sequence[date], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    found = {row["day"]: dict(row) for row in rows}
+    a_bar, of_a = ("%Y-%m-%d", "day") if len(days) <= MOST_BARS else ("%Y-%m", "month")
+    names = list(dict.fromkeys(f"{day:{a_bar}}" for day in days))
 
     def of(name: str) -> list[float]:
-        return [float(found.get(day, {}).get(name) or 0) for day in days]
+        sums = dict.fromkeys(names, 0.0)
+        for row in rows:
+            sums[f"{row['day']:{a_bar}}"] += float(dict(row).get(name) or 0)
+        return list(sums.values())
 
-    names = [f"{day}" for day in days]
     completed = [all_ - failed for all_, failed in zip(of("requests"), of("failures"), strict=True)]
     tickets = [Line("completed", "good", completed), Line("failed", "bad", of("failures"))]
     tokens = [Line("prompts", "plain", of("prompt_tokens")), Line("answers", "good", of("completion_tokens"))]
@@ -143,12 +148,12 @@ def _charts(days: Sequence[date], rows: Sequence[Mapping[str, Any]]) -> dict[str
         dollars.append(Line("hosts besides", "warn", of("overhead")))
     return {
         "charts": [
-            ("Tickets a day", bar_chart("Tickets a day", tickets, names)),
-            ("Tokens a day", bar_chart("Tokens a day", tokens, names)),
-            ("Dollars a day", bar_chart("Dollars a day", dollars, names, "$")),
+            (f"Tickets a {of_a}", bar_chart(f"Tickets a {of_a}", tickets, names)),
+            (f"Tokens a {of_a}", bar_chart(f"Tokens a {of_a}", tokens, names)),
+            (f"Dollars a {of_a}", bar_chart(f"Dollars a {of_a}", dollars, names, "$")),
             (
-                "GPU seconds a day",
-                bar_chart("GPU seconds a day", [Line("seconds", "plain", of("gpu_seconds"))], names, " s"),
+                f"GPU seconds a {of_a}",
+                bar_chart(f"GPU seconds a {of_a}", [Line("seconds", "plain", of("gpu_seconds"))], names, " s"),
             ),
         ]
     }

@@ -14,6 +14,11 @@ from tests.service import Service
 # What the guidelines (WCAG 2.2) ask for at the levels A and AA; in the dark only the colours are others.
 RULES: dict[str, Any] = {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
 COLOURS: dict[str, Any] = {"type": "rule", "values": ["color-contrast"]}
+# Only what is shown is asked for: the whole answer is large.
+FAULTS = """async (rules) => {
+    const checked = await axe.run({ runOnly: rules, resultTypes: ["violations"], elementRef: false });
+    return checked.violations.map((fault) => [fault.id, fault.nodes.slice(0, 3).map((node) => node.target.join(" "))]);
+}"""
 REFUSED = re.compile(r"status of 4(04|10|22) ")
 # Addresses that are no pages.
 OTHERS = ("/console", "/console/static/{name}", "/console/usage.csv")
@@ -60,14 +65,12 @@ async def test_axe_finds_nothing_serious_on_any_page(visit: Visit) -> None:
         # Of what there is none of, it is the page that says so.
         page = await visit.go(re.sub(r"{(.+?)}", lambda name: known.get(name[1], known["result_id"]), path))
         await page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
+        # What comes from here is run by no page of ours: their policy forbids it to all but this.
+        await page.evaluate(axe.axe_script)
         pages += 1
         for scheme, rules in (("light", RULES), ("dark", COLOURS)):
             await page.emulate_media(color_scheme=scheme)
-            checked = await axe.run(page, options={"runOnly": rules, "resultTypes": ["violations"]})
-            found += [
-                (path, scheme, fault["id"], [node["target"] for node in fault["nodes"]][:3])
-                for fault in checked.response["violations"]
-            ]
+            found += [(path, scheme, *each) for each in await page.evaluate(FAULTS, rules)]
     assert pages > 8
     assert found == []
     visit.faults = [each for each in visit.faults if not REFUSED.search(each)]

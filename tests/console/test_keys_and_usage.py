@@ -120,5 +120,9 @@ async def test_the_csv_is_the_table_and_no_cell_of_it_is_a_formula(
         assert answer.headers["content-disposition"].startswith("attachment")
         answer = await client.get("/console/usage.csv?by=day&from=2000-01-01&to=2009-12-31")
         assert len(answer.text.splitlines()) == 1
+        # Of many days, a bar is a month.
+        page = (await client.get("/console/usage?from=2020-01-01")).text
+        assert "Tickets a month" in page
+        assert len(page) < 100_000
         for query in ("from=x", "by=hour", "from=2026-02-01&to=2026-01-01", "from=0001-01-01", "to=2026-13-01"):
             assert (await client.get(f"/console/usage?{query}")).status_code == 422, query

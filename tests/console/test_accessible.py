@@ -4,6 +4,7 @@ import json
 import re
 from typing import Any
 
+import pytest
 from axe_playwright_python.async_playwright import Axe
 
 from tests.console.conftest import Visit
@@ -56,7 +57,13 @@ async def begun(visit: Visit) -> str:
     return visit.page.url.split("?")[0].rsplit("/", 1)[1]
 
 
-async def test_axe_finds_nothing_serious_on_any_page(visit: Visit) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "rules"),
+    [("light", RULES), pytest.param("dark", COLOURS, marks=pytest.mark.long)],
+    ids=["light", "dark"],
+)
+async def test_axe_finds_nothing_serious_on_any_page(visit: Visit, scheme: Any, rules: dict[str, Any]) -> None:
+    await visit.page.emulate_media(color_scheme=scheme)
     known = await things(visit.service) | {"chat_id": await begun(visit)}
     axe, found, pages = Axe(), [], 0
     for method, path in PAGES:
@@ -68,9 +75,7 @@ async def test_axe_finds_nothing_serious_on_any_page(visit: Visit) -> None:
         # What comes from here is run by no page of ours: their policy forbids it to all but this.
         await page.evaluate(axe.axe_script)
         pages += 1
-        for scheme, rules in (("light", RULES), ("dark", COLOURS)):
-            await page.emulate_media(color_scheme=scheme)
-            found += [(path, scheme, *each) for each in await page.evaluate(FAULTS, rules)]
+        found += [(path, *each) for each in await page.evaluate(FAULTS, rules)]
     assert pages > 8
     assert found == []
     visit.faults = [each for each in visit.faults if not REFUSED.search(each)]

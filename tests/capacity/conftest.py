@@ -69,6 +69,8 @@ class Stage:
 
     def _define(self, pool: dict[str, Any]) -> None:
         definition = yaml.safe_load(DEFINITION.read_text()) | {"pools": [POOL | pool]}
+        if pool.get("interruptible"):
+            definition["bid"] = 0.5
         self._definition.write_text(yaml.safe_dump(definition))
 
     @asynccontextmanager
@@ -90,14 +92,14 @@ class Stage:
         given = {name: value for name, value in self._environment.items() if name not in os.environ}
         return Process("app.capacity", self.settings, self._folder / "capacity.log", **given)
 
-    async def sent(self, max_tokens: int = 4) -> str:
+    async def sent(self, max_tokens: int = 4, **parameters: Any) -> str:
         """A ticket, as soon as the pool's model is known."""
 
         async def known() -> bool:
             return MODEL in {model["id"] for model in (await self.service.client.get("/v1/models")).json()["data"]}
 
         await eventually(known, "the pool's model is listed")
-        return await self.service.send(model=MODEL, parameters={"max_tokens": max_tokens})
+        return await self.service.send(model=MODEL, parameters={"max_tokens": max_tokens} | parameters)
 
     async def hosts(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = (await self.service.client.get("/hosts/")).json()

@@ -137,8 +137,8 @@ async def test_a_host_that_dies_under_load_loses_no_ticket(stage: Stage, vast: F
 async def test_runs_on_a_host_that_is_taken_away_or_ended_spend_no_attempt(
     stage: Stage, vast: FakeVast, way: str
 ) -> None:
-    async with stage.process(slots=2):
-        tickets = [await stage.sent(max_tokens=4000) for _ in range(3)]
+    async with stage.process(slots=2, interruptible=way == "interrupt"):
+        tickets = [await stage.sent(max_tokens=4000, ignore_eos=True) for _ in range(3)]
 
         async def running() -> bool:
             return [(await stage.service.result(each))["phase"] for each in tickets].count("running") == 2

@@ -106,7 +106,9 @@ async def scrapes(settings: Settings, folder: Path) -> list[Samples]:
             await service.settled(pending)
             await service.settled(await service.send(context, parameters={"max_tokens": 5}, webhook=webhook))
             await service.run("[[sim:error=invalid]]")
-            async with service.client.stream("GET", f"/results/{await service.send(context)}/stream") as answer:
+            async with service.client.stream(
+                "GET", f"/results/{await service.send(context, stream=True)}/stream"
+            ) as answer:
                 async for _ in answer.aiter_lines():
                     pass
 

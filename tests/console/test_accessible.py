@@ -42,7 +42,9 @@ async def things(service: Service) -> dict[str, str]:
     return {
         "result_id": result,
         "comparison_id": compared.json()["id"],
-        "batch_id": batch.json()["id"],
+        "batch_id": batch.json()["id"].removeprefix("batch_"),
+        "server_id": (await client.get("/servers/")).json()[0]["id"],
+        "model_name:path": "chat",
         "path:path": "nowhere",
     }
 

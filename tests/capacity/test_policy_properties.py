@@ -4,7 +4,7 @@ A failing example is printed with what makes it; `make test-long` looks at many 
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -95,7 +95,7 @@ class Watch:
                 self._check_end(hosts[action.host], action)
         for host in view.hosts:
             if host.id not in ordered and host.state is not State.DESTROYING and not host.locked:
-                self._check_reason(host, view)
+                self._check_reason(host, view, ordered)
         assert self.world is not None
         for each in self.world.hosts.values():
             each.locked = self.lock > 0 and int(each.offer.machine[1:]) % self.lock == 0
@@ -109,12 +109,18 @@ class Watch:
         if isinstance(action, Destroy) and action.failed:
             assert host.state is not State.READY, action
 
-    def _check_reason(self, host: Host, view: View) -> None:
+    def _check_reason(self, host: Host, view: View, ordered: Collection[str]) -> None:
         """It bills, so it is wanted."""
         if host.state is State.DRAINING:
             assert host.running, host
             return
-        others = [each for each in view.hosts if each is not host and (each.starting or each.state is State.READY)]
+        others = [
+            each
+            for each in view.hosts
+            if each is not host
+            and each.id not in ordered
+            and (each.state is State.READY or (each.starting and view.now - each.progress < SUSPECT))
+        ]
         if len(others) < self.pool.min_hosts or view.demand[MODEL].waiting:
             return
         if host.state is State.READY:
@@ -122,7 +128,7 @@ class Watch:
             assert host.running or view.now - host.busy < most, host
         else:
             assert view.now - host.progress < STALLED, host
-            assert others, host
+            assert others or view.now - host.progress >= SUSPECT, host
 
 
 def holds(pool: Pool, own: Budget, file: Budget, seed: int, every: float, machines: int, lock: int) -> None:

@@ -18,7 +18,7 @@ from bench.measure import rounds
 from bench.rows import filled_database
 from bench.stack import Bench
 
-BACKLOG = 10_000
+BACKLOG = 5_000
 OPEN = 10
 # Those that change most while tickets run.
 LIVE = ("/", "/tickets", "/tickets?state=running", "/models", "/usage")

@@ -10,6 +10,7 @@ from app.db.tables.results import SettledColumns
 from app.errors import DatabaseUnavailable
 from app.fleet.fleet import Fleet
 from app.fleet.lanes import Lane
+from app.fleet.turnover import most_ahead
 from app.queue.slots import Ended, Slot, SlotStore
 from app.queue.ticket import Claim, Release, Settlement
 
@@ -43,7 +44,7 @@ class Slots:
         for lane in lanes:
             concurrency = self._fleet.concurrency_of(lane.server)
             # For as many ahead as there can be.
-            most = concurrency + concurrency // 2
+            most = concurrency + most_ahead(concurrency)
             if lane.slots_made < most:
                 missing[lane] = most
         if missing:

@@ -15,6 +15,11 @@ NEGLIGIBLE = 0.1
 REMEMBERED = 512
 
 
+def most_ahead(slots: int) -> int:
+    """An eighth of them: a setting of few slots stays a bound, also where the engine has room for more."""
+    return slots // 8
+
+
 class Mean:
     """A moving one."""
 
@@ -67,7 +72,7 @@ class Turnover:
         self._refilled.extend(at for at, seconds in pairs if seconds is not None and seconds >= now - at)
 
     def ahead(self, slots: int) -> int:
-        """How many requests beyond its `slots` keep an engine busy while ends are settled: half as many at most.
+        """How many requests beyond its `slots` keep an engine busy while ends are settled, `most_ahead` at most.
 
         Ends come at random: so many slots are empty on average, and a deviation more now and then. A request counts by
         its length: a few short ones must not bring long ones into the engine's queue, where priority no longer counts.
@@ -78,4 +83,4 @@ class Turnover:
         mean = empty * slots * seconds / squares
         if mean < NEGLIGIBLE:
             return 0
-        return min(math.ceil(mean + math.sqrt(mean)), slots // 2)
+        return min(math.ceil(mean + math.sqrt(mean)), most_ahead(slots))

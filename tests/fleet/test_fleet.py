@@ -68,20 +68,23 @@ async def test_few_slots_of_each_server_are_offered_to_a_model_that_takes_no_mor
     assert {few[server.url, "noop"] for server in fleet.servers[:2]} == {1}
 
 
-async def test_what_goes_ahead_of_settles_is_for_engines_with_a_queue(fleet: Fleet) -> None:
+async def test_what_goes_ahead_of_settles_is_for_engines_with_a_queue(triton: RunningTriton) -> None:
     """As measured: a slot is empty for as long as a request takes."""
-    lanes = [server.lanes["tiny"] for server in fleet.servers[:2]]
-    for lane, now in zip(lanes, (iter(range(100)), iter(range(100))), strict=True):
-        lane.turnover = Turnover(lambda now=now: float(next(now)))  # type: ignore[misc]
-        for _ in range(3):
-            lane.turnover.started()
-            lane.turnover.ended()
-            lane.turnover.refilled(lane.turnover.take_ended(), [60.0])
-    lanes[1].server.engine.queues = False
-    assert [fleet.ahead_of(lane) for lane in lanes] == [1, 0]
-    assert slots(fleet)["tiny"] == 3 + 1 + 3
-    taken = Counter(lane.server.url for _ in range(10) if (lane := fleet.acquire("tiny")))
-    assert list(taken.values()) == [4, 3]
+    urls = (triton.grpc_url, f"localhost:{triton.grpc_url.rsplit(':', 1)[1]}")
+    async with open_fleet(Settings(triton_urls=urls, model_concurrency=8, server_concurrency=64)) as fleet:
+        await fleet.refresh()
+        lanes = [server.lanes["tiny"] for server in fleet.servers]
+        for lane, now in zip(lanes, (iter(range(100)), iter(range(100))), strict=True):
+            lane.turnover = Turnover(lambda now=now: float(next(now)))  # type: ignore[misc]
+            for _ in range(3):
+                lane.turnover.started()
+                lane.turnover.ended()
+                lane.turnover.refilled(lane.turnover.take_ended(), [60.0])
+        lanes[1].server.engine.queues = False
+        assert [fleet.ahead_of(lane) for lane in lanes] == [1, 0]
+        assert slots(fleet)["tiny"] == 8 + 1 + 8
+        taken = Counter(lane.server.url for _ in range(20) if (lane := fleet.acquire("tiny")))
+        assert list(taken.values()) == [9, 8]
 
 
 async def test_a_model_without_work_takes_no_place_in_a_batch_from_others(fleet: Fleet) -> None:

@@ -49,9 +49,9 @@ def test_before_anything_was_measured_none_goes_ahead() -> None:
         # Long generations lose nothing worth a request that waits in the engine.
         (64, 30.0, 0.02, 0, 0),
         (2, 0.5, 0.01, 0, 0),
-        # Settles that take longer than the work: half as many as there are slots, and no more.
-        (8, 0.01, 0.2, 3, 4),
-        (1, 0.01, 0.2, 0, 0),
+        # Settles that take longer than the work: an eighth of the slots, and no more.
+        (8, 0.01, 0.2, 1, 1),
+        (7, 0.01, 0.2, 0, 0),
     ],
 )
 def test_as_many_go_ahead_as_slots_are_empty(slots: int, busy: float, empty: float, least: int, most: int) -> None:

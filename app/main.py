@@ -61,25 +61,7 @@ from app.api.security import Entrance, no_route, require_declared
 from app.api.spool import Spool
 from app.background import Background
 from app.config import Settings, SettingsError, load_settings
-from app.console import batches as batch_pages
-from app.console import (
-    chat_pages,
-    compare,
-    host_pages,
-    instruction_pages,
-    key_pages,
-    login,
-    model_pages,
-    new_batch,
-    overview,
-    running_pages,
-    server_pages,
-    ticket,
-    ticket_sets,
-    tickets,
-    usage_pages,
-    webhook_pages,
-)
+from app.console.routes import PAGES
 from app.db.engine import open_database
 from app.db.faults import DATABASE_FAULT, DatabaseFault
 from app.fleet.fleet import open_fleet
@@ -206,11 +188,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         *(chat, completions, responses, conversations, embeddings, images),
         *(files, uploads, batches, openai_models, tokens),
         *(anthropic, tgi, tgi_openai, protollm, semoss, semoss_generate),
-        *(overview, tickets, ticket_sets, ticket, chat_pages, instruction_pages, compare),
-        *(new_batch, batch_pages, model_pages, server_pages, host_pages),
-        *(key_pages, usage_pages, webhook_pages, running_pages),
-        # Last, for it has what no other page of the console is.
-        login,
+        *PAGES,
     ):
         app.router.routes.extend(module.router.routes)
     require_declared(app, open_paths)

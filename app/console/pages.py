@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -38,12 +39,16 @@ async def page(request: Request, template: str, gather: Gather) -> Response:
 async def _changes(request: Request, template: str, gather: Gather, form: str) -> AsyncGenerator[bytes]:
     services = services_of(request)
     parts = Parts(request, template, form)
+    clock = asyncio.get_running_loop().time
     yield b"retry: %d\n\n" % RETRY_MILLISECONDS
     with services.pulse.watching() as event:
         while not services.streams.closed and await still_known(request):
-            for each in parts.changed(await gather()):
+            began = clock()
+            events = parts.changed(await gather())
+            made_in = clock() - began
+            for each in events:
                 yield each
-            await services.pulse.beat(event)
+            await services.pulse.beat(event, made_in)
     yield event_bytes(b"{}", "ended")
 
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 # A page is made anew at most this often, and at least that often, in seconds.
 SHORTEST_SECONDS = 0.5
 LONGEST_SECONDS = 2.0
+# Making pages anew takes this part of the time at most, all of them together, unless each would come later than that.
+SHARE, LATEST_SECONDS = 0.1, 5.0
 
 
 class Pulse:
@@ -29,10 +31,10 @@ class Pulse:
         finally:
             self._watching.discard(event)
 
-    @staticmethod
-    async def beat(event: asyncio.Event) -> None:
-        """Waits until it is time to look again."""
-        await asyncio.sleep(SHORTEST_SECONDS)
+    async def beat(self, event: asyncio.Event, made_in: float) -> None:
+        """Waits until it is time to look again, where making the page took `made_in` seconds."""
+        pause = min(max(SHORTEST_SECONDS, made_in * len(self._watching) / SHARE), LATEST_SECONDS)
+        await asyncio.sleep(pause)
         with suppress(TimeoutError):
-            await asyncio.wait_for(event.wait(), LONGEST_SECONDS - SHORTEST_SECONDS)
+            await asyncio.wait_for(event.wait(), LONGEST_SECONDS - pause)
         event.clear()

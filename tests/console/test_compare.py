@@ -40,7 +40,7 @@ async def test_answers_grow_side_by_side_and_the_better_is_picked_with_the_keybo
         await expect(growing.nth(place)).to_contain_text("one")
         assert "ten" not in await growing.nth(place).inner_text()
     await expect(page.locator("#columns-1-head")).to_contain_text("temperature 0.5")
-    await expect(page.locator("#live_head .badge")).to_have_text("completed")
+    await expect(page.locator("#live_head .badge")).to_have_text("completed", timeout=15_000)
     for place in range(2):
         await expect(page.locator(f"#columns-{place}-answer strong")).to_have_text("bold")
         await expect(page.locator(f"#columns-{place}-head [data-speed]")).not_to_have_text("–")

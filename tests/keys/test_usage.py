@@ -117,7 +117,7 @@ async def test_usage_of_others_is_for_admins(guarded: Service, make_key: MakeKey
 @pytest.mark.parametrize(
     ("query", "field"),
     [
-        ("group_by=owner", "group_by"),
+        ("group_by=server", "group_by"),
         ("from=yesterday", "from"),
         ("to=2026-13-01", "to"),
         ("from=2026-02-02&to=2026-02-01", "from"),

@@ -84,6 +84,8 @@ async def test_a_dropped_file_is_checked_sent_watched_and_its_failures_tried_aga
     await expect(head).to_contain_text("2 of 3 succeeded")
     await page.click("nav >> text=Batches")
     await expect(page.locator("#live_batches tr")).to_have_count(2)
+    # Before its script has run, no page hears a key.
+    await page.wait_for_load_state()
     await page.keyboard.press("j")
     await page.keyboard.press("Enter")
     await expect(head).to_contain_text("0 of 1 succeeded")

@@ -81,9 +81,10 @@ async def lines_kept(database: Database, process: Process, settings: Settings) -
     finally:
         logger.removeHandler(ring)
         writer.note("stopped")
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        # A cancel that comes just as a connection is handed out can be lost, so one may not be enough.
+        while not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=1)
         with suppress(TimeoutError, *FAULTS):
             await asyncio.wait_for(writer.write(), LAST_SECONDS)
 

@@ -25,29 +25,8 @@ def line_chart(title: str, lines: Sequence[Line], ends: tuple[str, str], unit: s
     top = max((value for line in lines for value in line.values), default=0) or 1
     drawn = [_path(line, top) for line in lines]
     said = ", ".join(f"{line.name} {line.values[-1]:g}{unit} at the end" for line in lines if line.values)
-    legend = Markup("").join(
-        Markup('<tspan class="{}">{}</tspan><tspan> &#160; </tspan>').format(f"of-{line.kind}", line.name)
-        for line in lines
-    )
-    return Markup(
-        '<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{title}: up to {top}{unit}; {said}">'
-        '<line class="base" x1="0" x2="{width}" y1="{base}" y2="{base}"/>{lines}'
-        '<text x="0" y="10">{top}{unit}</text><text x="{width}" y="10" class="end">{legend}</text>'
-        '<text x="0" y="{below}">{first}</text><text x="{width}" y="{below}" class="end">{last}</text></svg>'
-    ).format(
-        width=WIDTH,
-        height=HEIGHT,
-        base=HEIGHT - BELOW,
-        below=HEIGHT - 4,
-        title=title,
-        top=f"{top:,g}" if top < 100 else f"{top:,.0f}",
-        unit=unit,
-        said=said,
-        lines=Markup("").join(drawn),
-        legend=legend,
-        first=ends[0],
-        last=ends[1],
-    )
+    shown = f"{top:,g}{unit}" if top < 100 else f"{top:,.0f}{unit}"
+    return _framed(f"{title}: up to {shown}; {said}", shown, drawn, lines, ends)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +92,20 @@ def bar_chart(title: str, lines: Sequence[Line], names: Sequence[str], unit: str
             )
         )
         bars.append(Markup("<g><title>{}: {}</title>{}</g>").format(name, said, Markup("").join(parts)))
+    said = ", ".join(f"{line.name} {_worded(sum(line.values), unit)}" for line in lines)
+    shown = _worded(top, unit)
+    ends = (names[0], names[-1]) if names else ("", "")
+    return _framed(f"{title}: {said} in all, {shown} at most", shown, bars, lines, ends)
+
+
+def _framed(label: str, top: str, drawn: Sequence[Markup], lines: Sequence[Line], ends: tuple[str, str]) -> Markup:
+    """A chart on its base line, with the scale's `top`, the lines' names and the words at its `ends`."""
     legend = Markup("").join(
         Markup('<tspan class="of-{}">{}</tspan><tspan> &#160; </tspan>').format(line.kind, line.name) for line in lines
     )
-    said = ", ".join(f"{line.name} {_worded(sum(line.values), unit)}" for line in lines)
     return Markup(
-        '<svg class="chart" viewBox="0 0 {width} {height}" role="img"'
-        ' aria-label="{title}: {said} in all, {top} at most">'
-        '<line class="base" x1="0" x2="{width}" y1="{base}" y2="{base}"/>{bars}'
+        '<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{label}">'
+        '<line class="base" x1="0" x2="{width}" y1="{base}" y2="{base}"/>{drawn}'
         '<text x="0" y="10">{top}</text><text x="{width}" y="10" class="end">{legend}</text>'
         '<text x="0" y="{below}">{first}</text><text x="{width}" y="{below}" class="end">{last}</text></svg>'
     ).format(
@@ -128,13 +113,12 @@ def bar_chart(title: str, lines: Sequence[Line], names: Sequence[str], unit: str
         height=HEIGHT,
         base=HEIGHT - BELOW,
         below=HEIGHT - 4,
-        title=title,
-        said=said,
-        top=_worded(top, unit),
-        bars=Markup("").join(bars),
+        label=label,
+        top=top,
+        drawn=Markup("").join(drawn),
         legend=legend,
-        first=names[0] if names else "",
-        last=names[-1] if names else "",
+        first=ends[0],
+        last=ends[1],
     )
 
 

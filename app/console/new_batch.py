@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, File, Request, Response, UploadFile
+from fastapi import APIRouter, Depends, File, Request, Response, UploadFile
 
 from app.api.dependencies import caller_of, services_of
 from app.api.openai.files import content_of
@@ -32,6 +32,15 @@ Sent = Annotated[UploadFile | None, File()]
 Given = Mapping[str, str]
 
 
+def _given(
+    model: Word = "", template: Text = "", system: Text = "", max_tokens: Word = "", temperature: Word = ""
+) -> Given:
+    return dict(zip(FIELDS, (model, template, system, max_tokens, temperature), strict=True))
+
+
+Asked = Annotated[Given, Depends(_given)]
+
+
 class Draft:
     """A file as a batch: its lines, which can be read again and again, and what the check said of them."""
 
@@ -51,17 +60,8 @@ async def new(request: Request, model: str = "") -> Response:
 
 
 @router.post("/check", dependencies=[UPLOAD])
-async def check(
-    request: Request,
-    file: Sent = None,
-    model: Word = "",
-    template: Text = "",
-    system: Text = "",
-    max_tokens: Word = "",
-    temperature: Word = "",
-) -> Response:
+async def check(request: Request, given: Asked, file: Sent = None) -> Response:
     """Says what would become of the file; nothing of it is kept."""
-    given = dict(zip(FIELDS, (model, template, system, max_tokens, temperature), strict=True))
     try:
         draft = await _draft(request, file, given)
     except AppError as error:
@@ -71,17 +71,8 @@ async def check(
 
 
 @router.post("", dependencies=[UPLOAD_WORK])
-async def accepted(
-    request: Request,
-    file: Sent = None,
-    model: Word = "",
-    template: Text = "",
-    system: Text = "",
-    max_tokens: Word = "",
-    temperature: Word = "",
-) -> Response:
+async def accepted(request: Request, given: Asked, file: Sent = None) -> Response:
     """Begins the batch, unless a line of it is not valid."""
-    given = dict(zip(FIELDS, (model, template, system, max_tokens, temperature), strict=True))
     services, caller = services_of(request), caller_of(request)
     try:
         draft = await _draft(request, file, given)

@@ -18,7 +18,7 @@ from app.console.asking import LONGEST, Word, text_models
 from app.console.chat_asked import FIELDS, AskedForm, prepared_of, uuid_or_none
 from app.console.chat_view import SHOWN, models_that_see, shown
 from app.console.entrance import PREFIX, PageRoute, form_token_of, with_cookie
-from app.console.following import followed
+from app.console.following import ticket_followed
 from app.console.pages import page, wants_events
 from app.console.render import HEADERS, html
 from app.errors import AppError, invalid
@@ -71,7 +71,7 @@ async def chat(request: Request, chat_id: UUID, at: UUID | None = None) -> Respo
 
     if wants_events(request):
         values = await gather()
-        return EventStream(followed(request, TEMPLATE, values["leaf"], gather))
+        return EventStream(ticket_followed(request, TEMPLATE, values["leaf"], gather))
     return await page(request, TEMPLATE, gather)
 
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
-from pydantic_core import to_json
 
 from app.api.comparison_schemas import MAX_ENTRIES, ComparisonCreate
 from app.api.comparisons import send_comparison
 from app.api.dependencies import caller_of, root_of, services_of
 from app.api.security import READ, SUBMIT, WORK
-from app.api.sse import EventStream, event_bytes
+from app.api.sse import EventStream
 from app.console.asking import LONGEST, Text, Word, number_of, text_models
 from app.console.entrance import PREFIX, PageRoute, form_token_of, with_cookie
-from app.console.pages import Parts, page, still_known, wants_events
+from app.console.following import Heard, followed
+from app.console.pages import page, wants_events
 from app.console.render import HEADERS, html, state_of
 from app.errors import AppError, NotFound, invalid
 from app.openai.requests import checked
@@ -28,7 +28,6 @@ from app.services.comparison_streams import ComparisonStream, Part, Position, Si
 from app.services.comparisons import Comparison
 from app.services.pages import Window
 from app.services.picks import MOST_SUMMED
-from app.services.pulse import LONGEST_SECONDS
 from app.services.streams import End, Event
 from app.services.wishes import Wish
 
@@ -219,7 +218,7 @@ async def _shown(request: Request, id_: UUID, progress: Mapping[int, Progress]) 
     return {
         "row": comparison.row,
         "state": comparison.status.value,
-        "pending": comparison.status is Status.PENDING,
+        "final": comparison.status is not Status.PENDING,
         "cancelling": all(row["status"] != Status.PENDING or row["cancel_requested_at"] for row in _rows(comparison)),
         "prompt": prompt,
         "columns": _answers(comparison, pick, progress),
@@ -260,63 +259,43 @@ def _answers(
     return columns
 
 
-async def _followed(request: Request, id_: UUID) -> AsyncGenerator[bytes]:
-    """The answers as they come, each `text` saying whose it is, and the parts that change; `ended` after all."""
-    services, caller = services_of(request), caller_of(request)
-    clock = asyncio.get_running_loop().time
-    parts = Parts(request, TEMPLATE, form_token_of(request))
-    heard = Heard()
-    values = await _shown(request, id_, {})
-    for each in parts.changed(values):
-        yield each
-    if values["pending"]:
+def _followed(request: Request, id_: UUID) -> AsyncGenerator[bytes]:
+    """The answers as they come, each `text` saying whose it is."""
+    services = services_of(request)
+    heard = _Columns()
+
+    async def gather() -> dict[str, Any]:
+        return await _shown(request, id_, heard.progress())
+
+    async def hear(values: dict[str, Any]) -> Heard:
         columns = values["columns"]
-        stream = ComparisonStream(services.streams, caller, [column["id"] for column in columns])
+        stream = ComparisonStream(services.streams, caller_of(request), [column["id"] for column in columns])
         await stream.open([Position(ended=column["final"]) for column in columns])
-        listening = asyncio.create_task(heard.listen(stream))
-        look_at = clock()
-        try:
-            while values["pending"]:
-                for text in await heard.more():
-                    yield event_bytes(to_json(text), "text")
-                if clock() >= look_at or heard.ended or listening.done():
-                    heard.ended = False
-                    if not await still_known(request):
-                        return
-                    values = await _shown(request, id_, heard.progress(clock()))
-                    for each in parts.changed(values):
-                        yield each
-                    look_at = clock() + LONGEST_SECONDS
-                    if listening.done() and values["pending"]:
-                        # This process stops: the browser comes again.
-                        return
-        finally:
-            listening.cancel()
-            await asyncio.wait({listening})
-    yield event_bytes(b"{}", "ended")
+        heard.stream = stream
+        return heard
+
+    return followed(request, TEMPLATE, gather, hear)
 
 
-class Heard:
-    """What the first choice of each answer says, until somebody takes it."""
+class _Columns(Heard):
+    """The first choice of each answer; `stream` is there before it is listened to."""
+
+    stream: ComparisonStream
 
     def __init__(self) -> None:
-        self.ended = False
+        super().__init__()
         self._texts: dict[int, dict[str, Any]] = {}
-        self._moved = asyncio.Event()
         # When the first token of an answer came, and how many there are.
         self._began: dict[int, float] = {}
         self._tokens: dict[int, int] = {}
 
-    async def listen(self, stream: ComparisonStream) -> None:
-        try:
-            async with aclosing(stream.parts()) as parts:
-                async for part in parts:
-                    self._take(part)
-                    self._moved.set()
-        finally:
-            self._moved.set()
+    async def _listen(self) -> None:
+        async with aclosing(self.stream.parts()) as parts:
+            async for part in parts:
+                self._add(part)
+                self._moved.set()
 
-    def _take(self, part: Part) -> None:
+    def _add(self, part: Part) -> None:
         place = part.place
         match part.item:
             case Event() as event:
@@ -334,18 +313,15 @@ class Heard:
     def _text(self, place: int) -> dict[str, Any]:
         return self._texts.setdefault(place, {"of": str(place), "text": "", "anew": False})
 
-    def progress(self, now: float) -> dict[int, Progress]:
+    def progress(self) -> dict[int, Progress]:
         """Of each answer that has begun."""
+        now = asyncio.get_running_loop().time()
         return {
             place: (self._tokens[place], self._tokens[place] / (now - began))
             for place, began in self._began.items()
             if self._tokens[place] and now > began
         }
 
-    async def more(self) -> list[dict[str, Any]]:
-        """What came since the last call; waits for it a while."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._moved.wait(), LONGEST_SECONDS)
-        self._moved.clear()
+    def _take(self) -> list[dict[str, Any]]:
         texts, self._texts = self._texts, {}
         return list(texts.values())

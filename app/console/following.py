@@ -1,10 +1,12 @@
-"""Following one ticket on a page: its answer as it grows, and the parts of the page that change."""
+"""Following answers on a page as they grow, with the parts of the page that change."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
+from typing import Any
 from uuid import UUID
 
 from fastapi import Request
@@ -19,10 +21,41 @@ from app.services.pulse import LONGEST_SECONDS
 from app.services.streams import Event, Following
 
 
-async def followed(request: Request, template: str, id_: UUID, gather: Gather) -> AsyncGenerator[bytes]:
-    """The answer as it comes, `text` by `text`, and the parts that change; `ended` where nothing will.
+class Heard(ABC):
+    """What answers say, until somebody takes it."""
 
-    Of the values of the page, `final` says whether the ticket has ended.
+    def __init__(self) -> None:
+        # One of several answers has ended since the page was last made.
+        self.ended = False
+        self._moved = asyncio.Event()
+
+    async def listen(self) -> None:
+        try:
+            await self._listen()
+        finally:
+            self._moved.set()
+
+    async def more(self) -> list[dict[str, Any]]:
+        """What came since the last call, as `text` events say it; waits for it a while."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._moved.wait(), LONGEST_SECONDS)
+        self._moved.clear()
+        return self._take()
+
+    @abstractmethod
+    async def _listen(self) -> None:
+        """Keeps what comes, and sets `_moved` with it; returns where no more will."""
+
+    @abstractmethod
+    def _take(self) -> list[dict[str, Any]]: ...
+
+
+async def followed(
+    request: Request, template: str, gather: Gather, hear: Callable[[dict[str, Any]], Awaitable[Heard]]
+) -> AsyncGenerator[bytes]:
+    """The answers as they come, `text` by `text`, and the parts that change; `ended` where nothing will.
+
+    Of the values of the page, `final` says whether all has ended; `hear` opens what is heard of the rest.
     """
     clock = asyncio.get_running_loop().time
     parts = Parts(request, template, form_token_of(request))
@@ -30,15 +63,15 @@ async def followed(request: Request, template: str, id_: UUID, gather: Gather) -
     for each in parts.changed(values):
         yield each
     if not values["final"]:
-        heard = Heard()
-        following = await services_of(request).streams.open(caller_of(request), id_)
-        listening = asyncio.create_task(heard.listen(following))
+        heard = await hear(values)
+        listening = asyncio.create_task(heard.listen())
         look_at = clock()
         try:
             while not values["final"]:
-                if text := await heard.more():
-                    yield event_bytes(to_json({"text": text}), "text")
-                if clock() >= look_at or listening.done():
+                for text in await heard.more():
+                    yield event_bytes(to_json(text), "text")
+                if clock() >= look_at or heard.ended or listening.done():
+                    heard.ended = False
                     if not await still_known(request):
                         return
                     values = await gather()
@@ -54,28 +87,31 @@ async def followed(request: Request, template: str, id_: UUID, gather: Gather) -
     yield event_bytes(b"{}", "ended")
 
 
-class Heard:
-    """What the first choice of an answer says, until somebody takes it."""
+def ticket_followed(request: Request, template: str, id_: UUID, gather: Gather) -> AsyncGenerator[bytes]:
+    """As `followed`, for one ticket."""
 
-    def __init__(self) -> None:
+    async def hear(_: dict[str, Any]) -> Heard:
+        return _Answer(await services_of(request).streams.open(caller_of(request), id_))
+
+    return followed(request, template, gather, hear)
+
+
+class _Answer(Heard):
+    """The first choice of one answer."""
+
+    def __init__(self, following: Following) -> None:
+        super().__init__()
+        self._following = following
         self._texts: list[str] = []
-        self._moved = asyncio.Event()
 
-    async def listen(self, following: Following) -> None:
-        try:
-            with suppress(StreamRestarted, ResultNotFound):
-                async with aclosing(following.events()) as events:
-                    async for item in events:
-                        if isinstance(item, Event):
-                            self._texts += [delta.text for delta in item.deltas if delta.index == 0]
-                            self._moved.set()
-        finally:
-            self._moved.set()
+    async def _listen(self) -> None:
+        with suppress(StreamRestarted, ResultNotFound):
+            async with aclosing(self._following.events()) as events:
+                async for item in events:
+                    if isinstance(item, Event):
+                        self._texts += [delta.text for delta in item.deltas if delta.index == 0]
+                        self._moved.set()
 
-    async def more(self) -> str:
-        """What came since the last call; waits for it a while, '' where nothing came."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._moved.wait(), LONGEST_SECONDS)
-        self._moved.clear()
-        texts, self._texts = self._texts, []
-        return "".join(texts)
+    def _take(self) -> list[dict[str, Any]]:
+        text, self._texts = "".join(self._texts), []
+        return [{"text": text}] if text else []

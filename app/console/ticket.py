@@ -14,7 +14,7 @@ from app.api.schemas import Result
 from app.api.security import READ, SUBMIT, WORK
 from app.api.sse import EventStream
 from app.console.entrance import PREFIX, PageRoute
-from app.console.following import followed
+from app.console.following import ticket_followed
 from app.console.pages import page, wants_events
 from app.console.render import HEADERS, state_of
 from app.queue.ticket import Status
@@ -31,7 +31,7 @@ async def ticket(request: Request, result_id: UUID) -> Response:
         return await _shown(request, result_id)
 
     if wants_events(request):
-        return EventStream(followed(request, TEMPLATE, result_id, gather))
+        return EventStream(ticket_followed(request, TEMPLATE, result_id, gather))
     return await page(request, TEMPLATE, gather)
 
 

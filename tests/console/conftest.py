@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, BrowserContext, Page, Route, async_playwright
+from playwright.async_api import Browser, BrowserContext, Page, Route, async_playwright, expect
 
 from app.config import Settings
 from tests.keys.conftest import make_key
@@ -18,6 +18,10 @@ __all__ = ["make_key"]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 MISSING = "no Chromium: sudo apt-get install chromium"
+# How long a page may take to show what is expected of it, in milliseconds, on a machine that does much else.
+PATIENCE = 30_000
+
+expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +98,7 @@ async def visit(browser: Browser, service: Service) -> AsyncIterator[Visit]:
 @asynccontextmanager
 async def visiting(browser: Browser, service: Service, **options: Any) -> AsyncIterator[Visit]:
     context = await browser.new_context(**options)
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(PATIENCE)
     at = Visit(context, await context.new_page(), service)
 
     async def only_here(route: Route) -> None:

@@ -23,10 +23,12 @@ from app.api import comparisons as comparisons_routes
 from app.api import contexts as contexts_routes
 from app.api import health as health_routes
 from app.api import hosts as hosts_routes
+from app.api import instructions as instructions_routes
 from app.api import keys as keys_routes
 from app.api import models as models_routes
 from app.api import pages as pages_routes
 from app.api import picks as picks_routes
+from app.api import ratings as ratings_routes
 from app.api import results as results_routes
 from app.api import servers as servers_routes
 from app.api import streams as streams_routes
@@ -182,7 +184,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # Not FastAPI's include_router: it would have each router look for its routes by itself, and the right one twice.
     for module in (
         *(models_routes, results_routes, streams_routes, contexts_routes, comparisons_routes, comparison_streams),
-        picks_routes,
+        *(picks_routes, ratings_routes, instructions_routes),
         *(keys_routes, usage_routes, audit_routes, servers_routes, hosts_routes),
         *(webhooks_routes, health_routes, pages_routes),
         *(chat, completions, responses, conversations, embeddings, images),

@@ -23,11 +23,10 @@ from app.console.pages import page, wants_events
 from app.console.render import HEADERS, html
 from app.errors import AppError, invalid
 from app.services.chats import AFTER, FROM, MOST_SEARCHED, reference
-from app.services.ratings import BAD, GOOD
+from app.services.ratings import MOST_COMMENT_CHARS, RATINGS
 from app.storable import StorableText
 
 FORM, TEMPLATE = "chats.html", "chat.html"
-RATINGS = {"good": GOOD, "bad": BAD}
 
 router = APIRouter(prefix=f"{PREFIX}/chat", route_class=PageRoute, include_in_schema=False)
 
@@ -118,7 +117,7 @@ async def rate(
     chat_id: UUID,
     turn: Word = "",
     rating: Word = "",
-    comment: Annotated[StorableText, Form(max_length=10_000)] = "",
+    comment: Annotated[StorableText, Form(max_length=MOST_COMMENT_CHARS)] = "",
 ) -> Response:
     """`rating` is `good` or `bad`, or nothing to take one back."""
     ratings, caller = services_of(request).ratings, caller_of(request)

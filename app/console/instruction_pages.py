@@ -11,11 +11,11 @@ from fastapi.responses import RedirectResponse
 
 from app.api.dependencies import caller_of, root_of, services_of
 from app.api.security import READ, SUBMIT
-from app.console.asking import LONGEST, Word
+from app.console.asking import Word
 from app.console.entrance import PREFIX, PageRoute, form_token_of, with_cookie
 from app.console.render import HEADERS, html
 from app.errors import AppError, invalid
-from app.services.instructions import Wanted
+from app.services.instructions import MOST_NAME_CHARS, MOST_TEXT_CHARS, Wanted
 from app.storable import StorableText
 
 LIST, ONE = "instructions.html", "instruction.html"
@@ -24,8 +24,8 @@ router = APIRouter(prefix=f"{PREFIX}/instructions", route_class=PageRoute, inclu
 
 
 async def _given(
-    name: Annotated[StorableText, Form(max_length=120)] = "",
-    text: Annotated[StorableText, Form(max_length=LONGEST)] = "",
+    name: Annotated[StorableText, Form(max_length=MOST_NAME_CHARS)] = "",
+    text: Annotated[StorableText, Form(max_length=MOST_TEXT_CHARS)] = "",
     parent: Word = "",
     shared: Word = "",
 ) -> dict[str, str]:

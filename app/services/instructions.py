@@ -15,6 +15,8 @@ from app.errors import InstructionsInUse, InstructionsNotFound, ScopeMissing, in
 from app.services.callers import Caller, Scope
 
 MOST_DEPTH = 8
+MOST_NAME_CHARS = 120
+MOST_TEXT_CHARS = 1_000_000
 MOST_LISTED = 500
 BETWEEN = "\n\n"
 
@@ -131,13 +133,13 @@ class Instructions:
             async with self._database.hot() as connection:
                 chain = await connection.fetch(CHAIN, caller.owner_id, wanted.parent_id)
             if not chain:
-                raise invalid("parent", "names no instructions that you can see")
+                raise invalid("parent_id", "names no instructions that you can see")
             if id_ in {row["id"] for row in chain}:
-                raise invalid("parent", "follows these instructions itself")
+                raise invalid("parent_id", "follows these instructions itself")
             if len(chain) >= MOST_DEPTH:
-                raise invalid("parent", f"has {MOST_DEPTH - 1} parents above it already, which is the most")
+                raise invalid("parent_id", f"has {MOST_DEPTH - 1} parents above it already, which is the most")
             if wanted.shared and not (await self.get(caller, wanted.parent_id))["shared"]:
-                raise invalid("parent", "is not shared: what all owners see can only follow what they see")
+                raise invalid("parent_id", "is not shared: what all owners see can only follow what they see")
 
     async def _require_unfollowed(self, id_: UUID, besides: int | None, doing: str) -> None:
         async with self._database.hot() as connection:
@@ -152,7 +154,7 @@ class Instructions:
         except asyncpg.UniqueViolationError:
             raise invalid("name", "is that of other instructions of yours") from None
         except asyncpg.ForeignKeyViolationError:
-            raise invalid("parent", "has just been deleted") from None
+            raise invalid("parent_id", "has just been deleted") from None
 
 
 def _columns(wanted: Wanted) -> tuple[Any, ...]:
@@ -160,4 +162,6 @@ def _columns(wanted: Wanted) -> tuple[Any, ...]:
 
 
 def _missing(id_: UUID) -> InstructionsNotFound:
-    return InstructionsNotFound(f"No instructions of yours have the id {id_}. Their page lists those there are.")
+    return InstructionsNotFound(
+        f"No instructions of yours have the id {id_}. GET /instructions/ lists those there are."
+    )

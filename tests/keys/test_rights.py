@@ -58,6 +58,14 @@ ROUTES: dict[tuple[str, str], Scope | None] = {
     ("PUT", "/comparisons/{comparison_id}/pick"): SUBMITS,
     ("DELETE", "/comparisons/{comparison_id}/pick"): SUBMITS,
     ("GET", "/picks/"): READS,
+    ("PUT", "/results/{result_id}/rating"): SUBMITS,
+    ("DELETE", "/results/{result_id}/rating"): SUBMITS,
+    ("GET", "/ratings/"): READS,
+    ("GET", "/instructions/"): READS,
+    ("POST", "/instructions/"): SUBMITS,
+    ("GET", "/instructions/{instructions_id}"): READS,
+    ("PUT", "/instructions/{instructions_id}"): SUBMITS,
+    ("DELETE", "/instructions/{instructions_id}"): SUBMITS,
     ("GET", "/usage"): READS,
     ("GET", "/webhooks/secret"): SUBMITS,
     ("POST", "/webhooks/secret/rotate"): SUBMITS,
@@ -146,7 +154,17 @@ REFUSED = range(400, 500)
 
 def concrete(path: str) -> str:
     """The path with ids of nothing."""
-    for name in ("context_id", "result_id", "delivery_id", "comparison_id", "key_id", "server_id", "host_id"):
+    ids = (
+        "context_id",
+        "result_id",
+        "delivery_id",
+        "comparison_id",
+        "instructions_id",
+        "key_id",
+        "server_id",
+        "host_id",
+    )
+    for name in ids:
         path = path.replace(f"{{{name}}}", str(uuid4()))
     for name, prefix in (("completion_id", "chatcmpl-"), ("response_id", "resp_"), ("file_id", "file-")):
         path = path.replace(f"{{{name}}}", prefix + uuid4().hex)

@@ -25,6 +25,13 @@ REQUESTS: dict[str, dict[str, Any]] = {
 }
 
 
+# Where a body of nothing is refused for what it lacks.
+BODIES: dict[str, dict[str, Any]] = {
+    "/results/{result_id}/rating": {"rating": "good"},
+    "/instructions/{instructions_id}": {"name": "x", "text": "x"},
+}
+
+
 class Owned:
     """Things of one owner, all final, and their ids by the names these have in paths."""
 
@@ -95,6 +102,16 @@ class Owned:
             self.ids["comparison_id"],
             context,
             native,
+        )
+        await rows.execute(
+            "INSERT INTO ratings (result_id, owner_id, rating, comment) VALUES ($1, $2, 1, 'secret')", native, owner_id
+        )
+        self.ids["instructions_id"] = str(
+            await rows.fetchval(
+                "INSERT INTO instructions (id, owner_id, name, text) VALUES (uuidv7(), $1, 'secret', 'secret')"
+                " RETURNING id",
+                owner_id,
+            )
         )
         for path, kind in (("/v1/chat/completions", "chat.completion"), ("/v1/completions", "text_completion")):
             self.ids_below[path] = {"completion_id": object_id(kind, await result(kind))}
@@ -169,7 +186,7 @@ async def test_an_id_of_another_owner_is_not_found_whatever_is_tried(
     tried = 0
     for path in of_ids:
         for method in METHODS:
-            body = {} if method in ("POST", "PUT", "PATCH") else None
+            body = BODIES.get(path, {}) if method in ("POST", "PUT", "PATCH") else None
             answer = await guarded.client.request(method, things.filled(path), json=body, headers=bearer(theirs))
             offered = ("get" if method == "HEAD" else method.lower()) in known[path]
             assert answer.status_code == (404 if offered else 405), f"{method} {path}: {answer.text}"
@@ -192,7 +209,16 @@ async def test_no_list_shows_what_belongs_to_another(guarded: Service, owned: tu
         own = await guarded.client.get(path, headers=bearer(mine))
         if [id_ for id_ in ids if id_ in own.text]:
             shown.add(path)
-    assert shown >= {"/contexts/", "/results/", "/comparisons/", "/picks/", "/v1/files", "/v1/batches"}
+    assert shown >= {
+        "/contexts/",
+        "/results/",
+        "/comparisons/",
+        "/picks/",
+        "/ratings/",
+        "/instructions/",
+        "/v1/files",
+        "/v1/batches",
+    }
     for query in ("client_reference=secret+name", f"context_id={things.ids['context_id']}", "model=tiny"):
         answers = [await guarded.client.get(f"/results/?{query}", headers=bearer(key)) for key in (mine, theirs)]
         assert [bool(answer.json()) for answer in answers] == [True, False]

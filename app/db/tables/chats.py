@@ -55,6 +55,7 @@ instructions = Table(
 ratings = Table(
     "ratings",
     metadata,
+    Column("id", UUID, primary_key=True, server_default=func.uuidv7()),
     Column("result_id", UUID, ForeignKey("results.id", ondelete="CASCADE"), nullable=False),
     Column("owner_id", Integer, nullable=False),
     Column("key_id", UUID),
@@ -63,5 +64,5 @@ ratings = Table(
     Column("created_at", Moment, nullable=False, server_default=func.now()),
     UniqueConstraint("result_id", "key_id", postgresql_nulls_not_distinct=True),
     CheckConstraint("rating IN (-1, 1)", name="rating"),
-    Index("ratings_by_owner", "owner_id", "created_at"),
+    Index("ratings_by_owner", "owner_id", "id"),
 )

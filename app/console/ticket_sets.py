@@ -7,7 +7,7 @@ import csv
 import io
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, Literal
-from uuid import uuid4
+from uuid import UUID
 
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
@@ -18,6 +18,7 @@ from app.console.entrance import PREFIX, PageRoute, form_token_of, with_cookie
 from app.console.render import HEADERS, html, query
 from app.console.tickets import Searched
 from app.console.usage_pages import FORMULA
+from app.db.ids import uuid7
 from app.errors import LineDefective, Removed, ResultNotFound, ResultPending
 from app.openai.batch_lines import json_line
 from app.services.ticket_list import EXPORTED, EXPORTED_OF_PROMPT, MOST_COUNTED
@@ -31,7 +32,7 @@ NOT_AGAIN = (ResultPending, ResultNotFound, LineDefective, Removed)
 router = APIRouter(prefix=f"{PREFIX}/tickets", route_class=PageRoute, include_in_schema=False)
 
 Row = Mapping[str, Any]
-Once = Annotated[str, Form(pattern=r"^[0-9a-f]{0,32}$")]
+Once = Annotated[str, Form(pattern=r"^([0-9a-f]{32})?$")]
 
 
 @router.get("/export", dependencies=[READ])
@@ -82,23 +83,27 @@ async def ask_to_retry(request: Request, searched: Searched) -> Response:
         "given": given,
         "most": MOST_COUNTED,
         "form": form_token_of(request),
-        "once": uuid4().hex,
+        "once": uuid7().hex,
     }
     return with_cookie(request, html(request.scope, "retry.html", **values))
 
 
 @router.post("/retry", dependencies=[WORK])
 async def retry(request: Request, searched: Searched, once: Once = "") -> Response:
-    """New tickets for those that match and are final; a form that is sent twice makes them once."""
+    """New tickets for those that match and are final; a form that is sent twice makes them once.
+
+    `once` is the UUIDv7 of the form: what came after it was not in the number that it said, its own tickets least
+    of all.
+    """
     search, given = searched
     services, caller = services_of(request), caller_of(request)
-    ids = iter(await services.ticket_list.ids(caller, search))
-    once = once or uuid4().hex
+    form = UUID(once) if once else uuid7()
+    ids = iter(await services.ticket_list.ids(caller, search, form))
 
     async def work() -> None:
         for id_ in ids:
             try:
-                await services.submissions.retry(caller, id_, f"console-{once}-{id_}")
+                await services.submissions.retry(caller, id_, f"console-{form.hex}-{id_}")
             except NOT_AGAIN:
                 continue
 

@@ -24,8 +24,8 @@ STILL_SECONDS = 1.5
 # An engine that counts only what has ended is cancelled after so many looks at its counter.
 BEGUN_POLLS = 4
 STOPPED_WITHIN_SECONDS = 20.0
-# vLLM ends its engine within a few seconds, a busy CPU within twenty; a model that hangs does not unload at all.
-UNLOADED_WITHIN_SECONDS = 60.0
+# vLLM ends its engine within a few seconds, a CPU busy with much else within a minute; a model that hangs, never.
+UNLOADED_WITHIN_SECONDS = 100.0
 # Weights come from a disk, or from the other end of the world.
 LOAD_SECONDS = 1800.0
 IN_FLIGHT = 40

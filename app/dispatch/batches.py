@@ -17,7 +17,8 @@ from app.config import Settings
 from app.db.engine import Database
 from app.db.ids import uuid7
 from app.errors import DatabaseUnavailable
-from app.queue.batches import CANCEL_LINES_AT_ONCE, BatchStore, LeaseLost
+from app.queue.batch_work import CANCEL_LINES_AT_ONCE, BatchWork, LeaseLost
+from app.queue.batches import BatchStore
 from app.queue.bulk import statements_of
 from app.queue.columns import RESULT, STORED_BYTES
 from app.queue.files import FileStore, FileWriter
@@ -62,13 +63,13 @@ def batch_work(
 ) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
     """All that batches need besides the running of their lines, by name; each is a task of its own, for ever."""
     return [
-        ("batch progress", partial(_progress, BatchStore(database), settings.poll_seconds)),
+        ("batch progress", partial(_progress, BatchWork(database), settings.poll_seconds)),
         ("batch files", Finalizer(database, settings, render, render_defective).run),
         ("batch retention", partial(_tidy, database, settings.result_retention_days)),
     ]
 
 
-async def _progress(store: BatchStore, every_seconds: float) -> None:
+async def _progress(store: BatchWork, every_seconds: float) -> None:
     """Cancels the lines of batches that are being cancelled, and counts what is done."""
     while True:
         pause = every_seconds
@@ -108,7 +109,7 @@ class Finalizer:
         self, database: Database, settings: Settings, render: Render, render_defective: RenderDefective
     ) -> None:
         self._database = database
-        self._store = BatchStore(database)
+        self._store = BatchWork(database)
         self._settings = settings
         self._render = render
         self._render_defective = render_defective

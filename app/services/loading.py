@@ -16,7 +16,8 @@ from app.config import Settings
 from app.db.engine import Database
 from app.errors import AppError, DatabaseUnavailable, FileNotFound
 from app.queue.batch_lines import LineSpool
-from app.queue.batches import BatchStore, LeaseLost
+from app.queue.batch_work import BatchWork, LeaseLost
+from app.queue.batches import BatchStore
 from app.services.callers import Caller
 from app.services.checkers import Checkers
 from app.services.files import Files
@@ -47,7 +48,8 @@ class Loader:
         settings: Settings,
     ) -> None:
         """Without `checkers`, all lines are checked here."""
-        self._store = BatchStore(database)
+        self._store = BatchWork(database)
+        self._batches = BatchStore(database)
         self._keys = Keys(database)
         self._files = files
         self._prepare = prepare
@@ -138,7 +140,7 @@ class Loader:
 
     async def _require_room(self, batch: Row, gathered: Gathered) -> None:
         if batch["key_id"] is not None:
-            gathered.require_room(await self._store.pending_room(batch["key_id"]))
+            gathered.require_room(await self._batches.pending_room(batch["key_id"]))
 
     async def _refuse(self, batch: Row, problems: list[dict[str, Any]], count: int) -> None:
         await self._store.refuse(batch, {"total": count, "data": problems})

@@ -15,7 +15,7 @@ from app.config import Settings
 from app.db.engine import Database
 from app.dispatch.batches import _lines
 from app.openai.batch_lines import json_line
-from app.queue.batches import BatchStore
+from app.queue.batch_work import BatchWork
 from tests.conftest import alembic, with_database
 from tests.openai.batch_kit import COMPLETIONS, ended, in_progress, line, lines_of, prompt, start
 from tests.openai.conftest import Rows, client_of
@@ -147,7 +147,7 @@ async def test_a_loader_that_died_leaves_nothing_and_another_one_loads(
     make_settings: Callable[..., Settings], database: Database, api_rows: Rows
 ) -> None:
     async with running_api(make_settings(poll_seconds=1000)) as service, client_of(service) as client:
-        store = BatchStore(database)
+        store = BatchWork(database)
         file = await client.files.create(file=("a", json.dumps(line("a", prompt())).encode()), purpose="batch")
         asked: dict[str, Any] = {"input_file_id": file.id, "endpoint": COMPLETIONS, "completion_window": "24h"}
         # Taken as by a process that dies before the API's own loader looks.

@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from app.dispatch.batches import LINES, ROWS_AT_ONCE, SIZES
-from app.queue import batches
+from app.queue import batch_work
 from tests.postgres_server import RunningPostgres
 from tests.queue.test_plans import check, large_database, nodes, plan
 
@@ -57,16 +57,16 @@ async def open_batch(history: Any) -> UUID:
 
 
 async def test_counting_reads_what_is_left_and_what_failed(history: Any) -> None:
-    check(await plan(history, batches.COUNT), "results_batch_progress", OPEN_PENDING)
+    check(await plan(history, batch_work.COUNT), "results_batch_progress", OPEN_PENDING)
 
 
 async def test_looking_for_a_batch_to_finalize_reads_one_line_of_each_that_is_open(history: Any) -> None:
-    check(await plan(history, batches.TAKE_TO_FINALIZE, 30.0), "results_batch_progress", 1)
+    check(await plan(history, batch_work.TAKE_TO_FINALIZE, 30.0), "results_batch_progress", 1)
 
 
 async def test_cancelling_reads_as_many_lines_as_it_cancels(history: Any, open_batch: UUID) -> None:
-    found = await plan(history, batches.CANCEL_LINES, open_batch)
-    check(found, "results_batch_progress", batches.CANCEL_LINES_AT_ONCE)
+    found = await plan(history, batch_work.CANCEL_LINES, open_batch)
+    check(found, "results_batch_progress", batch_work.CANCEL_LINES_AT_ONCE)
 
 
 async def test_finalizing_reads_the_lines_in_order(history: Any, open_batch: UUID) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 from urllib.parse import quote
@@ -25,6 +25,7 @@ from app.services.pages import Window
 PER_PAGE = 50
 # The pace of fewer lines, or of a shorter time, says little.
 LEAST_LINES, LEAST_SECONDS = 5, 5.0
+SO_FAR = {True: "output", False: "errors"}
 FILES = {"input": "input_file_id", "output": "output_file_id", "errors": "error_file_id"}
 
 router = APIRouter(prefix=f"{PREFIX}/batches", route_class=PageRoute, include_in_schema=False)
@@ -56,9 +57,11 @@ async def batch(request: Request, batch_id: UUID) -> Response:
         row = await services.batches.get(caller, batch_id)
         ids = {what: row[column] for what, column in FILES.items() if row[column] is not None}
         names = await services.files.names(caller, list(ids.values()))
+        so_far = await services.batches.files_so_far(row)
         return {
             "batch": shown(row, names),
             "files": {what: names[id_] for what, id_ in ids.items() if id_ in names},
+            "so_far": [SO_FAR[done] for done in (True, False) if done in so_far],
             "failures": await services.batches.failures(caller, batch_id),
             "refused": row["errors"] if row["status"] == "failed" else None,
         }
@@ -69,16 +72,20 @@ async def batch(request: Request, batch_id: UUID) -> Response:
 @router.get("/{batch_id}/files/{which}", dependencies=[READ])
 async def file(request: Request, batch_id: UUID, which: Literal["input", "output", "errors"]) -> Response:
     services, caller = services_of(request), caller_of(request)
-    id_ = (await services.batches.get(caller, batch_id))[FILES[which]]
-    if id_ is None:
-        raise FileNotFound(f"The batch has no file of this kind ({which}): it has not ended, or has nothing for it.")
-    row = await services.files.get(caller, id_)
-    headers = {
-        **HEADERS,
-        "Content-Length": str(row["bytes"]),
-        "Content-Disposition": f"attachment; filename*=utf-8''{quote(row['filename'], safe='')}",
-    }
-    return StreamingResponse(services.files.content(row), headers=headers, media_type="application/octet-stream")
+    found = await services.batches.get(caller, batch_id)
+    if (id_ := found[FILES[which]]) is not None:
+        row = await services.files.get(caller, id_)
+        return _download(row, services.files.content(row), {"Content-Length": str(row["bytes"])})
+    so_far = {SO_FAR[done]: row for done, row in (await services.batches.files_so_far(found)).items()}
+    if which not in so_far:
+        raise FileNotFound(f"The batch has no file of this kind ({which}): it has nothing for it, or not yet.")
+    return _download(so_far[which], services.files.content_so_far(so_far[which]), {})
+
+
+def _download(row: Row, content: AsyncIterator[bytes], headers: Mapping[str, str]) -> Response:
+    disposition = f"attachment; filename*=utf-8''{quote(row['filename'], safe='')}"
+    headers = {**HEADERS, **headers, "Content-Disposition": disposition}
+    return StreamingResponse(content, headers=headers, media_type="application/octet-stream")
 
 
 @router.post("/{batch_id}/cancel", dependencies=[SUBMIT])

@@ -87,13 +87,19 @@ def render_line(batch: Row, row: Row) -> tuple[bool, bytes]:
             line["response"] = _response(row, 200, RENDER[row["kind"]](row, row["request"] or {}))
         except CallsUnreadable as error:
             completed, line["response"] = False, _refused(row, error)
-    elif code == EXPIRED or (code == CANCELLED and batch["status"] == "cancelling"):
+    elif code == EXPIRED or (code == CANCELLED and _with_its_batch(batch, row)):
         line["error"] = dict(zip(("code", "message"), NOT_RUN[code], strict=True))
     elif code == LineDefective.code:
         line["error"] = {"code": code, "message": row["error_message"]}
     else:
         line["response"] = _refused(row, failure_of(row, row["kind"]))
     return completed, json_line(line)
+
+
+def _with_its_batch(batch: Row, row: Row) -> bool:
+    """Whether a line was cancelled as its batch was, and not by itself before."""
+    since, asked = batch["cancelling_at"], row["cancel_requested_at"]
+    return since is not None and (asked is None or asked >= since)
 
 
 def json_line(document: Mapping[str, Any]) -> bytes:

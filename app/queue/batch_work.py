@@ -11,7 +11,6 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from io import BytesIO
 from typing import Any
-from uuid import UUID
 
 from app.db.engine import Database, translated_errors
 from app.db.faults import is_of_the_row
@@ -34,19 +33,28 @@ ANNOUNCE = """INSERT INTO webhook_deliveries (owner_id, batch_id, event, url)
     WHERE webhook->'events' ? (CASE status WHEN 'completed' THEN 'result.completed' ELSE 'result.failed' END)"""
 
 TAKE = f"""
-UPDATE batches SET lease_token = gen_random_uuid(), lease_until = now() + make_interval(secs => $1), tries = tries + 1,
-    status = CASE status WHEN 'in_progress' THEN 'finalizing' ELSE status END,
-    finalizing_at = CASE status WHEN 'in_progress' THEN now() ELSE finalizing_at END
+UPDATE batches SET lease_token = gen_random_uuid(), lease_until = now() + make_interval(secs => $1), tries = tries + 1
+    %s
 WHERE id = (
     SELECT b.id FROM batches b WHERE b.lease_until <= now() AND %s
     ORDER BY b.id LIMIT 1 FOR UPDATE SKIP LOCKED
 )
-RETURNING {COLUMNS}
+RETURNING {COLUMNS}, tally
 """
-TAKE_TO_LOAD = TAKE % "b.status = 'validating'"
-TAKE_TO_FINALIZE = TAKE % (
-    "b.status <> 'validating' AND NOT EXISTS (SELECT FROM results r WHERE r.batch_id = b.id AND r.status = 'pending')"
+TAKE_TO_LOAD = TAKE % ("", "b.status = 'validating'")
+# One that waits for as many lines as $2, and for a twentieth of those that are pending: to find them, these are read.
+TAKE_TO_WRITE = TAKE % (
+    "",
+    """b.status IN ('in_progress', 'cancelling')
+        AND b.completed + b.failed - coalesce((b.tally->>'completed')::int + (b.tally->>'failed')::int, 0)
+            >= greatest($2::int, (b.total - b.completed - b.failed) / 20)""",
 )
+TAKE_TO_FINALIZE = TAKE % (
+    """, status = CASE status WHEN 'in_progress' THEN 'finalizing' ELSE status END,
+    finalizing_at = CASE status WHEN 'in_progress' THEN now() ELSE finalizing_at END""",
+    "b.status <> 'validating' AND NOT EXISTS (SELECT FROM results r WHERE r.batch_id = b.id AND r.status = 'pending')",
+)
+RUNNING = "SELECT EXISTS (SELECT FROM batches WHERE lease_until IS NOT NULL AND status <> 'validating')"
 
 RENEW = """
 UPDATE batches SET lease_until = now() + make_interval(secs => $3)
@@ -73,23 +81,6 @@ REFUSE = f"""
 WITH ended AS (
     UPDATE batches SET status = 'failed', failed_at = now(), errors = $3, lease_until = NULL
     WHERE id = $1 AND lease_token = $2 AND status = 'validating'
-    RETURNING id, owner_id, status, webhook
-), announced AS (
-    {ANNOUNCE}
-)
-SELECT id FROM ended
-"""
-
-# One that was cancelled stays so, whatever its lines came to.
-FINISH = f"""
-WITH ended AS (
-    UPDATE batches SET
-        status = $3, output_file_id = $4, error_file_id = $5, completed = $6, failed = $7,
-        prompt_tokens = $8, completion_tokens = $9, errors = $10, lease_until = NULL,
-        completed_at = CASE $3 WHEN 'completed' THEN now() END,
-        expired_at = CASE $3 WHEN 'expired' THEN now() END,
-        cancelled_at = CASE $3 WHEN 'cancelled' THEN now() END
-    WHERE id = $1 AND lease_token = $2 AND lease_until IS NOT NULL
     RETURNING id, owner_id, status, webhook
 ), announced AS (
     {ANNOUNCE}
@@ -137,9 +128,18 @@ class BatchWork:
     async def take_to_load(self, lease_seconds: float) -> Row | None:
         return await self._row(TAKE_TO_LOAD, lease_seconds)
 
+    async def take_to_write(self, lease_seconds: float, lines: int) -> Row | None:
+        """A batch that still runs, and of which so many lines are final and not in its files."""
+        return await self._row(TAKE_TO_WRITE, lease_seconds, lines)
+
     async def take_to_finalize(self, lease_seconds: float) -> Row | None:
         """A batch all of whose lines are final."""
         return await self._row(TAKE_TO_FINALIZE, lease_seconds)
+
+    async def some_run(self) -> bool:
+        """Whether lines of any batch may be pending, or its files are being written."""
+        async with self._database.hot() as connection:
+            return bool(await connection.fetchval(RUNNING))
 
     async def hold(self, batch: Row, work: Coroutine[Any, Any, None], lease_seconds: float) -> None:
         """Runs `work`, renewing the lease.
@@ -213,26 +213,6 @@ class BatchWork:
     async def refuse(self, batch: Row, errors: dict[str, Any]) -> None:
         """Ends the batch as failed, before any of its lines is stored."""
         await self._row(REFUSE, batch["id"], batch["lease_token"], errors)
-
-    async def finish(
-        self,
-        connection: Any,
-        batch: Row,
-        status: str,
-        files: tuple[UUID | None, UUID | None],
-        counts: tuple[int, int, int, int],
-        errors: dict[str, Any] | None,
-    ) -> None:
-        """Makes the batch final, in the transaction that wrote its files.
-
-        `counts` are the lines completed and failed, and the tokens of their prompts and completions; `errors` tells of
-        those that failed.
-
-        Raises:
-            LeaseLost: the transaction must not be committed.
-        """
-        if not await connection.fetch(FINISH, batch["id"], batch["lease_token"], status, *files, *counts, errors):
-            raise LeaseLost
 
     async def cancel_lines(self) -> int:
         """Cancels lines of the batches that are being cancelled, some at a time; returns how many."""

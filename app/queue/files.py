@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import select, text
@@ -17,6 +17,7 @@ from app.queue.statements.keys import TAKE_KEY
 from app.queue.ticket import Idempotency
 
 CHUNK_BYTES = 512 * 1024
+CHUNKS_AT_ONCE = 1000
 
 COLUMNS = "id, owner_id, purpose, filename, bytes, created_at, expires_at"
 INSERT = """
@@ -29,8 +30,18 @@ THERE = "(expires_at IS NULL OR expires_at > now())"
 # Without the parts of uploads, which only they reach.
 KNOWN = f"upload_id IS NULL AND {THERE}"
 GET = f"SELECT {COLUMNS} FROM files WHERE id = $1 AND owner_id = $2 AND {KNOWN}"
+EXISTS = "SELECT EXISTS (SELECT FROM files WHERE id = $1)"
 NAMES = f"SELECT id, filename FROM files WHERE id = ANY ($1) AND owner_id = $2 AND {KNOWN}"
-CHUNK = "SELECT data FROM file_chunks WHERE file_id = $1 AND number = $2"
+# From byte $3 of chunk $2 on, as many bytes as a large chunk has, or twice as many: chunks may be small, and a long
+# line of a batch is one.
+CHUNKS = f"""
+SELECT number, octet_length(data) AS bytes,
+       substring(data FROM 1 + CASE WHEN number = $2 THEN $3 ELSE 0 END FOR {CHUNK_BYTES}) AS data
+FROM (
+    SELECT number, data, sum(octet_length(data)) OVER (ORDER BY number) - octet_length(data) AS before
+    FROM file_chunks WHERE file_id = $1 AND number >= $2 ORDER BY number LIMIT {CHUNKS_AT_ONCE}
+) c WHERE before < {CHUNK_BYTES} ORDER BY number
+"""
 DELETE = f"""
 WITH gone AS (
     DELETE FROM files WHERE id = $1 AND owner_id = $2 AND upload_id IS NULL RETURNING id, owner_id, key_id
@@ -41,13 +52,28 @@ SELECT id FROM gone
 """
 LOCK_STORAGE = f"SELECT pg_advisory_xact_lock({locks.STORAGE}, $1)"
 USED = f"SELECT coalesce(sum(bytes), 0)::bigint, min(expires_at) FROM files WHERE owner_id = $1 AND {THERE}"
+# A batch that has not ended keeps its parts; what one of an older version left of them is of no use.
 REMOVE = """
 DELETE FROM files WHERE id IN (
     (SELECT id FROM files WHERE expires_at <= now() ORDER BY expires_at LIMIT $2)
     UNION
-    (SELECT id FROM files WHERE id < $1 ORDER BY id LIMIT $2)
+    (SELECT id FROM files WHERE id < $1 AND NOT EXISTS (
+        SELECT FROM batches b WHERE b.id = upload_id AND b.lease_until IS NOT NULL
+    ) ORDER BY id LIMIT $2)
+    UNION
+    (SELECT f.id FROM files f JOIN batches b ON b.id = f.upload_id WHERE b.lease_until IS NULL LIMIT $2)
 )
 """
+
+
+class Place(NamedTuple):
+    """Where in a file: the number of a chunk, or of the next one where there is none, and how many bytes into it."""
+
+    chunk: int
+    offset: int
+
+
+START = Place(0, 0)
 
 
 class FileWriter:
@@ -139,11 +165,24 @@ class FileStore:
             rows = await connection.fetch(NAMES, list(ids), owner_id)
         return {row["id"]: row["filename"] for row in rows}
 
-    async def chunk(self, id_: UUID, number: int) -> bytes | None:
-        """A part of the file, from 0 on; None past the end, and when the file is gone."""
+    async def read(self, id_: UUID, place: Place) -> tuple[bytes, Place] | None:
+        """What the file holds at the place, which is START at first, and the place behind it.
+
+        None past the end, and when the file is gone.
+        """
         async with self._database.hot() as connection:
-            found: bytes | None = await connection.fetchval(CHUNK, id_, number)
-        return found
+            rows = await connection.fetch(CHUNKS, id_, *place)
+        if not rows:
+            return None
+        last = rows[-1]
+        end = len(last["data"]) + (place.offset if last["number"] == place.chunk else 0)
+        behind = Place(last["number"], end) if end < last["bytes"] else Place(last["number"] + 1, 0)
+        return b"".join(row["data"] for row in rows), behind
+
+    async def exists(self, id_: UUID) -> bool:
+        """Whether the file or the part is there."""
+        async with self._database.hot() as connection:
+            return bool(await connection.fetchval(EXISTS, id_))
 
     async def delete(self, id_: UUID, owner_id: int, actor: Actor) -> bool:
         """Removes a file; one of another key is noted in the audit log."""

@@ -8,7 +8,6 @@ from typing import Any
 from uuid import UUID
 
 from app.db.engine import Database
-from app.queue.files import CHUNK
 from app.queue.files import COLUMNS as FILE
 
 COLUMNS = """id, filename, purpose, bytes, file_seconds, file_id, created_at, expires_at, CASE
@@ -21,6 +20,7 @@ VALUES ($1, $2, $3, $4, $5, $6, now() + make_interval(secs => $7)) RETURNING {CO
 GET = f"SELECT {COLUMNS} FROM uploads WHERE id = $1 AND owner_id = $2"
 # Parts may be added side by side, but not while it ends.
 GET_TO_ADD, GET_TO_END = f"{GET} FOR SHARE", f"{GET} FOR UPDATE"
+CHUNK = "SELECT data FROM file_chunks WHERE file_id = $1 AND number = $2"
 PARTS = "SELECT id, bytes FROM files WHERE upload_id = $1"
 INSERT_FILE = f"""
 INSERT INTO files (id, owner_id, purpose, filename, bytes, expires_at, key_id)

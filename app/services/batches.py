@@ -12,6 +12,7 @@ from app.config import Settings
 from app.db.engine import Database
 from app.db.ids import uuid7
 from app.errors import BatchEnded, BatchNotEnded, BatchNotFound, InvalidRequest
+from app.queue.batch_parts import BatchParts, part_id
 from app.queue.batches import BatchStore
 from app.queue.store import QueueStore
 from app.services.audit import actor_of
@@ -42,6 +43,7 @@ class BatchPage:
 class Batches:
     def __init__(self, database: Database, queue: QueueStore, files: Files, settings: Settings) -> None:
         self._store = BatchStore(database)
+        self._parts = BatchParts(database)
         self._queue = queue
         self._files = files
         self._retention_days = settings.result_retention_days
@@ -131,6 +133,12 @@ class Batches:
         """Of its lines that failed so far the first, with their tickets; raises as `get`."""
         await self.get(caller, id_)
         return await self._store.failures(id_, FAILURES_SHOWN)
+
+    async def files_so_far(self, batch: Row) -> dict[bool, Row]:
+        """Of a batch of `get` that has not ended, the answers (True) and errors (False) so far, where there are any."""
+        parts = await self._parts.parts(batch["id"])
+        ids = {done: part_id(batch["id"], completed=done) for done in (True, False)}
+        return {done: parts[id_] for done, id_ in ids.items() if id_ in parts}
 
     async def retry_failed(self, caller: Caller, id_: UUID) -> Row:
         """A new batch of the lines that failed in one that has ended; its input is a file of these lines.

@@ -16,7 +16,7 @@ from app.config import Settings
 from app.db.engine import Database
 from app.db.ids import uuid7
 from app.errors import FileNotFound, InvalidRequest, Removed, StorageQuotaReached
-from app.queue.files import FileStore, FileWriter, used_exclusively
+from app.queue.files import START, FileStore, FileWriter, used_exclusively
 from app.queue.store import QueueStore
 from app.queue.ticket import Idempotency
 from app.services.audit import actor_of
@@ -154,14 +154,27 @@ class Files:
         Raises:
             Removed: it was deleted in the middle.
         """
-        sent = number = 0
+        sent, place = 0, START
         while sent < row["bytes"]:
-            part = await self._store.chunk(row["id"], number)
-            if part is None:
+            found = await self._store.read(row["id"], place)
+            if found is None:
                 raise Removed(f"file-{row['id'].hex} was deleted while it was read.")
+            part, place = found
             yield part
             sent += len(part)
-            number += 1
+
+    async def content_so_far(self, row: Row) -> AsyncIterator[bytes]:
+        """What there is of a part of a batch that has not ended; lines that come meanwhile may be left out.
+
+        Raises:
+            Removed: it ended in the middle.
+        """
+        place = START
+        while found := await self._store.read(row["id"], place):
+            part, place = found
+            yield part
+        if not await self._store.exists(row["id"]):
+            raise Removed("The batch ended while its answers so far were read: its files are there now.")
 
     async def delete(self, caller: Caller, id_: UUID) -> None:
         """Raises FileNotFound."""

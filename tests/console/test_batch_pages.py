@@ -5,10 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import pytest
 from playwright.async_api import expect
 
 from app.config import Settings
 from app.console.entrance import COOKIE
+from app.dispatch import batch_files
+from app.openai.ids import uuid_of
 from app.services.sessions import form_token
 from tests.console.conftest import Visit
 from tests.console.test_entrance import form_of, logged_in
@@ -89,6 +92,34 @@ async def test_a_dropped_file_is_checked_sent_watched_and_its_failures_tried_aga
     await page.keyboard.press("j")
     await page.keyboard.press("Enter")
     await expect(head).to_contain_text("0 of 1 succeeded")
+
+
+async def test_what_is_answered_so_far_can_be_downloaded(
+    visit: Visit, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_files, "LEAST_LINES", 1)
+    lines = jsonl(chat("hangs", "[[sim:hang]]"), chat("quick", emit("done")))
+    file = (await service.client.post("/v1/files", data={"purpose": "batch"}, files=sent("a.jsonl", lines))).json()
+    body = {"input_file_id": file["id"], "endpoint": CHATS, "completion_window": "24h"}
+    batch = (await service.client.post("/v1/batches", json=body)).json()
+    page = await visit.go(f"/console/batches/{uuid_of('batch', batch['id'])}")
+    head = page.locator("#live_head")
+    await expect(head).to_contain_text("Answers so far")
+    assert "Errors" not in await head.inner_text()
+
+    async def downloaded(button: str) -> list[str]:
+        async with page.expect_download() as download:
+            await page.click(f"text={button} (.jsonl)")
+        texts = (await (await download.value).path()).read_text().splitlines()
+        return [json.loads(each)["custom_id"] for each in texts]
+
+    assert await downloaded("Answers so far") == ["quick"]
+    missing = await service.client.get(f"{page.url}/files/errors")
+    assert (missing.status_code, "or not yet" in missing.text) == (404, True)
+    await page.click("button:has-text('Cancel')")
+    await expect(head.locator(".badge")).to_have_text("cancelled")
+    assert await downloaded("Answers") == ["quick"]
+    assert await downloaded("Errors") == ["hangs"]
 
 
 async def test_a_table_and_a_template_become_prompts_that_are_shown_first(visit: Visit, rows: Any) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import tracemalloc
 from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
@@ -13,14 +12,13 @@ import pytest
 
 from app.config import Settings
 from app.db.engine import Database
-from app.dispatch.batches import _lines
 from app.openai.batch_lines import json_line
 from app.queue.batch_work import BatchWork
 from tests.conftest import alembic, with_database
 from tests.openai.batch_kit import COMPLETIONS, ended, in_progress, line, lines_of, prompt, start
 from tests.openai.conftest import Rows, client_of
 from tests.postgres_server import RunningPostgres
-from tests.service import Service, eventually, running_api, running_dispatcher
+from tests.service import eventually, running_api, running_dispatcher
 
 
 async def test_bad_lines_are_named_and_nothing_is_queued(client: openai.AsyncOpenAI, api_rows: Rows) -> None:
@@ -195,18 +193,3 @@ async def test_a_file_deleted_before_it_is_read_ends_the_batch(
         batch = await ended(client, batch)
         assert batch.errors is not None
         assert [error.code for error in batch.errors.data or []] == ["file_not_found"]
-
-
-async def test_the_lines_of_a_batch_are_read_few_bytes_at_a_time(api: Service, database: Database) -> None:
-    async with client_of(api) as client:
-        await in_progress(client, await start(client, [line(str(n), prompt()) for n in range(20)]))
-    async with database.hot() as connection:
-        await connection.execute("UPDATE results SET output = repeat('x', 4000000)")
-        row = await connection.fetchrow("SELECT * FROM batches")
-        tracemalloc.start()
-        try:
-            sizes = [len(each["output"]) async for each in _lines(connection, row)]
-            assert tracemalloc.get_traced_memory()[1] < 20_000_000
-        finally:
-            tracemalloc.stop()
-    assert sizes == [4_000_000] * 20

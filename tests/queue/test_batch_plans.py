@@ -6,8 +6,8 @@ from uuid import UUID
 
 import pytest
 
-from app.dispatch.batches import LINES, ROWS_AT_ONCE, SIZES
-from app.queue import batch_work
+from app.dispatch.batch_files import LEAST_LINES, ROWS_AT_ONCE
+from app.queue import batch_parts, batch_work
 from tests.postgres_server import RunningPostgres
 from tests.queue.test_plans import check, large_database, nodes, plan
 
@@ -69,8 +69,22 @@ async def test_cancelling_reads_as_many_lines_as_it_cancels(history: Any, open_b
     check(found, "results_batch_progress", batch_work.CANCEL_LINES_AT_ONCE)
 
 
-async def test_finalizing_reads_the_lines_in_order(history: Any, open_batch: UUID) -> None:
-    check(await plan(history, SIZES, open_batch, EACH // 2), "results_by_batch", ROWS_AT_ONCE)
-    found = await plan(history, LINES, open_batch, EACH // 2, ROWS_AT_ONCE)
+async def test_writing_reads_the_lines_that_are_not_written(history: Any, open_batch: UUID) -> None:
+    transaction = history.transaction()
+    await transaction.start()
+    await history.execute(
+        "UPDATE batches SET written = int4multirange(int4range(1, 1500), int4range(1520, $1)) WHERE id = $2",
+        EACH - 30,
+        open_batch,
+    )
+    try:
+        check(await plan(history, batch_parts.UNWRITTEN, open_batch), "results_by_batch", 51)
+    finally:
+        await transaction.rollback()
+    found = await plan(history, batch_parts.LINES, open_batch, list(range(1, ROWS_AT_ONCE + 1)))
     check(found, "results_by_batch", ROWS_AT_ONCE)
-    assert "Sort" not in {node["Node Type"] for node in nodes(found)}
+
+
+async def test_looking_for_lines_to_write_reads_none(history: Any) -> None:
+    found = await plan(history, batch_work.TAKE_TO_WRITE, 30.0, LEAST_LINES)
+    assert {node.get("Relation Name") for node in nodes(found)} <= {None, "batches"}

@@ -13,7 +13,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, UUID
+from sqlalchemy.dialects.postgresql import INT4MULTIRANGE, JSONB, UUID
 
 from app.db.tables.base import Moment, metadata
 
@@ -30,7 +30,7 @@ files = Table(
     Column("expires_at", Moment),
     # Who uploaded it, or made the batch that wrote it.
     Column("key_id", UUID),
-    # Of a part: whose it is. No other file is one.
+    # Of a part: the upload, or the batch that has not ended, whose it is. No other file is one.
     Column("upload_id", UUID),
     Index("files_by_owner", "owner_id", "id"),
     Index("files_by_purpose", "owner_id", "purpose", "id"),
@@ -84,6 +84,9 @@ batches = Table(
     # Null once the batch is final.
     Column("lease_until", Moment, server_default=func.now()),
     Column("tries", Integer, nullable=False, server_default="0"),
+    # Until it is final: the lines that are in its files already, and what they come to.
+    Column("written", INT4MULTIRANGE, nullable=False, server_default="{}"),
+    Column("tally", JSONB(none_as_null=True)),
     CheckConstraint(
         "CASE WHEN lease_until IS NULL THEN status IN ('failed', 'completed', 'expired', 'cancelled')"
         " ELSE status IN ('validating', 'in_progress', 'finalizing', 'cancelling') END",

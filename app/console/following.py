@@ -14,8 +14,7 @@ from pydantic_core import to_json
 
 from app.api.dependencies import caller_of, services_of
 from app.api.sse import event_bytes
-from app.console.entrance import form_token_of
-from app.console.pages import Gather, Parts, still_known
+from app.console.pages import Gather, Parts, Shown, still_known
 from app.errors import ResultNotFound, StreamRestarted
 from app.services.pulse import LONGEST_SECONDS
 from app.services.streams import Event, Following
@@ -58,9 +57,9 @@ async def followed(
     Of the values of the page, `final` says whether all has ended; `hear` opens what is heard of the rest.
     """
     clock = asyncio.get_running_loop().time
-    parts = Parts(request, template, form_token_of(request))
+    parts, shown = Parts(request, template), Shown(request)
     values = await gather()
-    for each in parts.changed(values):
+    for each in shown.changed(parts.made(values)):
         yield each
     if not values["final"]:
         heard = await hear(values)
@@ -75,7 +74,7 @@ async def followed(
                     if not await still_known(request):
                         return
                     values = await gather()
-                    for each in parts.changed(values):
+                    for each in shown.changed(parts.made(values)):
                         yield each
                     look_at = clock() + LONGEST_SECONDS
                     if listening.done() and not values["final"]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from fastapi import Request, Response
 from pydantic_core import to_json
 
-from app.api.dependencies import services_of
+from app.api.dependencies import caller_of, root_of, services_of
 from app.api.sse import EventStream, event_bytes
 from app.console.entrance import cookie_of, form_token_of, with_cookie
 from app.console.render import ENVIRONMENT, common, html
@@ -17,6 +19,8 @@ from app.console.render import ENVIRONMENT, common, html
 LIVE = "live_"
 EACH = "each_"
 RETRY_MILLISECONDS = 2000
+# Not to be guessed, so that nothing else on a page is taken for it.
+FORM = secrets.token_hex(32)
 
 Gather = Callable[[], Awaitable[dict[str, Any]]]
 
@@ -28,53 +32,47 @@ def wants_events(request: Request) -> bool:
 async def page(request: Request, template: str, gather: Gather) -> Response:
     """The page, or for a browser that shows it already the stream of its changes.
 
-    Parts that change are the template's blocks whose names begin with LIVE, in elements with these ids.
+    Parts that change are the template's blocks whose names begin with LIVE, in elements with these ids. What `gather`
+    gives follows from the address and the caller alone: it is made once for all browsers that have both in common.
     """
-    form = form_token_of(request)
     if wants_events(request):
-        return EventStream(_changes(request, template, gather, form))
-    return with_cookie(request, html(request.scope, template, form=form, **await gather()))
+        return EventStream(_changes(request, template, gather))
+    return with_cookie(request, html(request.scope, template, form=form_token_of(request), **await gather()))
 
 
-async def _changes(request: Request, template: str, gather: Gather, form: str) -> AsyncGenerator[bytes]:
-    services = services_of(request)
-    parts = Parts(request, template, form)
-    clock = asyncio.get_running_loop().time
+async def _changes(request: Request, template: str, gather: Gather) -> AsyncGenerator[bytes]:
+    services, parts, shown = services_of(request), Parts(request, template), Shown(request)
+
+    async def make() -> dict[str, str]:
+        return parts.made(await gather())
+
     yield b"retry: %d\n\n" % RETRY_MILLISECONDS
-    with services.pulse.watching() as event:
-        while not services.streams.closed and await still_known(request):
-            began = clock()
-            events = parts.changed(await gather())
-            made_in = clock() - began
-            for each in events:
+    # A caller's webhook changes nothing of a page, and cannot be hashed.
+    key = (replace(caller_of(request), webhook=None), root_of(request), str(request.url))
+    async with aclosing(services.pulse.versions(key, make)) as versions:
+        async for made in versions:
+            if services.streams.closed or not await still_known(request):
+                break
+            for each in shown.changed(made):
                 yield each
-            await services.pulse.beat(event, made_in)
     yield event_bytes(b"{}", "ended")
 
 
 class Parts:
-    """The live parts of a page as the browser has them.
+    """The live parts of a page, by the ids of their elements; a form in them has FORM where a browser's token belongs.
 
     A block whose name begins with EACH is made for each item of a list among the values: `each_columns_head` for those
     of `columns`, in elements with the ids `columns-KEY-head`, KEY being what the item has as its `key`.
     """
 
-    def __init__(self, request: Request, template: str, form: str) -> None:
+    def __init__(self, request: Request, template: str) -> None:
         self._template = ENVIRONMENT.get_template(template)
-        self._common = common(request.scope) | {"form": form}
-        self._sent: dict[str, str] = {}
+        self._common = common(request.scope) | {"form": FORM}
 
-    def changed(self, values: dict[str, Any]) -> list[bytes]:
-        """An event for each part that is not as it was sent before."""
-        events = []
-        for name, made in self._made(self._common | values):
-            if self._sent.get(name) != made:
-                self._sent[name] = made
-                events.append(event_bytes(to_json({"part": name, "html": made}), "part"))
-        return events
+    def made(self, values: dict[str, Any]) -> dict[str, str]:
+        return dict(self._made(self._common | values))
 
     def _made(self, values: dict[str, Any]) -> Iterator[tuple[str, str]]:
-        """The id of each part, and its HTML."""
         for name, block in self._template.blocks.items():
             if name.startswith(LIVE):
                 yield name, "".join(block(self._template.new_context(values)))
@@ -83,6 +81,24 @@ class Parts:
                 for item in values[of]:
                     made = block(self._template.new_context(values | {"item": item}))
                     yield f"{of}-{item['key']}-{part}", "".join(made)
+
+
+class Shown:
+    """The live parts of a page as one browser has them."""
+
+    def __init__(self, request: Request) -> None:
+        self._form = form_token_of(request)
+        self._sent: dict[str, str] = {}
+
+    def changed(self, parts: Mapping[str, str]) -> list[bytes]:
+        """An event for each part that is not as it was sent before."""
+        events = []
+        for name, made in parts.items():
+            if self._sent.get(name) != made:
+                self._sent[name] = made
+                part = {"part": name, "html": made.replace(FORM, self._form)}
+                events.append(event_bytes(to_json(part), "part"))
+        return events
 
 
 async def still_known(request: Request) -> bool:

@@ -24,8 +24,8 @@ def line_chart(title: str, lines: Sequence[Line], ends: tuple[str, str], unit: s
     """Lines over time, all on one scale from 0 to the greatest value; `ends` are the words below the first and last."""
     top = max((value for line in lines for value in line.values), default=0) or 1
     drawn = [_path(line, top) for line in lines]
-    said = ", ".join(f"{line.name} {line.values[-1]:g}{unit} at the end" for line in lines if line.values)
-    shown = f"{top:,g}{unit}" if top < 100 else f"{top:,.0f}{unit}"
+    said = ", ".join(f"{line.name} {_worded(line.values[-1], unit)} at the end" for line in lines if line.values)
+    shown = _worded(top, unit)
     return _framed(f"{title}: up to {shown}; {said}", shown, drawn, lines, ends)
 
 

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
+from markupsafe import Markup
 
 from app.api.dependencies import caller_of, root_of, services_of
 from app.api.security import READ
@@ -14,10 +15,12 @@ from app.console.charts import Line, line_chart
 from app.console.entrance import PREFIX, PageRoute
 from app.console.host_pages import pool_shown
 from app.console.pages import page
-from app.services.overview import MINUTES, Concern
+from app.services.overview import Concern, Span
 
 router = APIRouter(prefix=PREFIX, route_class=PageRoute, include_in_schema=False, dependencies=[READ])
-ENDS = (f"{MINUTES} minutes ago", "now")
+# Of the lines of models.
+KINDS = ("plain", "warn", "other")
+LONGEST_NAME = 20
 
 
 @router.get("")
@@ -29,16 +32,38 @@ async def without_slash(request: Request) -> Response:
 async def overview(request: Request) -> Response:
     async def gather() -> dict[str, Any]:
         seen = await services_of(request).overviews.look(caller_of(request))
-        tickets = [Line("completed", "good", seen.completed), Line("failed", "bad", seen.failed)]
         return {
             "seen": seen,
             "path_to": path_to,
             "pools": [] if seen.capacity is None else [pool_shown(pool) for pool in seen.capacity.pools],
-            "tickets_chart": line_chart("Tickets a minute", tickets, ENDS),
-            "tokens_chart": line_chart("Tokens a minute", [Line("tokens", "plain", seen.tokens)], ENDS),
+            "charts": {
+                "hour": charts_of(seen.hour, ("an hour ago", "now")),
+                "day": charts_of(seen.day, ("a day ago", "now")),
+            },
         }
 
     return await page(request, "overview.html", gather)
+
+
+def charts_of(span: Span, ends: tuple[str, str]) -> tuple[Markup, Markup]:
+    """Tickets, and tokens by model: the busiest models, and the others together."""
+    tickets = [
+        Line("completed", "good", span.a_second(span.completed)),
+        Line("failed", "bad", span.a_second(span.failed)),
+    ]
+    busiest = sorted(span.tokens, key=lambda model: (-sum(span.tokens[model]), model))
+    tokens = [
+        Line(shortened(model), kind, span.a_second(span.tokens[model]))
+        for model, kind in zip(busiest, KINDS, strict=False)
+    ]
+    if others := busiest[len(KINDS) :]:
+        summed = [sum(values) for values in zip(*(span.tokens[model] for model in others), strict=True)]
+        tokens.append(Line("others", "dim", span.a_second(summed)))
+    return line_chart("Tickets a second", tickets, ends, "/s"), line_chart("Tokens a second", tokens, ends, "/s")
+
+
+def shortened(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def path_to(concern: Concern) -> str:

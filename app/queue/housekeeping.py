@@ -3,6 +3,8 @@
 from app.queue import locks
 from app.queue.statements.keys import IDEMPOTENCY_HOURS
 
+MINUTES_KEPT_DAYS = 3
+
 # What the retention takes, oldest first; the id bounds the scan. One dispatcher at a time is enough. Of a batch, what
 # is not in its files yet stays.
 REMOVE = f"""
@@ -53,20 +55,28 @@ RETURNING id
 
 FORGET_KEYS = f"DELETE FROM idempotency_keys WHERE created_at < now() - interval '{IDEMPOTENCY_HOURS} hours'"
 
-# Settling appends; this makes one row of all those of a day that belong together. A row is deleted once, whoever else
-# compacts at the same time, and what a row counted is in the sum that replaces it.
+# Settling appends; this makes one row of all those of a day that belong together, and adds to the counts of the minutes
+# in which they ended. A row is deleted once, whoever else compacts at the same time, and what a row counted is in the
+# sums that replace it. One that is committed late is summed by the next pass.
 COMPACT_USAGE = f"""
 WITH mine AS (
     SELECT pg_try_advisory_xact_lock({locks.USAGE}) AS held
 ), scattered AS MATERIALIZED (
     SELECT day, owner_id, key_id, model, host_id FROM usage, mine
     WHERE held AND day >= (now() AT TIME ZONE 'UTC')::date - 7
-    GROUP BY day, owner_id, key_id, model, host_id HAVING count(*) > 1
+    GROUP BY day, owner_id, key_id, model, host_id HAVING count(*) > 1 OR count(minute) > 0
 ), removed AS (
     DELETE FROM usage u USING scattered s
     WHERE (u.day, u.owner_id, u.model) = (s.day, s.owner_id, s.model) AND u.key_id IS NOT DISTINCT FROM s.key_id
       AND u.host_id IS NOT DISTINCT FROM s.host_id
     RETURNING u.*
+), minutes AS (
+    INSERT INTO minute_counts AS m (owner_id, minute, model, error_code, tickets, prompt_tokens, completion_tokens)
+    SELECT owner_id, minute, model, coalesce(error_code, ''), sum(requests), sum(prompt_tokens), sum(completion_tokens)
+    FROM removed WHERE minute IS NOT NULL GROUP BY owner_id, minute, model, coalesce(error_code, '')
+    ON CONFLICT (owner_id, minute, model, error_code) DO UPDATE SET
+        tickets = m.tickets + excluded.tickets, prompt_tokens = m.prompt_tokens + excluded.prompt_tokens,
+        completion_tokens = m.completion_tokens + excluded.completion_tokens
 )
 INSERT INTO usage (day, owner_id, key_id, model, host_id, requests, failures, prompt_tokens, completion_tokens,
                    gpu_seconds, cost)
@@ -74,5 +84,7 @@ SELECT day, owner_id, key_id, model, host_id, sum(requests), sum(failures), sum(
        sum(gpu_seconds), sum(cost)
 FROM removed GROUP BY day, owner_id, key_id, model, host_id
 """
+
+FORGET_MINUTES = f"DELETE FROM minute_counts WHERE minute < now() - interval '{MINUTES_KEPT_DAYS} days'"
 
 FORGET_REQUESTS = "DELETE FROM request_counts WHERE second < extract(epoch FROM now()) - 120"

@@ -16,6 +16,7 @@ from app.queue.counting import count_claims, count_final, count_returned
 from app.queue.housekeeping import (
     COMPACT_USAGE,
     FORGET_KEYS,
+    FORGET_MINUTES,
     FORGET_REQUESTS,
     LOCK_UNUSED_CONTEXTS,
     REMOVE,
@@ -226,9 +227,10 @@ class QueueStore:
             await connection.execute(FORGET_KEYS)
 
     async def compact_usage(self) -> None:
-        """Merges the rows of the usage table; its sums stay what they are."""
+        """Merges the rows of the usage table, whose sums stay what they are, and counts the minutes of the new ones."""
         async with self._database.hot() as connection:
             await connection.execute(COMPACT_USAGE)
+            await connection.execute(FORGET_MINUTES)
 
     async def forget_requests(self) -> None:
         """Removes the counts of requests that no limit looks at any longer."""

@@ -1,7 +1,8 @@
-"""What happens now and in the last hour, of one owner, or of all for those who may see it."""
+"""What happens now and in the last hour and day, of one owner, or of all for those who may see it."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -11,14 +12,18 @@ from app.db.engine import Database
 from app.db.ids import lowest_at
 from app.queue.backlog import read_backlog
 from app.queue.batches import BatchStore
+from app.queue.minutes import MinuteStore
 from app.services.callers import Caller, Scope
 from app.services.catalog import SET_ASIDE, Catalog, CatalogEntry
 from app.services.hosts import CapacityView, Hosts, budget_uses
 from app.services.servers import Servers, ServerView
 
-MINUTES = 60
-# Of the tickets of the last hour, so many of the newest are looked at.
-MOST_LOOKED_AT = 20_000
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# Steps of the lines, and how many.
+HOUR = (timedelta(minutes=1), 60)
+DAY = (timedelta(minutes=15), 96)
+# The day of an owner is counted anew after so many seconds; so many are held.
+DAY_SECONDS, MOST_DAYS = 30.0, 1000
 # Of the last day, the newest that had failures.
 BATCHES_SHOWN = 3
 
@@ -31,16 +36,6 @@ SELECT model,
            WHERE attempt_token IS NULL OR available_at <= now()
        )), 0)::float8 AS oldest
 FROM results WHERE owner_id = $1 AND status = 'pending' GROUP BY model
-"""
-RECENT = """
-SELECT floor(extract(epoch FROM now() - completed_at) / 60)::int AS minute, status, error_code, count(*) AS tickets,
-       coalesce(sum(completion_tokens), 0)::bigint AS tokens
-FROM (
-    SELECT completed_at, status, error_code, completion_tokens FROM results
-    WHERE owner_id = $1 AND id >= $2 ORDER BY id DESC LIMIT $3
-) newest
-WHERE status <> 'pending' AND completed_at > now() - interval '60 minutes'
-GROUP BY 1, 2, 3
 """
 
 
@@ -65,17 +60,43 @@ class Concern:
     text: str
 
 
+class Span:
+    """What ended, in steps of the same length, the oldest first; the last one is not over yet."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], began: datetime, step: timedelta, steps: int) -> None:
+        self.completed, self.failed = [0] * steps, [0] * steps
+        # Of answers, by model.
+        self.tokens: dict[str, list[int]] = {}
+        self._step = step.total_seconds()
+        self._last_lasted = (datetime.now(UTC) - began).total_seconds() - self._step * (steps - 1)
+        for row in rows:
+            place = min((row["began"] - began) // step, steps - 1)
+            (self.failed if row["error_code"] else self.completed)[place] += row["tickets"]
+            self.tokens.setdefault(row["model"], [0] * steps)[place] += row["tokens"]
+
+    def a_second(self, values: Sequence[int]) -> list[float]:
+        """Of each step; the last one, which may have just begun, is taken together with the one before."""
+        lasted = min(max(self._last_lasted, 0.0), self._step)
+        return [*(value / self._step for value in values[:-1]), sum(values[-2:]) / (self._step + lasted)]
+
+    @property
+    def tickets_a_second(self) -> float:
+        return self.a_second(self.completed)[-1] + self.a_second(self.failed)[-1]
+
+    @property
+    def tokens_a_second(self) -> float:
+        return sum(self.a_second(values)[-1] for values in self.tokens.values())
+
+
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """`completed`, `failed` and `tokens` are of each of the last 60 minutes, the oldest first."""
-
     models: Sequence[ModelNow]
     servers: Sequence[ServerView]
-    completed: Sequence[int]
-    failed: Sequence[int]
-    tokens: Sequence[int]
+    hour: Span
+    day: Span
+    # Those of the last hour, the most frequent first.
     errors: Sequence[tuple[str, int]]
-    # Whether the counts of what waits and runs are of all owners.
+    # Whether it is of all owners.
     of_all: bool
     attention: Sequence[Concern]
     # None for those who may not see the hosts.
@@ -98,37 +119,30 @@ class Overview:
             if server.state == "up"
         )
 
-    @property
-    def tickets_a_second(self) -> float:
-        """That ended, over the last minute."""
-        return (self.completed[-1] + self.failed[-1]) / 60
-
-    @property
-    def tokens_a_second(self) -> float:
-        return self.tokens[-1] / 60
-
 
 class Overviews:
     def __init__(self, database: Database, catalog: Catalog, servers: Servers, hosts: Hosts) -> None:
         self._database = database
         self._batches = BatchStore(database)
+        self._minutes = MinuteStore(database)
+        self._days: dict[int | None, tuple[float, Span]] = {}
         self._catalog = catalog
         self._servers = servers
         self._hosts = hosts
 
     async def look(self, caller: Caller) -> Overview:
         of_all = Scope.ADMIN in caller.scopes
-        since = lowest_at(datetime.now(UTC) - timedelta(minutes=MINUTES))
         if of_all:
             backlog = await read_backlog(self._database)
             pending = {
                 each.model: (each.queued + each.backing_off, each.running, each.oldest) for each in backlog.models
             }
-        async with self._database.hot() as connection:
-            if not of_all:
+        else:
+            async with self._database.hot() as connection:
                 rows = await connection.fetch(PENDING, caller.owner_id)
-                pending = {row["model"]: (row["waiting"], row["running"], row["oldest"]) for row in rows}
-            recent = await connection.fetch(RECENT, caller.owner_id, since, MOST_LOOKED_AT)
+            pending = {row["model"]: (row["waiting"], row["running"], row["oldest"]) for row in rows}
+        whose = None if of_all else caller.owner_id
+        began, recent = await self._ended(*HOUR, whose)
         served = {entry.name: entry for entry in await self._catalog.models() if caller.sees(entry.name)}
         models = [
             ModelNow(
@@ -146,24 +160,33 @@ class Overviews:
         concerns = [*_of_models(models), *map(_of_batch, batches)]
         if capacity is not None:
             concerns = [*_of_servers(servers), *_of_pools(capacity), *concerns]
-        completed, failed, tokens = _by_minute(recent)
-        return Overview(models, servers, completed, failed, tokens, _errors(recent), of_all, concerns, capacity)
+        hour, day_span = Span(recent, began, *HOUR), await self._day(whose)
+        return Overview(models, servers, hour, day_span, _errors(recent), of_all, concerns, capacity)
 
+    async def _ended(
+        self, step: timedelta, steps: int, owner_id: int | None
+    ) -> tuple[datetime, Sequence[Mapping[str, Any]]]:
+        """The beginning of the first step, and what ended since; the last step is the one that is now."""
+        now = datetime.now(UTC)
+        began = now - (now - EPOCH) % step - step * (steps - 1)
+        return began, await self._minutes.ended(began, step, owner_id)
 
-def _by_minute(rows: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[int], list[int]]:
-    completed, failed, tokens = [0] * MINUTES, [0] * MINUTES, [0] * MINUTES
-    for row in rows:
-        place = MINUTES - 1 - min(max(row["minute"], 0), MINUTES - 1)
-        (completed if row["status"] == "completed" else failed)[place] += row["tickets"]
-        tokens[place] += row["tokens"]
-    return completed, failed, tokens
+    async def _day(self, owner_id: int | None) -> Span:
+        until, span = self._days.get(owner_id, (0.0, None))
+        if span is None or until < time.monotonic():
+            began, rows = await self._ended(*DAY, owner_id)
+            span = Span(rows, began, *DAY)
+            if len(self._days) >= MOST_DAYS:
+                self._days.clear()
+            self._days[owner_id] = (time.monotonic() + DAY_SECONDS, span)
+        return span
 
 
 def _errors(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
     """The most frequent first."""
     counts: dict[str, int] = {}
     for row in rows:
-        if row["error_code"] is not None:
+        if row["error_code"]:
             counts[row["error_code"]] = counts.get(row["error_code"], 0) + row["tickets"]
     return sorted(counts.items(), key=lambda each: (-each[1], each[0]))
 

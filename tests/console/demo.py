@@ -86,6 +86,18 @@ SELECT id, context_id, $2, '{"n": 1, "temperature": 0, "max_tokens": 60}', 0, at
        CASE WHEN failed THEN 'expired' END, CASE WHEN failed THEN 'It was not run in time.' END
 FROM made
 """
+# The same hour by the minute, and the day before it, by a formula.
+DAY = """
+INSERT INTO minute_counts (owner_id, minute, model, error_code, tickets, prompt_tokens, completion_tokens)
+SELECT 0, date_trunc('minute', completed_at), model, coalesce(error_code, ''), count(*), sum(prompt_tokens),
+       sum(completion_tokens)
+FROM results WHERE dispatcher = 'demo' GROUP BY 1, 2, 3, 4
+UNION ALL
+SELECT 0, date_trunc('minute', now()) - n * interval '5 minutes', m.model, '', t.tickets, t.tickets * 20,
+       t.tickets * m.tokens
+FROM generate_series(13, 287) n CROSS JOIN (VALUES ($1, 40), ($2, 95)) m(model, tokens)
+CROSS JOIN LATERAL (SELECT (24 + 14 * sin(n / 40.0 + m.tokens) + 5 * sin(n * 1.7))::int8 AS tickets) t
+"""
 # A pool and its hosts, as a controller would have them: nothing was rented.
 EVENTS = """
 UPDATE host_events SET at = at - interval '90 seconds' * (7 - place)
@@ -146,6 +158,7 @@ async def fill(service: Service, hooks: str) -> None:
         answer = await service.client.post("/keys/", json=key)
         assert answer.status_code == 201, answer.text
     await _rows(service.settings.database_url, HOUR, list(QUESTIONS), MODEL, service.settings.triton_urls[0])
+    await _rows(service.settings.database_url, DAY, MODEL, LARGE)
     await _tickets(service, hooks)
     await _batch(service)
     await _in_a_browser(service)

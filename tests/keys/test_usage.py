@@ -217,6 +217,14 @@ async def test_the_dispatcher_compacts(
         await eventually(one_row, "the rows are merged")
 
 
+# What ended, by the minute, is what was used: the sums of before and the rows that are not summed yet.
+MINUTES_AGREE = """
+SELECT (SELECT coalesce(sum(tickets), 0) FROM minute_counts)
+     + (SELECT coalesce(sum(requests), 0) FROM usage WHERE minute IS NOT NULL)
+     = (SELECT coalesce(sum(requests), 0) FROM usage)
+"""
+
+
 async def settle_some(store: QueueStore, owner_id: int, batches: int, draw: random.Random) -> int:
     """Submits, claims and settles; returns how many results."""
     done = 0
@@ -280,6 +288,7 @@ async def test_nothing_is_lost_or_counted_twice_while_compactors_race_and_die(
             row = await rows.fetchrow("SELECT coalesce(sum(requests), 0) AS n, sum(prompt_tokens) AS t FROM usage")
             assert row["n"] >= seen[-1]
             assert row["n"] * 3 == (row["t"] or 0)
+            assert await rows.fetchval(MINUTES_AGREE)
             seen.append(row["n"])
             await asyncio.sleep(0.002)
 
@@ -307,4 +316,6 @@ async def test_nothing_is_lost_or_counted_twice_while_compactors_race_and_die(
     assert total["tokens"] == 5 * total["requests"]
     assert (total["seconds"], total["cost"]) == (0.5 * total["requests"], 0.25 * total["requests"])
     assert total["rows"] == 3
+    minutes = await rows.fetchrow("SELECT sum(tickets) AS tickets, sum(completion_tokens) AS tokens FROM minute_counts")
+    assert tuple(minutes) == (done, 5 * done)
     assert len(set(seen)) > 10

@@ -8,6 +8,7 @@ from app.db.tables.conversations import conversation_items, conversations
 from app.db.tables.files import batches, file_chunks, files
 from app.db.tables.hosts import budget_alerts, capacity_leader, host_charges, host_events, hosts, pools
 from app.db.tables.log_lines import log_lines
+from app.db.tables.minutes import minute_counts
 from app.db.tables.models import models, set_aside_models
 from app.db.tables.owners import (
     api_keys,
@@ -46,6 +47,7 @@ __all__ = [
     "instructions",
     "log_lines",
     "metadata",
+    "minute_counts",
     "models",
     "output_files",
     "owners",

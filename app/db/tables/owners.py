@@ -109,6 +109,9 @@ usage = Table(
     Column("cost", Double),
     # The rented host that was used; null for other servers.
     Column("host_id", UUID),
+    # When the tickets ended, and how those that failed: until they are summed by the minute.
+    Column("minute", Moment),
+    Column("error_code", Text),
     Index("usage_by_owner", "owner_id", "day"),
     Index("usage_by_day", "day"),
     Index("usage_by_host", "day", postgresql_where=text("host_id IS NOT NULL")),

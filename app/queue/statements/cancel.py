@@ -26,7 +26,7 @@ WITH asked AS (
     FROM asked WHERE status = 'failed' AND lost_token IS NOT NULL
 ), counted AS (
     {count_usage()}
-    FROM asked WHERE status = 'failed' GROUP BY owner_id, key_id, model
+    FROM asked WHERE status = 'failed' GROUP BY owner_id, key_id, model, error_code
 ), announced AS (
     {WEBHOOKS}
     FROM asked WHERE status = 'failed' AND {WEBHOOK_WANTED}
@@ -73,7 +73,7 @@ WITH expired AS MATERIALIZED (
     FROM swept WHERE lost_token IS NOT NULL
 ), counted AS (
     {count_usage()}
-    FROM swept GROUP BY owner_id, key_id, model
+    FROM swept GROUP BY owner_id, key_id, model, error_code
 ), announced AS (
     {WEBHOOKS}
     FROM swept WHERE {WEBHOOK_WANTED}

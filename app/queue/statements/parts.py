@@ -25,10 +25,10 @@ def count_usage(
 ) -> str:
     """Appends to the usage table, in the statement that settles, so that each ticket counts once."""
     return f"""INSERT INTO usage (day, owner_id, key_id, model, host_id, requests, failures, prompt_tokens,
-                       completion_tokens, gpu_seconds, cost)
+                       completion_tokens, gpu_seconds, cost, minute, error_code)
     SELECT (now() AT TIME ZONE 'UTC')::date, owner_id, key_id, model, {host}, count(*),
            count(*) FILTER (WHERE status = 'failed'), coalesce(sum({prompt}), 0), coalesce(sum({completion}), 0),
-           coalesce(sum({gpu_seconds}), 0), sum({cost})"""
+           coalesce(sum({gpu_seconds}), 0), sum({cost}), date_trunc('minute', now()), error_code"""
 
 
 # Dollars of a result: those of the runs before, and of this one.

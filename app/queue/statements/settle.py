@@ -59,7 +59,7 @@ WITH given AS (
         "prompt_tokens", "completion_tokens", f"gpu_seconds * {TODAY_PART}", f"cost * {TODAY_PART}", host="host_id"
     )
 }
-    FROM settled GROUP BY owner_id, key_id, model, host_id
+    FROM settled GROUP BY owner_id, key_id, model, host_id, error_code
 ), counted_before AS (
     {count_earlier_days("settled")}
 ), announced AS (

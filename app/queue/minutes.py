@@ -1,0 +1,42 @@
+"""What ended minute by minute, from the sums of closed minutes and what was appended since; see housekeeping.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from app.db.engine import Database
+
+# One statement, so that a row that is summed meanwhile is seen once.
+_COUNTED = """
+SELECT owner_id, minute, model, error_code, tickets, completion_tokens FROM minute_counts
+WHERE minute >= $1 {mine}
+UNION ALL
+SELECT owner_id, minute, model, coalesce(error_code, ''), requests, completion_tokens FROM usage
+WHERE minute >= $1 AND day >= ($1 AT TIME ZONE 'UTC')::date {mine}
+"""
+_SUMS = """
+SELECT date_bin($2, minute, $1) AS began, model, error_code, sum(tickets)::int8 AS tickets,
+       sum(completion_tokens)::int8 AS tokens
+FROM ({counted}) counted GROUP BY 1, 2, 3
+"""
+OF_ALL = _SUMS.format(counted=_COUNTED.format(mine=""))
+OF_OWNER = _SUMS.format(counted=_COUNTED.format(mine="AND owner_id = $3"))
+
+
+class MinuteStore:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def ended(self, since: datetime, step: timedelta, owner_id: int | None) -> Sequence[Mapping[str, Any]]:
+        """Tickets and tokens of answers from `since` on, in steps of whole minutes, by model and error code.
+
+        Without an `owner_id`, those of all owners. The error code of what completed is empty.
+        """
+        async with self._database.hot() as connection:
+            if owner_id is None:
+                rows: Sequence[Mapping[str, Any]] = await connection.fetch(OF_ALL, since, step)
+            else:
+                rows = await connection.fetch(OF_OWNER, since, step, owner_id)
+        return rows

@@ -1,0 +1,84 @@
+"""The overview's lines over an hour and a day."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from playwright.async_api import Browser, expect
+
+from app.queue.store import QueueStore
+from app.services.callers import Scope
+from app.services.overview import Span
+from tests.console.conftest import visiting
+from tests.console.test_entrance import logged_in
+from tests.keys.conftest import MakeKey
+from tests.service import Service
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+async def ended(rows: Any, owner: str, ago: str, tickets: int, model: str = "chat", error: str = "") -> None:
+    await rows.execute(
+        "INSERT INTO minute_counts"
+        " SELECT id, date_trunc('minute', now() - $2::text::interval), $3, $4, $5::int, 0, $5::int * 10 FROM owners"
+        " WHERE name = $1",
+        owner,
+        ago,
+        model,
+        error,
+        tickets,
+    )
+
+
+async def test_owners_see_what_ended_of_theirs_and_admins_of_all(
+    guarded: Service, make_key: MakeKey, rows: Any
+) -> None:
+    alice, bob, root = await make_key("alice"), await make_key("bob"), await make_key("root", scopes=tuple(Scope))
+    await ended(rows, "alice", "2 minutes", 3)
+    await ended(rows, "alice", "2 hours", 9_000)
+    await ended(rows, "alice", "26 hours", 90_000)
+    await ended(rows, "bob", "3 minutes", 5, HOSTILE, "<b>")
+    seen = {}
+    for name, key in (("alice", alice), ("bob", bob), ("root", root)):
+        async with logged_in(guarded, key) as client:
+            seen[name] = (await client.get("/console/")).text
+            assert HOSTILE not in seen[name]
+            assert "<b>" + "</a>" not in seen[name]
+    for name, completed, failed, code in (("alice", 3, 0, False), ("bob", 0, 5, True), ("root", 3, 5, True)):
+        assert f"<b>{completed}</b> completed in the last hour" in seen[name], name
+        assert f">{failed}</b> failed in the last hour" in seen[name], name
+        assert ("&lt;b&gt;</a> 5" in seen[name]) == code, name
+    # 9,000 in a quarter of an hour.
+    assert 'aria-label="Tickets a second: up to 10/s;' in seen["alice"]
+    assert 'aria-label="Tokens a second: up to 100/s;' in seen["root"]
+    assert "up to 10/s" not in seen["bob"]
+
+
+async def test_the_lines_are_live_before_and_after_the_sums_are_made(
+    service: Service, browser: Browser, store: QueueStore, rows: Any
+) -> None:
+    async with visiting(browser, service) as visit:
+        page = await visit.go()
+        counts = page.locator("#live_counts")
+        await expect(counts).to_contain_text("0 completed in the last hour")
+        await service.run(model="chat", max_tokens=2)
+        await expect(counts).to_contain_text("1 completed in the last hour")
+        await store.compact_usage()
+        assert await rows.fetchval("SELECT count(*) FROM usage WHERE minute IS NOT NULL") == 0
+        await service.run(model="chat", max_tokens=2)
+        await expect(counts).to_contain_text("2 completed in the last hour")
+        assert (visit.faults, visit.elsewhere) == ([], [])
+
+
+def test_the_last_step_of_a_line_is_taken_with_the_one_before() -> None:
+    step = timedelta(minutes=1)
+    began = datetime.now(UTC) - 2 * step - timedelta(seconds=30)
+    rows = [
+        {"began": began + place * step, "model": "m", "error_code": error, "tickets": tickets, "tokens": 0}
+        for place, error, tickets in ((0, "", 60), (1, "", 120), (2, "", 60), (2, "x", 9), (7, "", 30))
+    ]
+    span = Span(rows, began, step, 3)
+    assert (span.completed, span.failed) == ([60, 120, 90], [0, 0, 9])
+    first, second, last = span.a_second(span.completed)
+    assert (first, second) == (1, 2)
+    # 210 in a minute and a half.
+    assert 210 / 91 < last <= 210 / 90

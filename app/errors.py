@@ -140,6 +140,24 @@ class ServerListedElsewhere(AppError):
     title = "The server is listed in the environment or in a file"
 
 
+class ServerUnreachable(AppError):
+    code = "server_unreachable"
+    status = 503
+    title = "The server cannot be reached"
+
+
+class ModelOrderRefused(AppError):
+    code = "model_order_refused"
+    status = 409
+    title = "The server loads and unloads no models by request"
+
+
+class ModelNotLoaded(AppError):
+    code = "model_not_loaded"
+    status = 409
+    title = "The model could not be loaded or unloaded"
+
+
 class HostNotFound(NotFound):
     code = "host_not_found"
     title = "No such host"

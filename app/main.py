@@ -101,6 +101,7 @@ from app.services.instructions import Instructions
 from app.services.keys import Keys
 from app.services.limits import Limits
 from app.services.loading import Loader
+from app.services.model_orders import ModelOrders
 from app.services.outbound import Sender
 from app.services.outputs import Outputs
 from app.services.overview import Overviews
@@ -227,6 +228,8 @@ def _lifespan(settings: Settings) -> Lifespan:
             parsers = Parsers(settings)
             keys = Keys(database)
             servers = Servers(database, settings, fleet)
+            model_orders = ModelOrders(database, servers)
+            stack.push_async_callback(model_orders.close)
             hosts = Hosts(database)
             comparisons = Comparisons(database, store, contexts, results, submissions, limits, settings)
             pulse = Pulse()
@@ -267,6 +270,7 @@ def _lifespan(settings: Settings) -> Lifespan:
                 backlog=backlog,
                 fleet=fleet,
                 servers=servers,
+                model_orders=model_orders,
                 hosts=hosts,
                 wishes=wishes,
                 connections=Connections(),

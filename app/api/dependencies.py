@@ -37,6 +37,7 @@ from app.services.inputs import Inputs
 from app.services.instructions import Instructions
 from app.services.keys import Keys
 from app.services.limits import Limits
+from app.services.model_orders import ModelOrders
 from app.services.outputs import Outputs
 from app.services.overview import Overviews
 from app.services.pages import Page, Window
@@ -97,6 +98,7 @@ class Services:
     backlog: BacklogGauges
     fleet: Fleet
     servers: Servers
+    model_orders: ModelOrders
     hosts: Hosts
     wishes: Wishes
     connections: Connections

@@ -1,11 +1,12 @@
 from uuid import UUID
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from app.api.dependencies import caller_of, problems, services_of
 from app.api.security import ADMIN, GuardedRoute
 from app.services.audit import actor_of
-from app.services.servers import ServerChange, ServerCreate, ServerView
+from app.services.model_orders import ModelOrder, What
+from app.services.servers import ModelName, ServerChange, ServerCreate, ServerView
 
 router = APIRouter(prefix="/servers", tags=["servers"], route_class=GuardedRoute, dependencies=[ADMIN])
 
@@ -32,6 +33,31 @@ async def get_server(server_id: UUID, request: Request) -> object:
 async def change_server(server_id: UUID, body: ServerChange, request: Request) -> object:
     """Changes the fields that are given, `wanted` to drain or disable it; for the scope admin."""
     return await services_of(request).servers.change(server_id, body, actor_of(caller_of(request)))
+
+
+ORDER = {202: {"model": ModelOrder, "description": "It goes on"}, **problems(404, 409, 422)}
+
+
+@router.post("/{server_id}/models/{model_name}/load", response_model=ModelOrder, responses=ORDER)
+async def load_model(server_id: UUID, model_name: ModelName, request: Request, response: Response) -> object:
+    """Has a model of the server's repository loaded, or loaded anew; for the scope admin. Triton alone can do it.
+
+    What takes longer than ten seconds goes on after the answer, 202.
+    """
+    return await _ordered(server_id, model_name, "load", request, response)
+
+
+@router.post("/{server_id}/models/{model_name}/unload", response_model=ModelOrder, responses=ORDER)
+async def unload_model(server_id: UUID, model_name: ModelName, request: Request, response: Response) -> object:
+    """Has a model unloaded when what it works on is finished; for the scope admin. Its tickets wait meanwhile."""
+    return await _ordered(server_id, model_name, "unload", request, response)
+
+
+async def _ordered(server_id: UUID, model: str, what: What, request: Request, response: Response) -> ModelOrder:
+    order = await services_of(request).model_orders.give(server_id, model, what, actor_of(caller_of(request)))
+    if order.goes_on:
+        response.status_code = 202
+    return order
 
 
 @router.delete("/{server_id}", status_code=204, responses=problems(404, 409, 422))

@@ -11,6 +11,7 @@ from app.api.dependencies import caller_of, services_of
 from app.api.security import READ
 from app.console.entrance import PREFIX, PageRoute
 from app.console.pages import page
+from app.engines.registry import TAKE_ORDERS
 from app.prompts.profiles import Capabilities
 
 NANOSECONDS = 1e9
@@ -67,7 +68,8 @@ async def model(request: Request, model_name: str) -> Response:
             "outputs": details["outputs"],
             "counts": [counts_of(server, told) for server, told in sorted(details["statistics"].items())],
             "states": [
-                (server.title, state, reason) for server, state, reason in services.catalog.states_of(model_name)
+                (server, state, reason, server.row_id is not None and server.entry.kind in TAKE_ORDERS)
+                for server, state, reason in services.catalog.states_of(model_name)
             ],
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -13,8 +14,9 @@ from app.api.dependencies import caller_of, root_of, services_of
 from app.api.security import ADMIN
 from app.console.asking import number_of
 from app.console.entrance import PREFIX, PageRoute, form_token_of, with_cookie
-from app.console.pages import page
+from app.console.pages import page, wants_events
 from app.console.render import HEADERS, html
+from app.engines.registry import TAKE_ORDERS
 from app.errors import AppError, invalid
 from app.services.audit import actor_of
 from app.services.servers import KINDS, ServerChange, ServerCreate
@@ -72,9 +74,23 @@ async def added(
 @router.get("/{server_id}")
 async def server(request: Request, server_id: UUID) -> Response:
     async def gather() -> dict[str, Any]:
-        return {"server": await services_of(request).servers.get(server_id)}
+        found = await services_of(request).servers.get(server_id)
+        return {"server": found, "others": others, "takes_orders": found.kind in TAKE_ORDERS}
 
+    # Not live: what there is to load besides.
+    others: Sequence[str] = ()
+    if not wants_events(request):
+        others = await services_of(request).model_orders.others(server_id)
     return await page(request, "server.html", gather)
+
+
+@router.post("/{server_id}/models")
+async def ordered(
+    request: Request, server_id: UUID, model: Line, what: Annotated[Literal["load", "unload"], Form()]
+) -> Response:
+    """Has a model loaded or unloaded."""
+    await services_of(request).model_orders.give(server_id, model, what, actor_of(caller_of(request)))
+    return _to_server(request, server_id)
 
 
 @router.post("/{server_id}/wanted")

@@ -69,6 +69,10 @@ class _AliasedControl(Control):
         self._control = control
         self._theirs = theirs
 
+    async def names(self, timeout: float) -> list[str]:
+        known = set(await self._control.names(timeout))
+        return [ours for ours, theirs in self._theirs.items() if theirs in known]
+
     async def taken(self, model: str, timeout: float) -> int:
         return await self._control.taken(self._theirs[model], timeout)
 

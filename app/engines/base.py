@@ -209,6 +209,13 @@ class ModelState:
 class Control(Protocol):
     """Loads and unloads models; timeouts in seconds."""
 
+    async def names(self, timeout: float) -> list[str]:
+        """All models that may be loaded, by the names that the other calls take.
+
+        Raises:
+            EngineError: the server does not answer.
+        """
+
     async def taken(self, model: str, timeout: float) -> int:
         """How many requests the model's process has taken since it was loaded, from whomever.
 

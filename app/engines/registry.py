@@ -15,6 +15,8 @@ ENGINES = {
     "tgi": "app.engines.tgi:TgiEngine",
     "gradio": "app.engines.gradio:GradioEngine",
 }
+# Those whose engines have a `control`.
+TAKE_ORDERS = frozenset({TRITON})
 
 
 def open_engine(endpoint: Endpoint) -> Engine:

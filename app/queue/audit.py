@@ -29,6 +29,8 @@ class Action(StrEnum):
     SERVER_ADDED = "server.added"
     SERVER_CHANGED = "server.changed"
     SERVER_REMOVED = "server.removed"
+    MODEL_LOAD_ORDERED = "model.load_ordered"
+    MODEL_UNLOAD_ORDERED = "model.unload_ordered"
     HOST_DRAINED = "host.drained"
     HOST_DESTROYED = "host.destroyed"
     HOST_LOCKED = "host.locked"

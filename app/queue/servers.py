@@ -175,6 +175,11 @@ class ServerStore:
         """Behind the server is this rented host."""
         await connection.execute(BELONGS, id_, host_id)
 
+    async def look_again(self) -> None:
+        """Has every process ask the servers for their state now."""
+        async with self._database.hot() as connection:
+            await connection.execute(_CHANGED)
+
     async def remove(self, connection: Any, id_: UUID) -> str | None:
         """The address of the row that is gone, in the transaction of `connection`; None where there is none."""
         address: str | None = await connection.fetchval(REMOVE, id_)

@@ -269,7 +269,7 @@ class Servers:
 
     def _view(self, row: Mapping[str, Any], used: Sequence[Mapping[str, Any]]) -> ServerView:
         """`used` are its slots, by model."""
-        server = self._observed(row["address"])
+        server = self.observed(row["address"])
         in_flight = {each["model"]: each["in_flight"] for each in used}
         models = server.models if server is not None and server.up else {}
         costs = [each["cost"] for each in used if each["cost"] is not None]
@@ -294,7 +294,8 @@ class Servers:
             and ServerError(code=failed["error_code"], message=failed["error_message"], at=failed["error_at"]),
         )
 
-    def _observed(self, address: str) -> Server | None:
+    def observed(self, address: str) -> Server | None:
+        """The server as this process sees it; None where it does not."""
         if self._fleet is None:
             return None
         return next((server for server in self._fleet.servers if server.url == address), None)

@@ -76,6 +76,7 @@ PAGES: dict[tuple[str, str], Scope | None] = {
     ("GET", "/console/servers/{server_id}"): ADMINS,
     ("POST", "/console/servers/{server_id}/wanted"): ADMINS,
     ("POST", "/console/servers/{server_id}/remove"): ADMINS,
+    ("POST", "/console/servers/{server_id}/models"): ADMINS,
     ("GET", "/console/hosts"): ADMINS,
     ("GET", "/console/hosts/{host_id}"): ADMINS,
     ("POST", "/console/hosts/{host_id}/drain"): ADMINS,

@@ -66,7 +66,29 @@ async def test_a_server_is_added_drained_disabled_activated_and_removed(visit: V
     assert await page.locator("button:has-text('Remove')").count() == 0
 
 
+async def test_a_model_is_loaded_and_unloaded_by_a_button(visit: Visit) -> None:
+    page = await visit.go("/console/servers")
+    await page.click("#live_servers a")
+    await page.select_option("select[name=model]", "echo")
+    await page.click("form:has(select) button:has-text('Load')")
+    row = page.locator("#live_served tr", has_text="echo")
+    await expect(row.locator(".badge")).to_have_text("ready")
+    await page.click("[aria-label='Unload echo']")
+    await expect(row.locator(".badge")).to_have_text("unavailable")
+    # Its page has the same button for each server.
+    await row.locator("a").click()
+    await page.wait_for_url("**/console/models/echo")
+    await page.click("[aria-label='Load echo']")
+    await page.wait_for_url("**/console/servers/*")
+    await expect(row.locator(".badge")).to_have_text("ready")
+    await page.click("[aria-label='Unload echo']")
+    await expect(row.locator(".badge")).to_have_text("unavailable")
+    await visit.go("/console/audit?action=model.unload_ordered")
+    await expect(page.locator("#live_rows tr")).to_have_count(2)
+
+
 async def test_servers_are_for_admins_and_models_for_all(guarded: Service, make_key: MakeKey) -> None:
     async with logged_in(guarded, await make_key()) as client:
         assert (await client.get("/console/servers")).status_code == 403
         assert "/console/servers" not in (await client.get("/console/models")).text
+        assert "/console/servers" not in (await client.get("/console/models/chat")).text

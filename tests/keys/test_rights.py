@@ -78,6 +78,8 @@ ROUTES: dict[tuple[str, str], Scope | None] = {
     ("GET", "/servers/{server_id}"): ADMINS,
     ("PATCH", "/servers/{server_id}"): ADMINS,
     ("DELETE", "/servers/{server_id}"): ADMINS,
+    ("POST", "/servers/{server_id}/models/{model_name}/load"): ADMINS,
+    ("POST", "/servers/{server_id}/models/{model_name}/unload"): ADMINS,
     ("GET", "/hosts/"): ADMINS,
     ("GET", "/hosts/{host_id}"): ADMINS,
     ("POST", "/hosts/{host_id}/drain"): ADMINS,

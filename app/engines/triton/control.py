@@ -31,6 +31,18 @@ class TritonControl:
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
+    async def names(self, timeout: float) -> list[str]:
+        """All models of the repository.
+
+        Raises:
+            EngineError: the server does not answer.
+        """
+        try:
+            index = await self._client.get_model_repository_index(client_timeout=timeout)
+        except InferenceServerException as error:
+            raise _classified(error) from None
+        return sorted({each.name for each in index.models})
+
     async def taken(self, model: str, timeout: float) -> int:
         """How many requests the model's process has taken since it was loaded, from whomever.
 

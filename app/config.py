@@ -1,14 +1,15 @@
 """Every setting of the API and the dispatcher, read once from the environment."""
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from functools import cached_property
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.database_url import ConnectArguments, connect_arguments
@@ -22,6 +23,8 @@ ROOT_PATH = re.compile(r"(/[\w.~-]+)*", re.ASCII)
 ORIGIN = re.compile(r"https?://[^/\s?#@*]+")
 
 Seconds = Annotated[float, Field(gt=0)]
+LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(str.upper)]
+KeptLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "NONE"], BeforeValidator(str.upper)]
 
 
 class Environment(StrEnum):
@@ -54,8 +57,19 @@ def server_address(text: str) -> str:
     return text
 
 
+# Those that an admin may change while everything runs: whoever uses one reads it when it is needed.
+CHANGEABLE = (
+    *("log_level", "log_kept_level", "interactive_share", "model_reloads_per_hour", "flex_price_factor"),
+    *("result_retention_days", "audit_retention_days", "host_retention_days"),
+)
+LONGEST_DAYS = 36_500
+
+
 class Settings(BaseSettings):
     """Field names in upper case are the environment variables."""
+
+    # Of CHANGEABLE, what the environment says.
+    _environment: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
 
@@ -182,17 +196,22 @@ class Settings(BaseSettings):
     model_reloads_per_hour: int = Field(
         6,
         ge=0,
+        le=1000,
         description="how often in an hour a dead model is unloaded and loaded again, on each server; 0 never does",
     )
     result_retention_days: float | None = Field(
-        None, gt=0, description="final results and their contexts are removed after this; empty keeps all"
+        None,
+        gt=0,
+        le=LONGEST_DAYS,
+        description="final results and their contexts are removed after this; empty keeps all",
     )
     audit_retention_days: float | None = Field(
-        None, gt=0, description="entries of the audit log are removed after this; empty keeps all"
+        None, gt=0, le=LONGEST_DAYS, description="entries of the audit log are removed after this; empty keeps all"
     )
     host_retention_days: float | None = Field(
         90.0,
         ge=30,
+        le=LONGEST_DAYS,
         description="rented hosts that have ended, and their events, are removed after this; what they cost stays. "
         "Empty keeps all",
     )
@@ -251,8 +270,8 @@ class Settings(BaseSettings):
     otel_exporter_otlp_protocol: str = Field(
         "http/protobuf", description="the protocol of traces, of which there is this one; `grpc` is refused"
     )
-    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
-    log_kept_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "NONE"] = Field(
+    log_level: LogLevel = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+    log_kept_level: KeptLevel = Field(
         "WARNING",
         description="log lines from this level on are kept in Postgres too, the newest 5,000 of each kind of process, "
         "for the console; `NONE` keeps none",
@@ -361,6 +380,19 @@ class Settings(BaseSettings):
         if self.database_listen_url is None:
             return self.database_arguments
         return connect_arguments(self.database_listen_url, "DATABASE_LISTEN_URL")
+
+    def change(self, changes: Mapping[str, Any]) -> None:
+        """Has these of CHANGEABLE in place of what the environment says, and all others of them as it says.
+
+        Whoever holds these settings reads them from now on; nothing else of them ever changes.
+        """
+        for name in CHANGEABLE:
+            self._environment.setdefault(name, getattr(self, name))
+        self.__dict__.update(self._environment | dict(changes))
+
+    def of_environment(self, name: str) -> Any:
+        """What the environment says, whatever was changed."""
+        return self._environment.get(name, getattr(self, name))
 
     @property
     def pooled(self) -> bool:

@@ -158,6 +158,17 @@ class ModelNotLoaded(AppError):
     title = "The model could not be loaded or unloaded"
 
 
+class SettingNotFound(NotFound):
+    code = "setting_not_found"
+    title = "No such setting"
+
+
+class SettingFixed(AppError):
+    code = "setting_fixed"
+    status = 409
+    title = "The setting changes with a start only"
+
+
 class HostNotFound(NotFound):
     code = "host_not_found"
     title = "No such host"

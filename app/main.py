@@ -31,6 +31,7 @@ from app.api import picks as picks_routes
 from app.api import ratings as ratings_routes
 from app.api import results as results_routes
 from app.api import servers as servers_routes
+from app.api import settings as settings_routes
 from app.api import streams as streams_routes
 from app.api import usage as usage_routes
 from app.api import webhooks as webhooks_routes
@@ -74,6 +75,7 @@ from app.prompts.parsers import Parsers
 from app.prompts.profiles import Profiles
 from app.prompts.templates import Templates
 from app.prompts.tokenizers import Tokenizers
+from app.queue.changed_settings import SETTINGS_CHANNEL
 from app.queue.deliveries import DeliveryStore
 from app.queue.events import EVENTS_CHANNEL
 from app.queue.notify import Listener, SettledBoard, all_of
@@ -87,6 +89,7 @@ from app.services.backlog import BacklogGauges
 from app.services.batch_checks import BatchChecks
 from app.services.batches import Batches
 from app.services.catalog import Catalog
+from app.services.changed_settings import ChangedSettings
 from app.services.chats import Chats
 from app.services.checkers import Checkers
 from app.services.comparisons import Comparisons
@@ -106,7 +109,7 @@ from app.services.outbound import Sender
 from app.services.outputs import Outputs
 from app.services.overview import Overviews
 from app.services.picks import Picks
-from app.services.process_logs import Process, ProcessLogs, lines_kept
+from app.services.process_logs import Process, ProcessLogs, lines_kept, log_as_set
 from app.services.pulse import Pulse
 from app.services.ratings import Ratings
 from app.services.results import Results
@@ -186,7 +189,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for module in (
         *(models_routes, results_routes, streams_routes, contexts_routes, comparisons_routes, comparison_streams),
         *(picks_routes, ratings_routes, instructions_routes),
-        *(keys_routes, usage_routes, audit_routes, servers_routes, hosts_routes),
+        *(keys_routes, usage_routes, audit_routes, servers_routes, hosts_routes, settings_routes),
         *(webhooks_routes, health_routes, pages_routes),
         *(chat, completions, responses, conversations, embeddings, images),
         *(files, uploads, batches, openai_models, tokens),
@@ -233,6 +236,7 @@ def _lifespan(settings: Settings) -> Lifespan:
             hosts = Hosts(database)
             comparisons = Comparisons(database, store, contexts, results, submissions, limits, settings)
             pulse = Pulse()
+            changed_settings = ChangedSettings(database, settings, log_as_set)
             checkers = Checkers("app.checker", settings, catalog.seen) if settings.batch_checkers else None
             if checkers is not None:
                 stack.push_async_callback(checkers.close)
@@ -281,6 +285,7 @@ def _lifespan(settings: Settings) -> Lifespan:
                 overviews=Overviews(database, catalog, servers, hosts),
                 pulse=pulse,
                 process_logs=ProcessLogs(database),
+                changed_settings=changed_settings,
             )
             prepare = preparing(replace(services, images=None))
             loader = Loader(database, stored_files, prepare, checkers, services.batches.arrived, settings)
@@ -290,10 +295,12 @@ def _lifespan(settings: Settings) -> Lifespan:
                     SETTLED_CHANNEL: all_of(board.received, streams.announced, pulse.announced),
                     EVENTS_CHANNEL: streams.announced,
                     SERVERS_CHANNEL: catalog.servers_announced,
+                    SETTINGS_CHANNEL: changed_settings.announced,
                 },
             )
             background = await stack.enter_async_context(Background())
             background.start("listener", listener.run)
+            background.start("settings", changed_settings.run)
             background.start("streams", streams.run)
             background.start("fleet", partial(catalog.watch, settings.probe_seconds))
             background.start("limits", limits.share)

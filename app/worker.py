@@ -30,6 +30,7 @@ from app.openai.batch_lines import defective_line, render_line
 from app.openai.conversation_items import items_of_turn
 from app.prompts.templates import Templates
 from app.queue.audit import AuditStore
+from app.queue.changed_settings import SETTINGS_CHANNEL
 from app.queue.events import STREAM_CHANNEL, EventStore
 from app.queue.hosts import HostStore
 from app.queue.notify import Listener
@@ -40,9 +41,10 @@ from app.queue.statements.channels import CANCEL_CHANNEL, QUEUED_CHANNEL
 from app.queue.store import QueueStore
 from app.queue.unkept import UnkeptStore
 from app.services.catalog import Catalog
+from app.services.changed_settings import ChangedSettings
 from app.services.conversations import Conversations
 from app.services.health import Health, migrated, require_database
-from app.services.process_logs import Process, lines_kept
+from app.services.process_logs import Process, lines_kept, log_as_set
 from app.telemetry import configure_logging, logger, tracing
 
 log = logger("worker")
@@ -59,7 +61,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
             return
         store = QueueStore(database)
         events = EventStore(database)
-        recovery = Recovery(SetAsideStore(database), fleet, name, settings.model_reloads_per_hour)
+        recovery = Recovery(SetAsideStore(database), fleet, name, settings)
         await fleet.follow()
         await recovery.learn()
         slots = SlotStore(database)
@@ -67,6 +69,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
             store, events, fleet, slots, LostHosts(HostStore(database)), Templates(settings), settings, name
         )
         catalog = Catalog(database, fleet)
+        changed_settings = ChangedSettings(database, settings, log_as_set)
         listener = Listener(
             settings.listen_arguments,
             {
@@ -74,11 +77,13 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
                 CANCEL_CHANNEL: dispatcher.cancel_announced,
                 STREAM_CHANNEL: dispatcher.follow_announced,
                 SERVERS_CHANNEL: catalog.servers_announced,
+                SETTINGS_CHANNEL: changed_settings.announced,
             },
         )
         background = await stack.enter_async_context(Background())
         background.start("listener", listener.run)
         background.start("fleet", partial(catalog.watch, settings.probe_seconds))
+        background.start("settings", changed_settings.run)
         background.start("recovery", partial(recovery.watch, settings.probe_seconds))
         background.start("webhooks", partial(deliver_forever, database, settings, Result.of))
         background.start("deliveries", partial(drop_deliveries_forever, database))

@@ -25,6 +25,7 @@ from app.services.batch_checks import BatchChecks
 from app.services.batches import Batches
 from app.services.callers import Caller
 from app.services.catalog import Catalog
+from app.services.changed_settings import ChangedSettings
 from app.services.chats import Chats
 from app.services.comparisons import Comparisons
 from app.services.contexts import Contexts
@@ -109,6 +110,7 @@ class Services:
     overviews: Overviews
     pulse: Pulse
     process_logs: ProcessLogs
+    changed_settings: ChangedSettings
 
 
 def services_of(request: Request) -> Services:

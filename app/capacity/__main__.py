@@ -24,8 +24,9 @@ from app.db.faults import DATABASE_FAULT, DatabaseFault
 from app.errors import DatabaseUnavailable
 from app.queue.hosts import HostStore
 from app.queue.leader import Leadership, LeaderStore
+from app.services.changed_settings import ChangedSettings
 from app.services.health import Health, migrated, require_database
-from app.services.process_logs import Process, lines_kept
+from app.services.process_logs import Process, lines_kept, log_as_set
 from app.services.webhooks import web_address
 from app.telemetry import configure_logging, logger
 from nvidia_triton.checked_yaml import UnusableFile
@@ -53,6 +54,7 @@ async def run(settings: Settings, kinds: Kinds, stop: asyncio.Event) -> None:
             await Reconciler(database, leadership, kinds, settings.capacity_seconds, alerts_url).run()
 
         async with Background() as background:
+            background.start("settings", ChangedSettings(database, settings, log_as_set).run)
             background.start("capacity", partial(leader.lead, work))
             await stop.wait()
         try:

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Annotated, Any
+from urllib.parse import quote
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Form, Path, Query, Request, Response
+from fastapi.responses import RedirectResponse
 
-from app.api.dependencies import services_of
+from app.api.dependencies import caller_of, root_of, services_of
 from app.api.security import ADMIN
-from app.console.entrance import PREFIX, PageRoute
+from app.console.entrance import PREFIX, PageRoute, form_token_of, with_cookie
 from app.console.pages import page
-from app.errors import invalid
+from app.console.render import HEADERS, html
+from app.errors import AppError, InvalidRequest, invalid
 from app.queue.audit import Action
 from app.queue.log_lines import MOST_KEPT
+from app.services.audit import actor_of
 from app.services.pages import Window
 from app.services.process_logs import Process
-from app.services.settings_list import listed
 from app.storable import StorableText
 
 PER_PAGE = 50
 LINES_PER_PAGE = 200
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+# What a setting is chosen from; others are typed.
+CHOICES = {"LOG_LEVEL": LEVELS, "LOG_KEPT_LEVEL": (*LEVELS, "NONE")}
 
 router = APIRouter(prefix=PREFIX, route_class=PageRoute, include_in_schema=False, dependencies=[ADMIN])
 
+Name = Annotated[StorableText, Path(max_length=255)]
 Word = Annotated[StorableText, Query(max_length=255)]
 
 
@@ -73,7 +80,38 @@ async def logs(
 
 @router.get("/settings")
 async def settings(request: Request) -> Response:
-    async def gather() -> dict[str, Any]:
-        return {"settings": listed(services_of(request).settings)}
+    return await _settings(request)
 
-    return await page(request, "settings.html", gather)
+
+@router.post("/settings/{setting}")
+async def changed(request: Request, setting: Name, value: Annotated[str, Form(max_length=1000)] = "") -> Response:
+    try:
+        await services_of(request).changed_settings.change(setting, value, actor_of(caller_of(request)))
+    except InvalidRequest as error:
+        return await _settings(request, {setting: value}, error)
+    return _to_setting(request, setting)
+
+
+@router.post("/settings/{setting}/reset")
+async def reset(request: Request, setting: Name) -> Response:
+    await services_of(request).changed_settings.reset(setting, actor_of(caller_of(request)))
+    return _to_setting(request, setting)
+
+
+async def _settings(
+    request: Request, given: Mapping[str, str] | None = None, refused: AppError | None = None
+) -> Response:
+    """`given` is what was typed, by the setting's name."""
+    values = {
+        "settings": await services_of(request).changed_settings.list(),
+        "choices": CHOICES,
+        "given": given or {},
+        "refused": refused,
+        "form": form_token_of(request),
+    }
+    status = 200 if refused is None else refused.status
+    return with_cookie(request, html(request.scope, "settings.html", status, **values))
+
+
+def _to_setting(request: Request, name: str) -> Response:
+    return RedirectResponse(f"{root_of(request)}{PREFIX}/settings#{quote(name)}", 303, HEADERS)

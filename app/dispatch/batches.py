@@ -9,7 +9,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
-from app.config import Settings
+from app.config import LONGEST_DAYS, Settings
 from app.db.engine import Database
 from app.dispatch.batch_files import BatchFiles, Render, RenderDefective
 from app.errors import DatabaseUnavailable
@@ -34,7 +34,7 @@ def batch_work(
     return [
         ("batch progress", partial(_progress, BatchWork(database), settings.poll_seconds)),
         ("batch files", BatchFiles(database, settings, render, render_defective).run),
-        ("batch retention", partial(_tidy, database, settings.result_retention_days)),
+        ("batch retention", partial(_tidy, database, settings)),
     ]
 
 
@@ -55,12 +55,12 @@ async def _progress(store: BatchWork, every_seconds: float) -> None:
         await asyncio.sleep(pause)
 
 
-async def _tidy(database: Database, retention_days: float | None) -> None:
+async def _tidy(database: Database, settings: Settings) -> None:
     """Removes files and uploads that expired, and what the retention takes of files and batches."""
     files, uploads, batches = FileStore(database), UploadStore(database), BatchStore(database)
     while True:
         with suppress(DatabaseUnavailable):
-            oldest = oldest_kept(36_500 if retention_days is None else retention_days)
+            oldest = oldest_kept(settings.result_retention_days or LONGEST_DAYS)
             while await files.remove(oldest, REMOVE_BATCH) >= REMOVE_BATCH:
                 pass
             expired = datetime.now(UTC) - EXPIRED_KEPT

@@ -51,15 +51,22 @@ def housekeeping(
         ("unkept results", TIDY_SECONDS, partial(forget_unkept, unkept, DELIVERY_SECONDS)),
         ("events", TIDY_SECONDS, partial(drop_events, events, events_kept)),
     ]
-    if settings.result_retention_days is not None:
-        work.append(("retention", TIDY_SECONDS, Retention(store, settings.result_retention_days).remove_old))
-        old_conversations = partial(conversations.remove_old, settings.result_retention_days)
-        work.append(("old conversations", TIDY_SECONDS, old_conversations))
-    if settings.audit_retention_days is not None:
-        work.append(("audit", TIDY_SECONDS, partial(trim_audit, audit, settings.audit_retention_days)))
-    if settings.host_retention_days is not None:
-        work.append(("old hosts", TIDY_SECONDS, partial(remove_hosts, hosts, settings.host_retention_days)))
+    retention = Retention(store)
+    # By settings that may change, and may say that all is kept.
+    old: list[tuple[str, str, Callable[[float], Awaitable[object]]]] = [
+        ("retention", "result_retention_days", retention.remove_old),
+        ("old conversations", "result_retention_days", conversations.remove_old),
+        ("audit", "audit_retention_days", partial(trim_audit, audit)),
+        ("old hosts", "host_retention_days", partial(remove_hosts, hosts)),
+    ]
+    work += [(name, TIDY_SECONDS, partial(_by_age, settings, setting, remove)) for name, setting, remove in old]
     return [(name, partial(_repeat, step, seconds)) for name, seconds, step in work]
+
+
+async def _by_age(settings: Settings, setting: str, remove: Callable[[float], Awaitable[object]]) -> None:
+    days = getattr(settings, setting)
+    if days is not None:
+        await remove(days)
 
 
 async def _repeat(step: Callable[[], Awaitable[object]], every_seconds: float) -> None:
@@ -84,15 +91,14 @@ async def forget_unkept(unkept: UnkeptStore, after_seconds: float) -> None:
 class Retention:
     """Removes final results, then contexts, comparisons and chats without results, older than so many days."""
 
-    def __init__(self, store: QueueStore, days: float) -> None:
+    def __init__(self, store: QueueStore) -> None:
         self._store = store
-        self._days = days
         self._after = FIRST_ID
 
-    async def remove_old(self) -> None:
+    async def remove_old(self, days: float) -> None:
         """One pass, in batches. It ends at MAX_CONTEXTS_KEPT contexts that stay; the next one looks at those behind."""
-        limit = oldest_kept(self._days)
-        while await self._store.remove(limit, self._days * DAY_SECONDS, REMOVE_BATCH) == REMOVE_BATCH:
+        limit = oldest_kept(days)
+        while await self._store.remove(limit, days * DAY_SECONDS, REMOVE_BATCH) == REMOVE_BATCH:
             pass
         kept = 0
         while kept < MAX_CONTEXTS_KEPT:
@@ -104,7 +110,7 @@ class Retention:
             kept += len(looked) - removed
         while await self._store.remove_comparisons(limit, REMOVE_BATCH) == REMOVE_BATCH:
             pass
-        while await self._store.remove_chats(self._days * DAY_SECONDS, REMOVE_BATCH) == REMOVE_BATCH:
+        while await self._store.remove_chats(days * DAY_SECONDS, REMOVE_BATCH) == REMOVE_BATCH:
             pass
 
 

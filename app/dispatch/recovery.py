@@ -11,6 +11,7 @@ from collections.abc import Awaitable
 from contextlib import suppress
 from typing import TypeVar
 
+from app.config import Settings
 from app.engines.base import GONE_CODES, EngineError, NotLoaded
 from app.errors import DatabaseUnavailable
 from app.fleet.fleet import Fleet
@@ -50,13 +51,17 @@ class ClaimLost(Exception):
 class Recovery:
     """`dispatcher` names the one who claims."""
 
-    def __init__(self, store: SetAsideStore, fleet: Fleet, dispatcher: str, reloads_per_hour: int) -> None:
+    def __init__(self, store: SetAsideStore, fleet: Fleet, dispatcher: str, settings: Settings) -> None:
         self._store = store
         self._fleet = fleet
         self._dispatcher = dispatcher
-        self._per_hour = reloads_per_hour
+        self._settings = settings
         self._shared: set[Key] = set()
         self._reloads: dict[Key, asyncio.Task[None]] = {}
+
+    @property
+    def _per_hour(self) -> int:
+        return self._settings.model_reloads_per_hour
 
     async def learn(self) -> None:
         """Sets aside what others know to be dead, before the first request is sent."""

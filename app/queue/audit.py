@@ -31,6 +31,8 @@ class Action(StrEnum):
     SERVER_REMOVED = "server.removed"
     MODEL_LOAD_ORDERED = "model.load_ordered"
     MODEL_UNLOAD_ORDERED = "model.unload_ordered"
+    SETTING_CHANGED = "setting.changed"
+    SETTING_RESET = "setting.reset"
     HOST_DRAINED = "host.drained"
     HOST_DESTROYED = "host.destroyed"
     HOST_LOCKED = "host.locked"

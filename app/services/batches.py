@@ -46,7 +46,7 @@ class Batches:
         self._parts = BatchParts(database)
         self._queue = queue
         self._files = files
-        self._retention_days = settings.result_retention_days
+        self._settings = settings
         self._longest_line = settings.max_body_bytes
         # Set for the loader of this process.
         self.arrived = asyncio.Event()
@@ -103,7 +103,7 @@ class Batches:
         if row is None:
             raise removed_or(
                 id_,
-                self._retention_days,
+                self._settings.result_retention_days,
                 BatchNotFound(f"No batch has the id batch_{id_.hex}. GET /v1/batches lists those there are."),
             )
         return row

@@ -100,7 +100,7 @@ class Comparisons:
         self._results = results
         self._submissions = submissions
         self._limits = limits
-        self._retention_days = settings.result_retention_days
+        self._settings = settings
 
     async def made_before(self, caller: Caller, idempotency: Idempotency | None) -> UUID | None:
         """The id of the comparison that an earlier request with the key made; raises IdempotencyMismatch."""
@@ -244,6 +244,6 @@ class Comparisons:
     def _missing(self, id_: UUID) -> AppError:
         return removed_or(
             id_,
-            self._retention_days,
+            self._settings.result_retention_days,
             ComparisonNotFound(f"No comparison has the id {id_}. GET /comparisons/ lists those there are."),
         )

@@ -39,7 +39,7 @@ class Conversations:
         self._store = ConversationStore(database)
         self._items_of_turn = items_of_turn
         self._most_bytes = settings.max_body_bytes
-        self._retention_days = settings.result_retention_days
+        self._settings = settings
 
     async def create(self, caller: Caller, metadata: dict[str, str] | None, items: Sequence[Item]) -> Row:
         return await self._store.create(uuid7(), caller.owner_id, caller.key_id, metadata, items)
@@ -151,7 +151,7 @@ class Conversations:
     def _missing(self, id_: UUID) -> Exception:
         return removed_or(
             id_,
-            self._retention_days,
+            self._settings.result_retention_days,
             ConversationNotFound(f"No conversation has the id conv_{id_.hex}. POST /v1/conversations makes one."),
         )
 

@@ -47,7 +47,7 @@ class Files:
         self._store = FileStore(database)
         self._database = database
         self._queue = queue
-        self._retention_days = settings.result_retention_days
+        self._settings = settings
         self._owner_bytes = settings.max_owner_file_bytes
         self._uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
 
@@ -131,7 +131,7 @@ class Files:
         if row is None:
             raise removed_or(
                 id_,
-                self._retention_days,
+                self._settings.result_retention_days,
                 FileNotFound(
                     f"No file has the id file-{id_.hex}, or it has expired. GET /v1/files lists those there are."
                 ),

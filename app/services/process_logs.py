@@ -23,6 +23,7 @@ from app.services.ticket_list import escaped
 from app.telemetry.ring import Line, Ring
 
 LOGGER = "tickets"
+ABOVE_ALL = logging.CRITICAL + 1
 # Lines are written this often, and so many at once.
 WRITE_SECONDS = 1.0
 MOST_AT_ONCE = 500
@@ -67,26 +68,39 @@ async def lines_kept(database: Database, process: Process, settings: Settings) -
 
     Nobody waits for a line to be written, and nothing fails where none can be.
     """
-    if settings.log_kept_level == NOTHING_KEPT:
-        yield
-        return
-    ring = Ring(logging.getLevelNamesMapping()[settings.log_kept_level])
+    ring = Ring(_kept_from(settings))
     writer = _Writer(LogLineStore(database), ring, process, f"{socket.gethostname()}:{os.getpid()}")
     logger = logging.getLogger(LOGGER)
     logger.addHandler(ring)
-    writer.note("started")
+    if settings.log_kept_level != NOTHING_KEPT:
+        writer.note("started")
     task = asyncio.create_task(writer.run(), name="log lines")
     try:
         yield
     finally:
         logger.removeHandler(ring)
-        writer.note("stopped")
+        if settings.log_kept_level != NOTHING_KEPT:
+            writer.note("stopped")
         # A cancel that comes just as a connection is handed out can be lost, so one may not be enough.
         while not task.done():
             task.cancel()
             await asyncio.wait({task}, timeout=1)
         with suppress(TimeoutError, *FAULTS):
             await asyncio.wait_for(writer.write(), LAST_SECONDS)
+
+
+def log_as_set(settings: Settings) -> None:
+    """Has this process log, and keep its lines, from the levels on that are set now."""
+    logger = logging.getLogger(LOGGER)
+    logger.setLevel(settings.log_level)
+    for handler in logger.handlers:
+        if isinstance(handler, Ring):
+            handler.setLevel(_kept_from(settings))
+
+
+def _kept_from(settings: Settings) -> int:
+    kept = settings.log_kept_level
+    return ABOVE_ALL if kept == NOTHING_KEPT else logging.getLevelNamesMapping()[kept]
 
 
 class _Writer:

@@ -92,7 +92,7 @@ async def test_the_retention_removes_what_is_old_and_final(
         old = await stored(timedelta(days=3), "failed")
         waiting = await stored(timedelta(days=3), "pending")
         young = await stored(timedelta(days=1), "failed")
-        await Retention(store, 2).remove_old()
+        await Retention(store).remove_old(2)
         await connection.close()
         check_problem(await api.client.get(f"/contexts/{old[0]}"), 410, "removed", "2 days")
         check_problem(await api.client.get(f"/results/{old[1]}"), 410, "removed")

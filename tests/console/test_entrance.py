@@ -88,6 +88,8 @@ PAGES: dict[tuple[str, str], Scope | None] = {
     ("GET", "/console/audit"): ADMINS,
     ("GET", "/console/logs"): ADMINS,
     ("GET", "/console/settings"): ADMINS,
+    ("POST", "/console/settings/{setting}"): ADMINS,
+    ("POST", "/console/settings/{setting}/reset"): ADMINS,
     ("GET", "/console/login"): OPEN,
     ("POST", "/console/login"): OPEN,
     ("POST", "/console/logout"): READS,
@@ -113,7 +115,13 @@ def form_of(html: str) -> str:
 
 
 def concrete(path: str) -> str:
-    for name, value in (("name", "console.css"), ("path:path", "x/y"), ("which", "output"), ("model_name:path", "a")):
+    for name, value in (
+        ("name", "console.css"),
+        ("path:path", "x/y"),
+        ("which", "output"),
+        ("model_name:path", "a"),
+        ("setting", "LOG_LEVEL"),
+    ):
         path = path.replace(f"{{{name}}}", value)
     return re.sub(r"\{\w+_id\}", lambda _: str(uuid4()), path)
 

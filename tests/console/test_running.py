@@ -13,9 +13,9 @@ from app.console.entrance import COOKIE
 from app.db.engine import Database
 from app.queue.log_lines import MOST_KEPT
 from app.services.callers import Scope
+from app.services.changed_settings import SECRETS, viewed
 from app.services.process_logs import Process, ProcessLogs, lines_kept
 from app.services.sessions import form_token
-from app.services.settings_list import SECRETS, listed
 from app.telemetry.ring import MOST_HELD, Line, Ring
 from tests.console.conftest import visiting
 from tests.console.test_entrance import logged_in
@@ -96,6 +96,33 @@ async def test_the_running_of_the_service_is_for_admins(
                 assert answer.status == 422, query
 
 
+async def test_a_setting_is_changed_and_reset_on_its_page(
+    make_settings: Callable[..., Settings], make_key: MakeKey, browser: Browser
+) -> None:
+    root = await make_key(HOSTILE, scopes=tuple(Scope))
+    async with running_api(make_settings(auth_required=True)) as service, visiting(browser, service) as visit:
+        page = await visit.go("/console/login?to=/console/settings")
+        await page.fill("input[name=key]", root)
+        await page.click("main >> button:has-text('Log in')")
+        row = page.locator("tr#INTERACTIVE_SHARE")
+        await row.locator("input[name=value]").fill(HOSTILE)
+        await row.locator("button:has-text('Change')").click()
+        await expect(page.locator("[role=alert]")).to_contain_text("value:")
+        await expect(row.locator("input[name=value]")).to_have_value(HOSTILE)
+        assert visit.faults.pop().startswith("Failed to load resource: the server responded with a status of 422")
+        await row.locator("input[name=value]").fill("0.25")
+        await row.locator("button:has-text('Change')").click()
+        await expect(row).to_contain_text(f"Changed by {HOSTILE}")
+        await expect(row).to_contain_text("the environment says 0.0625")
+        await page.reload()
+        await expect(row.locator("input[name=value]")).to_have_value("0.25")
+        await page.click("[aria-label='Reset INTERACTIVE_SHARE']")
+        await expect(row).not_to_contain_text("Changed by")
+        await expect(row.locator("input[name=value]")).to_have_value("0.0625")
+        assert await page.locator("tr#API_PORT input").count() == 0
+        assert (visit.faults, visit.elsewhere) == ([], [])
+
+
 def test_what_may_hold_a_password_is_only_said_to_be_set() -> None:
     settings = Settings(
         database_url="postgresql://me:my-password@db/tickets",
@@ -103,10 +130,10 @@ def test_what_may_hold_a_password_is_only_said_to_be_set() -> None:
         capacity_webhook_url="https://example.com/my-password",
         otel_exporter_otlp_endpoint="http://me:my-password@collector:4318",
     )
-    views = {view.name: view for view in listed(settings)}
+    views = {name.upper(): viewed(settings, name) for name in Settings.model_fields}
     assert "my-password" not in repr(views)
     assert {name for name, view in views.items() if view.value == "set"} == {name.upper() for name in SECRETS}
-    assert listed(Settings())[1].value == "not set"
+    assert viewed(Settings(), "database_url").value == "not set"
     # Whatever names an address with room for a password, or a secret, has to be among them.
     for name in views:
         assert name.lower() in SECRETS or not re.search("_url$|password|secret|token$|endpoint", name.lower()), name

@@ -80,6 +80,9 @@ ROUTES: dict[tuple[str, str], Scope | None] = {
     ("DELETE", "/servers/{server_id}"): ADMINS,
     ("POST", "/servers/{server_id}/models/{model_name}/load"): ADMINS,
     ("POST", "/servers/{server_id}/models/{model_name}/unload"): ADMINS,
+    ("GET", "/settings/"): ADMINS,
+    ("PUT", "/settings/{setting}"): ADMINS,
+    ("DELETE", "/settings/{setting}"): ADMINS,
     ("GET", "/hosts/"): ADMINS,
     ("GET", "/hosts/{host_id}"): ADMINS,
     ("POST", "/hosts/{host_id}/drain"): ADMINS,
@@ -174,6 +177,7 @@ def concrete(path: str) -> str:
         path.replace("{batch_id}", "batch_" + uuid4().hex)
         .replace("{model_name}", "tiny")
         .replace("{model:path}", "tiny")
+        .replace("{setting}", "LOG_LEVEL")
     )
 
 

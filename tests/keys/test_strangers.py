@@ -15,7 +15,7 @@ from tests.service import Service
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD")
 # What these name belongs to nobody, or is for admins alone.
-SHARED = {"model_name", "model", "key_id", "server_id", "host_id"}
+SHARED = {"model_name", "model", "key_id", "server_id", "host_id", "setting"}
 PLACEHOLDER = re.compile(r"\{(\w+)[^}]*\}")
 MESSAGES = [{"role": "user", "content": "secret words"}]
 REQUESTS: dict[str, dict[str, Any]] = {

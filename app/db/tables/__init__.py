@@ -1,6 +1,7 @@
 """The tables; see docs/architecture.md."""
 
 from app.db.tables.base import metadata
+from app.db.tables.changed_settings import changed_settings
 from app.db.tables.chats import chats, instructions, ratings
 from app.db.tables.comparisons import comparison_picks, comparisons
 from app.db.tables.contexts import contexts
@@ -31,6 +32,7 @@ __all__ = [
     "batches",
     "budget_alerts",
     "capacity_leader",
+    "changed_settings",
     "chats",
     "comparison_picks",
     "comparisons",

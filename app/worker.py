@@ -40,6 +40,7 @@ from app.queue.slots import SlotStore
 from app.queue.statements.channels import CANCEL_CHANNEL, QUEUED_CHANNEL
 from app.queue.store import QueueStore
 from app.queue.unkept import UnkeptStore
+from app.queue.words import WordStore
 from app.services.catalog import Catalog
 from app.services.changed_settings import ChangedSettings
 from app.services.conversations import Conversations
@@ -95,6 +96,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
             AuditStore(database),
             events,
             HostStore(database),
+            WordStore(database),
             settings,
         ):
             background.start(task, work)

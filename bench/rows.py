@@ -8,6 +8,7 @@ from typing import Any
 import asyncpg
 
 from app.db.tables.results import SettledColumns
+from app.queue.words import MADE
 from tests.conftest import alembic, with_database
 
 DAYS = 60
@@ -27,41 +28,66 @@ ANSWER = SettledColumns(
     completion_tokens=64,
     provenance=PROVENANCE,
 )
-FILLED = ("contexts", "results", "attempts", "batches", "files", "comparisons", "conversations", "conversation_items")
+FILLED = (
+    *("contexts", "results", "attempts", "batches", "files", "comparisons", "conversations", "conversation_items"),
+    "ticket_words",
+)
+# Texts are made of pieces of ten words, a few of which are in most texts and most of which are in few.
+WORDS, PIECES = 30_000, 20_000
 # One in so many: of results that fail, of those for the one prompt that all share, of lines of batches.
 FAILED, SHARED, BATCHED = 50, 20, 10
 # Results for each batch, comparison and conversation.
 GROUP = 500
-# The oldest are for a model that nobody has asked for since.
-RARE = 20
+# The oldest are for a model that nobody has asked for since, half of them of an owner who has nothing else.
+RARE, RARE_OWNER = 20, 99
 
 AGE = f"make_interval(secs => {DAYS * 86_400} * ($3 - n)::float8 / $3 + 3600)"
-# Owner 0 has four fifths; rows are made oldest first.
+TEXTS = f"""
+CREATE TEMP TABLE pieces ON COMMIT DROP AS
+SELECT piece, string_agg('w' || floor({WORDS} ^ random())::int, ' ') AS text
+FROM generate_series(0, {PIECES - 1}) piece, generate_series(1, 10) GROUP BY piece
+"""
+
+
+def _text(first: int, pieces: int) -> str:
+    places = ", ".join(
+        f"(hashint4((n * 16 + {place})::int) & 2147483647) % {PIECES}" for place in range(first, first + pieces)
+    )
+    return f"(SELECT string_agg(text, ' ') FROM pieces WHERE piece = ANY (ARRAY[{places}]))"
+
+
+# Owner 0 has four fifths; rows are made oldest first. Each prompt has a word of its own.
 ROWS = f"""
 WITH made AS MATERIALIZED (
     SELECT n, now() - age AS at, uuidv7(-age) AS id,
            CASE WHEN n % {SHARED} = 1 THEN $4 ELSE uuidv7(-age - interval '5 ms') END AS context_id,
            CASE WHEN n <= {RARE} THEN 'rare' ELSE 'm' || n % 7 END AS model,
-           CASE WHEN n % 5 = 0 THEN n / 5 % 8 + 1 ELSE 0 END AS owner_id, n % {FAILED} = 7 AS failed,
+           CASE WHEN n <= {RARE} AND n % 2 = 0 THEN {RARE_OWNER} WHEN n % 5 = 0 THEN n / 5 % 8 + 1 ELSE 0 END
+               AS owner_id,
+           CASE WHEN n <= {RARE} THEN 'old' ELSE 'gpu' || n % 3 END AS server,
+           CASE WHEN n % {FAILED} = 7 THEN CASE n / {FAILED} % 5 WHEN 0 THEN 'expired' ELSE 'engine_error' END END
+               AS error,
            (SELECT id FROM numbered_batches b WHERE n % {BATCHED} = 6 AND b.number = n / {GROUP}) AS batch_id
     FROM generate_series($1::int, $2::int) n, LATERAL (SELECT {AGE}) a(age)
 ), prompts AS (
-    INSERT INTO contexts (id, owner_id, created_at, content)
-    SELECT context_id, owner_id, at, repeat(md5(n::text), 6) FROM made WHERE n % {SHARED} <> 1
+    INSERT INTO contexts (id, owner_id, created_at, content, metadata)
+    SELECT context_id, owner_id, at, 'x' || n || ' ' || {_text(0, 4)},
+           CASE WHEN n % 3 = 0 THEN jsonb_build_object('source', jsonb_build_object('name', 'job ' || n % 40)) END
+    FROM made WHERE n % {SHARED} <> 1
 ), ended AS (
     INSERT INTO attempts (result_id, number, dispatcher, server, started_at, ended_at, outcome, prompt_tokens,
                           completion_tokens, gpu_seconds, provenance)
-    SELECT id, 1, 'd1', 'gpu1:8001', at, at + interval '2 s', CASE WHEN failed THEN 'failed' ELSE 'completed' END, 48,
-           64, 0.1, $6 FROM made
+    SELECT id, 1, 'd1', server, at, at + interval '2 s', CASE WHEN error IS NULL THEN 'completed' ELSE 'failed' END,
+           48, 64, 0.1, $6 FROM made
 )
 INSERT INTO results (id, context_id, model, parameters, owner_id, rank, created_at, available_at, started_at,
                      completed_at, status, output, finish_reason, prompt_tokens, completion_tokens, provenance,
                      attempt_count, dispatcher, server, error_code, error_message, client_reference, batch_id,
                      batch_line)
 SELECT id, context_id, model, $5, owner_id, at, at, at, at, at + interval '2 s',
-       CASE WHEN failed THEN 'failed' ELSE 'completed' END, CASE WHEN NOT failed THEN repeat(md5(n::text), 8) END,
-       CASE WHEN NOT failed THEN 'stop' END, 48, 64, $6, 1, 'd1', 'gpu1:8001',
-       CASE WHEN failed THEN 'engine_error' END, CASE WHEN failed THEN 'The engine failed.' END,
+       CASE WHEN error IS NULL THEN 'completed' ELSE 'failed' END, CASE WHEN error IS NULL THEN {_text(4, 4)} END,
+       CASE WHEN error IS NULL THEN 'stop' END, 48, 64, $6, 1, 'd1', server,
+       error, CASE WHEN error IS NOT NULL THEN 'The engine failed.' END,
        CASE WHEN n % 10 = 3 THEN 'ref-' || n END, batch_id, CASE WHEN batch_id IS NOT NULL THEN n % {GROUP} END
 FROM made
 """
@@ -89,7 +115,7 @@ GROUPS = (
 )
 INDEXES = """
 SELECT c.indexrelid::regclass::text AS name, pg_get_indexdef(c.indexrelid) AS made FROM pg_index c
-WHERE c.indrelid = ANY (ARRAY['results'::regclass, 'contexts'::regclass, 'attempts'::regclass])
+WHERE c.indrelid = ANY (ARRAY['results', 'contexts', 'attempts', 'ticket_words']::regclass[])
   AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = c.indexrelid)
 """
 
@@ -119,14 +145,22 @@ async def fill(connection: Any, rows: int) -> None:
             await connection.execute(f"DROP INDEX {index['name']}")
         await connection.execute(BATCHES % {"rows": rows})
         await connection.execute("CREATE INDEX ON numbered_batches (number)")
+        await connection.execute(TEXTS)
+        await connection.execute("CREATE INDEX ON pieces (piece)")
+        await connection.execute("ANALYZE pieces")
         shared = await connection.fetchval(
             "INSERT INTO contexts (id, content) VALUES (uuidv7(-interval '61 days'), 'Why?') RETURNING id"
         )
         documents = (json.dumps(PARAMETERS), json.dumps(PROVENANCE))
         for first in range(1, rows + 1, PART):
-            await connection.execute(ROWS, first, min(first + PART - 1, rows), rows, shared, *documents, timeout=600)
+            await connection.execute(ROWS, first, min(first + PART - 1, rows), rows, shared, *documents, timeout=1200)
+        await connection.execute(f"INSERT INTO ticket_words {MADE}", timeout=6000)
+        await connection.execute(
+            "UPDATE ticket_words_progress SET (completed_at, result_id) ="
+            " (SELECT completed_at, id FROM results ORDER BY completed_at DESC, id DESC LIMIT 1)"
+        )
         for index in indexes:
-            await connection.execute(index["made"], timeout=1200)
+            await connection.execute(index["made"], timeout=3000)
         for statement in GROUPS:
             await connection.execute(statement % {"rows": rows}, timeout=1200)
     await connection.execute("VACUUM ANALYZE", timeout=1800)

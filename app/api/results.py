@@ -17,8 +17,10 @@ from app.api.dependencies import (
 from app.api.schemas import Attempt, ClientReference, Result, Ticket
 from app.api.security import READ, SUBMIT, WORK, GuardedRoute
 from app.api.tickets import POLL_AGAIN_SECONDS, JsonBytes, answer_with_ticket
+from app.errors import invalid
 from app.queue.ticket import Status
 from app.services.results import Filters
+from app.services.ticket_words import has_words
 from app.storable import StorableText
 
 # Of these, none is run as a page or a script.
@@ -36,10 +38,21 @@ async def list_results(
     model: Annotated[StorableText | None, Query(min_length=1, max_length=255)] = None,
     context_id: UUID | None = None,
     client_reference: Annotated[ClientReference | None, Query()] = None,
+    text: Annotated[
+        StorableText | None,
+        Query(
+            min_length=1,
+            max_length=255,
+            description="words that prompt, answer and error together have, whatever their case; a page may then be "
+            "short, or empty, where there is another",
+        ),
+    ] = None,
 ) -> object:
     """Results, newest first."""
+    if text is not None and not has_words(text):
+        raise invalid("text", "has no word: a letter or a digit at least is needed to look for")
     page = await services_of(request).results.page(
-        caller_of(request), Filters(status, model, context_id, client_reference), window
+        caller_of(request), Filters(status, model, context_id, client_reference, text), window
     )
     link_next(request, response, page)
     return [Result.of(row) for row in page.rows]

@@ -22,8 +22,9 @@ from app.console.following import ticket_followed
 from app.console.pages import page, wants_events
 from app.console.render import HEADERS, html
 from app.errors import AppError, invalid
-from app.services.chats import AFTER, FROM, MOST_SEARCHED, reference
+from app.services.chats import AFTER, FROM, reference
 from app.services.ratings import MOST_COMMENT_CHARS, RATINGS
+from app.services.ticket_words import has_words
 from app.storable import StorableText
 
 FORM, TEMPLATE = "chats.html", "chat.html"
@@ -171,8 +172,10 @@ async def _chats(
     before: datetime | None = None,
 ) -> Response:
     services, caller = services_of(request), caller_of(request)
-    if text.split():
+    if has_words(text):
         found, older = await services.chats.search(caller, text, SHOWN, before)
+    elif text:
+        found, older = [], None
     else:
         found = await services.chats.newest(caller, SHOWN, before)
         older = found[-1]["used_at"] if len(found) == SHOWN else None
@@ -183,9 +186,8 @@ async def _chats(
         "seeing": await models_that_see(request),
         "named": await services.instructions.visible(caller),
         "refused": refused,
-        "found": [{**row, "excerpt": excerpt(row["said"], text) if text.split() else ""} for row in found],
+        "found": [{**row, "excerpt": excerpt(row["said"], text) if has_words(text) else ""} for row in found],
         "text": text,
-        "searched": MOST_SEARCHED,
         "older": None if older is None else older.isoformat(),
         "form": form_token_of(request),
     }

@@ -16,7 +16,9 @@ from app.console.entrance import PREFIX, PageRoute, form_token_of, with_cookie
 from app.console.pages import page, wants_events
 from app.console.render import HEADERS, html, query
 from app.errors import invalid
-from app.services.ticket_list import MOST_COUNTED, SEARCHED, Search, Seen, State
+from app.queue.words import LOOKED_AT
+from app.services.ticket_list import MOST_COUNTED, Search, Seen, State
+from app.services.ticket_words import has_words
 from app.storable import StorableText
 
 PER_PAGE = 50
@@ -59,7 +61,7 @@ async def _searched(
         batch_id=_one_of("batch", batch, UUID),
         server=server or None,
         error_code=error or None,
-        text=text or None,
+        text=_one_of("text", text, _with_words),
         metadata=_one_of("meta", meta, _path_and_value),
         created_after=aware("after", _one_of("after", after, _time)),
         created_before=aware("before", _one_of("before", before, _time)),
@@ -72,6 +74,12 @@ def _path_and_value(text: str) -> tuple[tuple[str, ...], str]:
     if not sign or not path:
         raise ValueError
     return tuple(path.split(".")), value
+
+
+def _with_words(text: str) -> str:
+    if not has_words(text):
+        raise ValueError
+    return text
 
 
 def _time(text: str) -> datetime:
@@ -87,6 +95,7 @@ def _one_of(name: str, text: str, kind: Any) -> Any:
         expected = {
             "state": f"is one of {', '.join(State)}",
             "batch": "is the id of a batch, a UUID",
+            "text": "has no word: a letter or a digit at least is needed to look for",
             "meta": "is a path and a value, like source.name = tests",
         }
         raise invalid(name, expected.get(name, "is a time, like 2026-01-31T08:00")) from None
@@ -110,7 +119,7 @@ async def tickets(request: Request, searched: Searched, older_than: UUID | None 
             "counted": counted,
             "given": given,
             "search": search,
-            "searched": SEARCHED,
+            "looked_at": LOOKED_AT,
             "states": list(State),
             "models": models,
             "seen": seen,

@@ -1,6 +1,7 @@
 """Housekeeping that needs no engine. Runs in every dispatcher; rows that another one holds are skipped."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -15,12 +16,15 @@ from app.queue.hosts import HostStore
 from app.queue.slots import SlotStore
 from app.queue.store import QueueStore
 from app.queue.unkept import UnkeptStore
+from app.queue.words import WordStore
 from app.services.conversations import Conversations
 from app.services.retention import oldest_kept
 
 REMOVE_BATCH = 1000
 MAX_CONTEXTS_KEPT = 10 * REMOVE_BATCH
 FIRST_ID = UUID(int=0)
+WORDS_SECONDS = 5.0
+WORDS_BATCH = 200
 TIDY_SECONDS = 60.0
 # Streams are refused by then, so no reader meets half of the events.
 EVENTS_MARGIN_SECONDS = 60.0
@@ -37,6 +41,7 @@ def housekeeping(
     audit: AuditStore,
     events: EventStore,
     hosts: HostStore,
+    words: WordStore,
     settings: Settings,
 ) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
     """What there is to do for ever, by name; each is a task of its own, so that a defect of one stops no other."""
@@ -50,6 +55,7 @@ def housekeeping(
         ("conversations", TIDY_SECONDS, partial(conversations.catch_up, DELIVERY_SECONDS)),
         ("unkept results", TIDY_SECONDS, partial(forget_unkept, unkept, DELIVERY_SECONDS)),
         ("events", TIDY_SECONDS, partial(drop_events, events, events_kept)),
+        ("words", WORDS_SECONDS, partial(add_words, words)),
     ]
     retention = Retention(store)
     # By settings that may change, and may say that all is kept.
@@ -86,6 +92,15 @@ async def forget_unkept(unkept: UnkeptStore, after_seconds: float) -> None:
     """Removes the texts of results that are not kept and ended `after_seconds` ago: their answers were not fetched."""
     while ids := await unkept.left_behind(after_seconds, REMOVE_BATCH):
         await unkept.forget(ids)
+
+
+async def add_words(words: WordStore) -> None:
+    """Makes what ended ready for searches, and rests as long as it worked: a long history takes half a core."""
+    added = WORDS_BATCH
+    while added == WORDS_BATCH:
+        started = time.monotonic()
+        added = await words.add(WORDS_BATCH)
+        await asyncio.sleep(time.monotonic() - started)
 
 
 class Retention:

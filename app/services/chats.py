@@ -12,20 +12,22 @@ from typing import Any
 from uuid import UUID
 
 from app.db.engine import Database
-from app.db.ids import uuid7
+from app.db.ids import time_of, uuid7
 from app.errors import ChatNotFound, NotFound, ResultPending
 from app.queue.ticket import Status
+from app.queue.words import FIRST_ID, Wanted
 from app.services.callers import Caller
 from app.services.contexts import Contexts
 from app.services.pages import PAGE_BYTES
+from app.services.ticket_words import TicketWords, patterns, upper_bound
 
 REFERENCE = "chat:"
 # In the metadata of a prompt: the id of the ticket whose answer it goes on from, within the chat or elsewhere.
 AFTER, FROM = "after", "from"
 TITLE_CHARS = 120
 MOST_TICKETS = 2_000
-# Words are looked for in so many chats at once, those used last first: their texts are read, there is no index of them.
-MOST_SEARCHED = 200
+# A search takes the chats of so many of the newest messages with the words, and looks at the titles of so many chats.
+MOST_FOUND, TITLES_SEARCHED = 500, 5_000
 
 CREATE = "INSERT INTO chats (id, owner_id, key_id, title) VALUES ($1, $2, $3, $4)"
 GET = "SELECT * FROM chats WHERE id = $1 AND owner_id = $2"
@@ -41,27 +43,25 @@ LAST_TEXT = """CASE jsonb_typeof(c.messages -> -1 -> 'content')
     WHEN 'string' THEN c.messages -> -1 ->> 'content'
     ELSE jsonb_path_query_array(c.messages -> -1 -> 'content', '$[*].text')::text
 END"""
-# Each word stands in the question or in the answer, whatever its case.
+# Those in which one of the tickets $2 is, with the oldest of them: a later one has the words in the chat before it; and
+# those of the chats used last whose title has all the words $3.
 SEARCH = f"""
-SELECT chat.id, chat.title, chat.used_at, found.result_id, found.said
+WITH said AS MATERIALIZED (
+    SELECT DISTINCT ON (client_reference) client_reference, id, context_id, output FROM results
+    WHERE id = ANY ($2::uuid[]) AND owner_id = $1 ORDER BY client_reference, id
+), titled AS MATERIALIZED (
+    SELECT id, title, used_at FROM chats WHERE owner_id = $1 ORDER BY used_at DESC LIMIT $5
+)
+SELECT chat.id, chat.title, chat.used_at, said.id AS result_id,
+       left(concat_ws(E'\n', {LAST_TEXT}, said.output), 20000) AS said
 FROM (
-    SELECT id, title, used_at FROM chats WHERE owner_id = $1 AND ($6::timestamptz IS NULL OR used_at < $6)
-    ORDER BY used_at DESC LIMIT $3
-) chat,
-LATERAL (
-    SELECT r.id AS result_id, left(told.said, 20000) AS said
-    FROM results r JOIN contexts c ON c.id = r.context_id,
-    LATERAL (SELECT concat_ws(E'\\n', chat.title, {LAST_TEXT}, r.output) AS said) told
-    WHERE r.owner_id = $1 AND r.client_reference = $4 || chat.id AND told.said ILIKE ALL ($2::text[])
-    ORDER BY r.id DESC LIMIT 1
-) found
-ORDER BY chat.used_at DESC, chat.id LIMIT $5
+    SELECT id, title, used_at FROM titled WHERE $4 AND title ILIKE ALL ($3::text[])
+    UNION SELECT id, title, used_at FROM chats WHERE owner_id = $1 AND id = ANY ($6::uuid[])
+) chat
+LEFT JOIN said ON said.client_reference = $7 || chat.id LEFT JOIN contexts c ON c.id = said.context_id
+ORDER BY chat.used_at DESC, chat.id LIMIT $8
 """  # noqa: S608
-# When the last of those that a search looks at was used.
-SEARCHED_UNTIL = """
-SELECT used_at FROM chats WHERE owner_id = $1 AND ($2::timestamptz IS NULL OR used_at < $2)
-ORDER BY used_at DESC OFFSET $3 - 1 LIMIT 1
-"""
+REFERENCES = "SELECT DISTINCT client_reference FROM results WHERE id = ANY ($1::uuid[]) AND owner_id = $2"
 # The messages of a prompt that stand behind the last answer in it.
 SAID = """(
     SELECT jsonb_agg(each.message ORDER BY each.place)
@@ -121,6 +121,7 @@ class Chats:
     def __init__(self, database: Database, contexts: Contexts) -> None:
         self._database = database
         self._contexts = contexts
+        self._words = TicketWords(database)
 
     async def create(self, caller: Caller, message: str) -> UUID:
         """A chat without tickets, whose title is how the message begins."""
@@ -146,16 +147,29 @@ class Chats:
     async def search(
         self, caller: Caller, text: str, limit: int, before: datetime | None = None
     ) -> tuple[list[Row], datetime | None]:
-        """Of the MOST_SEARCHED chats used last, those with all words of `text` in one question and its answer.
+        """Chats with all words of `text` in a ticket, which has the chat before it, or in the title; used last first.
 
-        Each with the newest such ticket and what it says; and the `before` of the next search, None where there are no
-        older chats.
+        Each with the oldest such ticket of the MOST_FOUND newest sent `before`, and what it says, None and empty where
+        the title has the words; and the `before` of the next search, None where there is nothing older.
         """
-        words = [f"%{_escaped(word)}%" for word in text.split()]
+        wanted = Wanted(caller.owner_id, FIRST_ID, upper_bound(None, before), text=text, of_chats=True)
+        found = await self._words.newest(wanted, MOST_FOUND)
+        older = time_of(found.ids[-1]) if len(found.ids) == MOST_FOUND else found.looked_back_to
         async with self._database.hot() as connection:
-            rows = await connection.fetch(SEARCH, caller.owner_id, words, MOST_SEARCHED, REFERENCE, limit, before)
-            until = await connection.fetchval(SEARCHED_UNTIL, caller.owner_id, before, MOST_SEARCHED)
-        return list(rows), rows[-1]["used_at"] if len(rows) == limit else until
+            references = await connection.fetch(REFERENCES, found.ids, caller.owner_id)
+            ids = [id_ for row in references if (id_ := chat_of(row["client_reference"]))]
+            rows = await connection.fetch(
+                SEARCH,
+                caller.owner_id,
+                found.ids,
+                patterns(text),
+                before is None,
+                TITLES_SEARCHED,
+                ids,
+                REFERENCE,
+                limit,
+            )
+        return list(rows), older
 
     async def path(self, caller: Caller, id_: UUID, at: UUID | None = None) -> list[Turn]:
         """From its beginning through the ticket `at`, or its newest one; empty where it has no tickets."""
@@ -218,11 +232,6 @@ def _uuid(text: str | None) -> UUID | None:
         return None if text is None else UUID(text)
     except ValueError:
         return None
-
-
-def _escaped(word: str) -> str:
-    """As LIKE takes it literally."""
-    return word.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 
 
 def _missing(id_: UUID) -> ChatNotFound:

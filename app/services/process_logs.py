@@ -19,7 +19,6 @@ from app.config import NOTHING_KEPT, Settings
 from app.db.engine import Database
 from app.errors import DatabaseUnavailable
 from app.queue.log_lines import MOST_KEPT, LogLineStore
-from app.services.ticket_list import escaped
 from app.telemetry.ring import Line, Ring
 
 LOGGER = "tickets"
@@ -56,7 +55,7 @@ class ProcessLogs:
         self, process: Process | None, level: int, text: str | None, limit: int, before: int | None = None
     ) -> LogPage:
         """Lines from `level` on, newest first; `text` is looked for whatever its case."""
-        pattern = None if not text else f"%{escaped(text)}%"
+        pattern = None if not text else f"%{_escaped(text)}%"
         rows = await self._store.newest(process, level, pattern, before, limit + 1)
         more = len(rows) > limit
         return LogPage(rows[:limit], rows[limit - 1]["id"] if more else None)
@@ -137,3 +136,8 @@ class _Writer:
         if self._untrimmed >= MOST_KEPT // 10:
             await self._store.trim(self._process)
             self._untrimmed = 0
+
+
+def _escaped(text: str) -> str:
+    """As LIKE takes it literally."""
+    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")

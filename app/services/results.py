@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 
 from app.config import Settings
 from app.db.engine import Database
+from app.db.ids import lowest_at
 from app.db.tables import attempts, results
 from app.db.tables.declared import is_large
 from app.errors import AppError, DatabaseUnavailable, Removed, ResultNotFound
@@ -23,12 +24,14 @@ from app.queue.statements.position import POSITION_OF_ROW
 from app.queue.store import QueueStore
 from app.queue.ticket import Phase, Status, phase_of, rank_of
 from app.queue.unkept import UnkeptStore
+from app.queue.words import FIRST_ID, Wanted
 from app.services.audit import actor_of
 from app.services.callers import Caller
 from app.services.catalog import Catalog
 from app.services.pages import Listed, Page, Window, fetch_bounded_page
 from app.services.plans import Plans
 from app.services.retention import removed_or
+from app.services.ticket_words import TicketWords, upper_bound
 from app.services.wishes import Wish, Wishes
 
 LOOK_AGAIN_SECONDS = 2.0
@@ -49,6 +52,8 @@ class Filters:
     model: str | None = None
     context_id: UUID | None = None
     client_reference: str | None = None
+    # Words that prompt, answer and error together have.
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,7 @@ class Results:
         self._plans = Plans(database)
         self._board = board
         self._unkept = UnkeptStore(database)
+        self._words = TicketWords(database)
         self._reading: dict[tuple[UUID, int], asyncio.Task[Mapping[str, Any]]] = {}
         self._settings = settings
 
@@ -182,7 +188,32 @@ class Results:
             value = getattr(filters, name)
             if value is not None:
                 where.append(results.c[name] == value)
+        if filters.text is not None:
+            return await self._with_words(caller, filters, where, window)
         return await fetch_bounded_page(self._database, LISTED, where, window)
+
+    async def _with_words(
+        self, caller: Caller, filters: Filters, where: Sequence[ColumnElement[bool]], window: Window
+    ) -> Page:
+        """As `page`; one may hold fewer than there is room for, or none, and there be another."""
+        status = filters.status
+        wanted = Wanted(
+            caller.owner_id,
+            lowest=FIRST_ID if window.created_after is None else lowest_at(window.created_after),
+            below=upper_bound(window.after, window.created_before),
+            state=status if status is not None and status.final else None,
+            model=filters.model,
+            reference=filters.client_reference,
+            text=filters.text,
+        )
+        found = await self._words.newest(wanted, window.limit + 1, final=status is not Status.PENDING)
+        ids = found.ids[: window.limit]
+        page = await fetch_bounded_page(self._database, LISTED, [*where, results.c.id.in_(ids)], window)
+        if page.next_after is not None:
+            return page
+        if len(found.ids) > window.limit:
+            return Page(page.rows, ids[-1])
+        return Page(page.rows, None if found.looked_back_to is None else lowest_at(found.looked_back_to))
 
     async def cancel(self, caller: Caller, id_: UUID) -> Mapping[str, Any]:
         """Asks for a cancel and returns the result; a final one is returned unchanged.

@@ -9,18 +9,17 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, Text, and_, cast, func, literal, or_, select, true
+from sqlalchemy import ColumnElement, Select, Text, and_, cast, func, literal, select, true
 
 from app.db.engine import Database
 from app.db.ids import lowest_at
 from app.db.tables import contexts, results
+from app.queue.words import FIRST_ID, Wanted
 from app.services.callers import Caller
-from app.services.pages import Page
+from app.services.ticket_words import FoundIds, TicketWords, upper_bound
 
 # Numbers are exact up to this.
 MOST_COUNTED = 10_000
-# What no index finds is looked for among so many of the newest.
-SEARCHED = 20_000
 BEGINNING_CHARS = 160
 EXPORTED_AT_ONCE = 20
 # What is offered to choose from is that of so many of the newest tickets, and no more than so many values.
@@ -39,7 +38,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """Which tickets; `text` is looked for in prompts, answers and errors, whatever its case."""
+    """Which tickets; prompt, answer and error together have all the words of `text`, whatever their case."""
 
     state: State | None = None
     model: str | None = None
@@ -54,17 +53,48 @@ class Search:
     created_before: datetime | None = None
 
     @property
-    def bounded(self) -> bool:
-        """Whether it looks only among the newest SEARCHED tickets that the rest of it leaves."""
-        return bool(self.server or self.error_code or self.text or self.metadata)
+    def by_words(self) -> bool:
+        """Whether the index of words and properties finds them, which has final tickets only.
+
+        One property that the table's own indexes are in the order of needs it not.
+        """
+        ordered = (self.state, self.model, self.reference, self.batch_id)
+        return bool(
+            self.server
+            or self.error_code
+            or self.text
+            or self.metadata
+            or self.state is State.RUNNING
+            or sum(each is not None for each in ordered) > 1
+        )
+
+    @property
+    def unfinished(self) -> bool:
+        return self.state in (State.QUEUED, State.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class TicketPage:
+    """`next_before` is the `before` of the next page, None on the last one.
+
+    `looked_back_to` says how far a search came in its time: older tickets are for the next page.
+    """
+
+    rows: Sequence[Any]
+    next_before: UUID | None
+    looked_back_to: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """`exact` is False where there are more than `number`."""
+    """`exact` is False where there are more than `number`, or may be: a search looked back only so far in its time."""
 
     number: int
     exact: bool
+
+    @property
+    def many(self) -> bool:
+        return not self.exact and self.number == MOST_COUNTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,28 +134,41 @@ EXPORTED_OF_PROMPT = ("content", "messages", "metadata")
 class TicketList:
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._words = TicketWords(database)
 
-    async def page(self, caller: Caller, search: Search, limit: int, before: UUID | None = None) -> Page:
-        """The newest of the caller's tickets that the search finds; `before` is the last id of the page before."""
-        found = _found(caller, search, before).order_by(results.c.id.desc()).limit(limit + 1).subquery()
+    async def page(self, caller: Caller, search: Search, limit: int, before: UUID | None = None) -> TicketPage:
+        """The newest of the caller's tickets that the search finds; `before` is the `next_before` of another page."""
+        found = await self._newest(caller, search, limit + 1, before)
         query = (
             select(*_SHOWN)
             .join_from(results, contexts, contexts.c.id == results.c.context_id, isouter=True)
-            .where(results.c.id.in_(select(found.c.id)))
+            .where(results.c.id.in_(found.ids[:limit]), results.c.owner_id == caller.owner_id)
             .order_by(results.c.id.desc())
         )
         async with self._database.reading() as queries:
             rows = await queries.rows(query)
-        more = len(rows) > limit
-        rows = rows[:limit]
-        return Page(rows, rows[-1]["id"] if more else None)
+        if len(found.ids) > limit:
+            return TicketPage(rows, found.ids[limit - 1])
+        until = found.looked_back_to
+        return TicketPage(rows, None if until is None else lowest_at(until), until)
 
     async def count(self, caller: Caller, search: Search) -> Counted:
         """How many it finds, of all pages."""
+        if search.by_words:
+            wanted = _wanted(caller, search)
+            number, whole = await self._words.count(wanted, MOST_COUNTED, final=not search.unfinished)
+            return Counted(min(number, MOST_COUNTED), whole and number <= MOST_COUNTED)
         found = _found(caller, search).limit(MOST_COUNTED + 1).subquery()
         async with self._database.reading() as queries:
             number = await queries.value(select(func.count()).select_from(found))
         return Counted(min(number, MOST_COUNTED), number <= MOST_COUNTED)
+
+    async def _newest(self, caller: Caller, search: Search, limit: int, before: UUID | None) -> FoundIds:
+        if search.by_words:
+            return await self._words.newest(_wanted(caller, search, before), limit, final=not search.unfinished)
+        query = _found(caller, search, before).order_by(results.c.id.desc()).limit(limit)
+        async with self._database.reading() as queries:
+            return FoundIds([row["id"] for row in await queries.rows(query)], None)
 
     async def prompts(self, caller: Caller, context_ids: Sequence[UUID]) -> dict[UUID, str | None]:
         """The beginnings of the caller's prompts that are there still, None for tensors."""
@@ -137,9 +180,14 @@ class TicketList:
 
     async def ids(self, caller: Caller, search: Search, before: UUID | None = None) -> list[UUID]:
         """The newest MOST_COUNTED that it finds, newest first; `before` is the last id of the call before."""
-        found = _found(caller, search, before).order_by(results.c.id.desc()).limit(MOST_COUNTED)
-        async with self._database.reading() as queries:
-            return [row["id"] for row in await queries.rows(found)]
+        ids: list[UUID] = []
+        while len(ids) < MOST_COUNTED:
+            found = await self._newest(caller, search, MOST_COUNTED - len(ids), before)
+            ids += found.ids
+            if found.looked_back_to is None:
+                break
+            before = lowest_at(found.looked_back_to)
+        return ids
 
     async def export(self, caller: Caller, search: Search) -> AsyncIterator[Mapping[str, Any]]:
         """All that it finds, newest first and whole, of which few are held at once."""
@@ -175,29 +223,8 @@ class TicketList:
 
 
 def _found(caller: Caller, search: Search, before: UUID | None = None) -> Select[Any]:
-    """Ids of tickets."""
-    indexed = [results.c.owner_id == caller.owner_id, *_indexed(search)]
-    if not search.bounded:
-        return select(results.c.id).where(*indexed, *_before(results.c.id, before))
-    newest = select(results.c.id).where(*indexed).order_by(results.c.id.desc()).limit(SEARCHED).subquery()
-    query = select(results.c.id).join_from(newest, results, results.c.id == newest.c.id)
-    if search.text or search.metadata:
-        query = query.join(contexts, contexts.c.id == results.c.context_id, isouter=True)
-    if search.metadata:
-        path, value = search.metadata
-        query = query.where(contexts.c.metadata[tuple(path)].astext == value)
-    for name in ("server", "error_code"):
-        if value := getattr(search, name):
-            query = query.where(results.c[name] == value)
-    if search.text:
-        pattern = f"%{escaped(search.text)}%"
-        said = (results.c.output, results.c.error_message, contexts.c.content, cast(contexts.c.messages, Text))
-        query = query.where(or_(*(column.ilike(pattern, escape="\\") for column in said)))
-    return query.where(*_before(results.c.id, before))
-
-
-def _indexed(search: Search) -> Sequence[ColumnElement[bool]]:
-    where: list[ColumnElement[bool]] = []
+    """Ids of tickets with one property at most, which an index has in their order."""
+    where = [results.c.owner_id == caller.owner_id, *_before(results.c.id, before)]
     if search.state is not None:
         where.append(_in_state(search.state))
     for column, value in (
@@ -211,7 +238,24 @@ def _indexed(search: Search) -> Sequence[ColumnElement[bool]]:
         where += [results.c.id >= lowest_at(search.created_after), results.c.created_at >= search.created_after]
     if search.created_before is not None:
         where.append(results.c.id < lowest_at(search.created_before))
-    return where
+    return select(results.c.id).where(*where)
+
+
+def _wanted(caller: Caller, search: Search, before: UUID | None = None) -> Wanted:
+    since, until = search.created_after, search.created_before
+    return Wanted(
+        caller.owner_id,
+        lowest=FIRST_ID if since is None else lowest_at(since),
+        below=upper_bound(before, until),
+        state=search.state,
+        model=search.model,
+        server=search.server,
+        error_code=search.error_code,
+        reference=search.reference,
+        batch_id=search.batch_id,
+        metadata=search.metadata,
+        text=search.text,
+    )
 
 
 def _in_state(state: State) -> ColumnElement[bool]:
@@ -223,8 +267,3 @@ def _in_state(state: State) -> ColumnElement[bool]:
 
 def _before(column: ColumnElement[UUID], id_: UUID | None) -> Sequence[ColumnElement[bool]]:
     return (true(),) if id_ is None else (column < literal(id_),)
-
-
-def escaped(text: str) -> str:
-    """As LIKE takes it literally."""
-    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")

@@ -10,6 +10,8 @@ from sqlalchemy.dialects import postgresql
 from app.db.engine import Database
 from app.db.ids import uuid7
 from app.db.tables import results
+from app.dispatch.janitor import add_words
+from app.queue.words import WordStore
 from app.services.pages import PAGE_BYTES, SLICE_BYTES
 from app.services.results import LISTED
 from tests.service import Service
@@ -99,3 +101,17 @@ async def test_sizes_are_looked_up_without_reading_what_is_large(
         plan = json.loads(await connection.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}"))[0]["Plan"]
     assert plan["Actual Rows"] == 20
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 50
+
+
+async def test_results_are_found_by_the_words_of_prompt_and_answer(
+    api: Service, database: Database, context_id: Any
+) -> None:
+    ids = [await stored(database, context_id, "A heron by the lake") for _ in range(5)]
+    await stored(database, context_id, "A heron")
+    waits = await api.send(prompt="Heron! Lake?")
+    await add_words(WordStore(database))
+    found = await pages(api, "text=LAKE+heron&limit=2")
+    assert [each["id"] for page in found for each in page] == [waits, *reversed(ids)]
+    assert [page[0]["id"] for page in await pages(api, "text=x+lake&status=completed&limit=1")] == ids[::-1]
+    assert await pages(api, "text=lake&model=other") == [[]]
+    assert (await api.client.get("/results/?text=!")).status_code == 422

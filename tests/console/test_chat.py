@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 from playwright.async_api import Browser, expect
 
 from app.services.callers import Scope
-from app.services.chats import MOST_SEARCHED, path
+from app.services.chats import path
 from app.services.sessions import form_token
 from tests.console.conftest import Visit, visiting
 from tests.console.test_entrance import COOKIE, logged_in
@@ -83,23 +83,27 @@ async def test_a_stop_reaches_the_engine_and_what_was_written_stays(visit: Visit
     await expect(page.locator("#leaf .by-assistant")).to_contain_text("And on.")
 
 
-async def test_a_search_goes_on_in_older_chats(guarded: Service, make_key: MakeKey, rows: Any) -> None:
+async def test_a_search_finds_chats_by_what_was_said_and_by_their_titles(
+    guarded: Service, make_key: MakeKey, rows: Any
+) -> None:
     async with logged_in(guarded, await make_key("alice")) as client:
         form = {"form": form_token(client.cookies[COOKIE]), "model": "chat", "message": "the oldest[[sim:hang]]"}
         await client.post("/console/chat", data=form)
-        await rows.execute("UPDATE chats SET used_at = now() - interval '1 day'")
+        await rows.execute("UPDATE chats SET used_at = now() - interval '1 day', title = 'Herons'")
         await rows.execute(
             "INSERT INTO chats (id, owner_id, title, used_at)"
             " SELECT uuidv7(), (SELECT owner_id FROM chats LIMIT 1), 'Other', now() - n * interval '1 minute'"
-            " FROM generate_series(1, $1::int) n",
-            MOST_SEARCHED,
+            " FROM generate_series(1, 300) n"
         )
-        page = (await client.get("/console/chat?text=oldest")).text
-        assert "No chat has these words." in page
-        older = re.search(r'rel="next" href="([^"]+)">Search older chats', page)
-        assert older is not None
-        page = (await client.get(older[1].replace("&amp;", "&"))).text
-        assert ("the oldest" in page, "Search older chats" in page) == (True, False)
+        said = (await client.get("/console/chat?text=OLDEST+the")).text
+        assert re.search(r'\?at=[^"]+">Herons</a>', said)
+        assert "the oldest" in said
+        titled = (await client.get("/console/chat?text=herons")).text
+        assert re.search(r'/console/chat/[0-9a-f-]{36}">Herons</a>', titled)
+        for text in ("herons+oldest", "old", "%21"):
+            assert "No chat has these words." in (await client.get(f"/console/chat?text={text}")).text
+    async with logged_in(guarded, await make_key("bob")) as client:
+        assert "No chat has these words." in (await client.get("/console/chat?text=oldest")).text
 
 
 async def test_calls_of_tools_are_shown_and_answered(visit: Visit) -> None:

@@ -26,7 +26,7 @@ async def test_what_matches_is_exported_and_run_again(visit: Visit) -> None:
     await page.fill("input[name=meta]", "source.name = a")
     await page.click("button:has-text('Search')")
     await expect(page.locator("#live_rows a")).to_have_count(1)
-    await expect(page.locator("#live_count")).to_contain_text("1 ticket, looked for among the newest 20,000")
+    await expect(page.locator("#live_count")).to_contain_text("1 ticket, of all that ended")
     await page.click("text=Export them")
     await expect(page.locator("main p").first).to_contain_text("1 ticket matches: meta = source.name = a. All of them")
     async with page.expect_download() as download:

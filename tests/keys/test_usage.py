@@ -27,6 +27,7 @@ from app.queue.slots import SlotStore
 from app.queue.store import QueueStore
 from app.queue.ticket import Claim, Outcome, Settlement, Status, Submission
 from app.queue.unkept import UnkeptStore
+from app.queue.words import WordStore
 from app.services.conversations import Conversations
 from tests.api.test_bad_input import check_problem
 from tests.keys.conftest import MakeKey, bearer
@@ -205,6 +206,7 @@ async def test_the_dispatcher_compacts(
             AuditStore(database),
             EventStore(database),
             HostStore(database),
+            WordStore(database),
             make_settings(),
         )
     )

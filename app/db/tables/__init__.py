@@ -24,6 +24,7 @@ from app.db.tables.results import attempts, output_files, result_events, results
 from app.db.tables.servers import server_slots, servers
 from app.db.tables.uploads import uploads
 from app.db.tables.webhooks import webhook_deliveries
+from app.db.tables.words import ticket_words, ticket_words_progress
 
 __all__ = [
     "api_keys",
@@ -61,6 +62,8 @@ __all__ = [
     "server_slots",
     "servers",
     "set_aside_models",
+    "ticket_words",
+    "ticket_words_progress",
     "uploads",
     "usage",
     "webhook_deliveries",

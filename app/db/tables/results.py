@@ -175,6 +175,8 @@ results = Table(
         postgresql_where=text("client_reference IS NOT NULL"),
     ),
     Index("results_by_conversation", "conversation_id", postgresql_where=text("conversation_id IS NOT NULL")),
+    # In which they are made ready for searches.
+    Index("results_by_end", "completed_at", "id", postgresql_where=text("completed_at IS NOT NULL")),
     # Those whose texts are still there.
     Index("results_unkept", "id", postgresql_where=text("NOT kept AND request IS NOT NULL")),
     # Room on each page, so that claims and renewals, which touch no index, stay on it.

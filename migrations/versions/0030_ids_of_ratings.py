@@ -14,7 +14,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column("ratings", sa.Column("id", sa.UUID(), server_default=sa.text("uuidv7()"), nullable=False))
+    # A default that differs from row to row would write the table anew.
+    op.add_column("ratings", sa.Column("id", sa.UUID()))
+    op.alter_column("ratings", "id", server_default=sa.text("uuidv7()"))
+    op.execute("UPDATE ratings SET id = uuidv7()")
     op.create_primary_key(op.f("ratings_pkey"), "ratings", ["id"])
     op.drop_index("ratings_by_owner", table_name="ratings")
     op.create_index("ratings_by_owner", "ratings", ["owner_id", "id"])

@@ -13,8 +13,10 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
-from starlette.types import Message, Receive, Scope
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.arguments import Arguments, NotPlain, arguments_of
 from app.api.body_room import Share
 from app.api.coding import LARGE, coding_of, decompressed, too_large
 from app.config import Settings
@@ -37,6 +39,20 @@ class StrictJsonRequest(Request):
     # What is raised instead of FastAPI's words for a body that cannot be read.
     refusal: BodyTooLarge | None = None
 
+    async def body(self) -> bytes:
+        """Starlette's goes through a stream of pieces, also where one message has it all."""
+        if not hasattr(self, "_body"):
+            parts = []
+            more = True
+            while more:
+                message = await self.receive()
+                if message["type"] != "http.request":
+                    raise ClientDisconnect
+                parts.append(message.get("body", b""))
+                more = message.get("more_body", False)
+            self._body = b"".join(parts)
+        return self._body
+
     async def json(self) -> Any:
         """The body as `parsed_json` has it."""
         # Some editors, and PowerShell, begin a text with a byte order mark.
@@ -54,6 +70,11 @@ class StrictJsonRequest(Request):
 
 
 class StrictJsonRoute(APIRoute):
+    def __init__(self, path: str, endpoint: Any, **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        if (arguments := arguments_of(self.dependant)) is not None:
+            self.app = _read_first(arguments, endpoint, self.app)
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
 
@@ -72,6 +93,25 @@ class StrictJsonRoute(APIRoute):
                 raise
 
         return strict
+
+
+def _read_first(
+    arguments: Arguments, endpoint: Callable[..., Coroutine[Any, Any, Response]], fastapi: ASGIApp
+) -> ASGIApp:
+    """Calls the endpoint with its arguments; what is not plain goes through `fastapi`, which reads the body again."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        request = StrictJsonRequest(scope, receive)
+        try:
+            values = await arguments.read(request)
+        except NotPlain:
+            body: bytes | None = getattr(request, "_body", None)
+            await fastapi(scope, receive if body is None else _replayed(body, receive), send)
+            return
+        response = await endpoint(**values)
+        await response(scope, receive, send)
+
+    return app
 
 
 async def receive_body(

@@ -2,7 +2,7 @@ from dataclasses import asdict
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path, Request, Response
 
 from app.api.dependencies import IdempotencyKey, caller_of, problems, services_of
 from app.api.schemas import Model, ModelDetail, SendOptions, Ticket
@@ -29,13 +29,13 @@ async def send_context(
     request: Request,
     key: IdempotencyKey = None,
     body: SendOptions | None = None,
-) -> object:
+) -> Response:
     """Sends a stored prompt to a model and answers with a ticket at once."""
-    options = body or SendOptions()
-    caller_of(request).require_model(model_name, options.parameters.lora_name)
-    await services_of(request).adapters.require(model_name, options.parameters.lora_name)
-    row, replayed = await services_of(request).submissions.submit(
-        caller_of(request),
+    services, caller, options = services_of(request), caller_of(request), body or SendOptions()
+    caller.require_model(model_name, options.parameters.lora_name)
+    await services.adapters.require(model_name, options.parameters.lora_name)
+    row, replayed = await services.submissions.submit(
+        caller,
         model_name,
         context_id,
         options.parameters,
@@ -44,7 +44,7 @@ async def send_context(
         client_reference=options.client_reference,
         streamed=options.stream,
         idempotency_key=key,
-        webhook=accepted(options.webhook, services_of(request).settings),
+        webhook=accepted(options.webhook, services.settings),
         wish=options.wish,
     )
     return answer_with_ticket(request, row, replayed)

@@ -59,7 +59,7 @@ async def list_results(
 
 
 @router.get("/{result_id}", dependencies=[READ], response_model=Result, responses=problems(404, 410, 422))
-async def get_result(result_id: UUID, wait: WaitDep, request: Request) -> object:
+async def get_result(result_id: UUID, wait: WaitDep, request: Request) -> Response:
     """One result as it stands; `Prefer: wait=N` holds the answer until it is final or N seconds are over."""
     results = services_of(request).results
     if wait is None:
@@ -87,7 +87,7 @@ async def cancel_result(result_id: UUID, request: Request) -> object:
     response_model=Ticket,
     responses=problems(404, 409, 410, 422),
 )
-async def retry_result(result_id: UUID, request: Request, key: IdempotencyKey = None) -> object:
+async def retry_result(result_id: UUID, request: Request, key: IdempotencyKey = None) -> Response:
     """A new ticket for what a final result asked for; the old result stays as it is."""
     row, replayed = await services_of(request).submissions.retry(caller_of(request), result_id, key)
     return answer_with_ticket(request, row, replayed)

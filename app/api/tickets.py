@@ -18,8 +18,8 @@ class JsonBytes(Response):
 
     media_type = "application/json"
 
-    def __init__(self, model: BaseModel, status_code: int = 200) -> None:
-        super().__init__(model.__pydantic_serializer__.to_json(model), status_code)
+    def __init__(self, model: BaseModel, status_code: int = 200, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(model.__pydantic_serializer__.to_json(model), status_code, headers)
 
 
 def answer_with_ticket(request: Request, row: Mapping[str, Any], replayed: bool) -> Response:
@@ -35,8 +35,6 @@ def answer_with_ticket(request: Request, row: Mapping[str, Any], replayed: bool)
         status_url=url,
         cancel_url=f"{url}/cancel",
     )
-    response = JsonBytes(ticket, 202)
-    response.headers["Location"] = url
-    response.headers["Retry-After"] = POLL_AGAIN_SECONDS
+    response = JsonBytes(ticket, 202, {"Location": url, "Retry-After": POLL_AGAIN_SECONDS})
     mark_replayed(response, replayed)
     return response

@@ -125,8 +125,10 @@ class Submissions:
             expires_in,
             client_reference,
             idempotency=idempotency,
+            streamed=streamed,
+            webhook=webhook or caller.webhook,
+            wish=wish.stored,
         )
-        submission = replace(submission, streamed=streamed, webhook=webhook or caller.webhook, wish=wish.stored)
         return await self._store_once(caller, submission, sampled=bool(parameters.model_fields_set))
 
     async def submit_prompt(
@@ -183,22 +185,17 @@ class Submissions:
                 webhook,
                 *wish.distinct,
             ),
+            prompt=prompt,
+            task=task_of(engine_parameters),
+            kind=kind,
+            request=request,
+            streamed=streamed,
+            webhook=webhook or caller.webhook,
+            kept=kept,
+            wish=wish.stored,
+            conversation_id=None if turn is None else turn.conversation_id,
         )
-        return await self._store_once(
-            caller,
-            replace(
-                submission,
-                prompt=prompt,
-                task=task_of(engine_parameters),
-                kind=kind,
-                request=request,
-                streamed=streamed,
-                webhook=webhook or caller.webhook,
-                kept=kept,
-                wish=wish.stored,
-                conversation_id=None if turn is None else turn.conversation_id,
-            ),
-        )
+        return await self._store_once(caller, submission)
 
     def for_engine(
         self, parameters: SamplingParameters | EmbeddingParameters | InferParameters, *, nested: bool = True
@@ -262,10 +259,10 @@ class Submissions:
         expires_in: float | None,
         client_reference: str | None,
         *,
-        retry_of: UUID | None = None,
         idempotency: Idempotency | None = None,
+        **more: Any,
     ) -> Submission:
-        # Every ticket of a caller is made here.
+        # Every ticket of a caller is made here; `more` are other attributes of it.
         caller.require_model(model, parameters.get("lora_name"))
         id_ = uuid7()
         created_at = time_of(id_)
@@ -280,11 +277,11 @@ class Submissions:
             created_at=created_at,
             expires_at=expires_at,
             client_reference=client_reference,
-            retry_of=retry_of,
             idempotency=idempotency,
             owner_id=caller.owner_id,
             key_id=caller.key_id,
             trace_parent=tracing.current(),
+            **more,
         )
 
     async def _store_once(

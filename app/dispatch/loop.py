@@ -251,6 +251,9 @@ class Dispatcher:
                 end = self._after_defect(run.claim, server_of(run))
             ended(end)
         run.settling = True
+        if end is not None:
+            # Before the slot is given back: somebody may wait for the answer.
+            self._outbox.put(end)
         self._slots.end(run.claim, end)
         self._wake.set()
         ATTEMPT_SECONDS.labels(model_label(run.claim.model)).observe(time.monotonic() - started)
@@ -258,8 +261,6 @@ class Dispatcher:
             LEASES_LOST.inc()
             log.warning("lease lost, the run was stopped", result=run.claim.id)
             self._written([run.claim.token])
-            return
-        self._outbox.put(end)
 
     def _after_defect(self, claim: Claim, server: str | None = None) -> Settlement | Release:
         """Logs the exception under way."""

@@ -9,6 +9,7 @@ from pydantic_core import to_json
 
 from app.db.engine import Database
 from app.db.tables.contexts import Prompt
+from app.errors import DatabaseUnavailable
 from app.queue.audit import KEYLESS, Actor
 from app.queue.bulk import MAX_STATEMENT_BYTES
 from app.queue.columns import ASKED, CLAIMED, PROMPT, SETTLED, SUBMITTED
@@ -32,7 +33,7 @@ from app.queue.statements.position import POSITION
 from app.queue.statements.release import RELEASE
 from app.queue.statements.renew import RENEW
 from app.queue.statements.settle import OUTPUT_FILE_COLUMNS, SETTLE
-from app.queue.statements.submit import CREATE_CONTEXT, SUBMIT
+from app.queue.statements.submit import CREATE_CONTEXT, FLUSH, SUBMIT_UNFLUSHED
 from app.queue.ticket import Claim, Claims, Held, Idempotency, Release, Settlement, Submission
 
 SubmissionRow = tuple[Any, ...]
@@ -74,7 +75,15 @@ class QueueStore:
         """As `submit`, of what `submission_row` gives."""
         columns = _columns(rows, lambda row: row)
         async with self._database.hot() as connection:
-            return {row[0] for row in await connection.fetch(SUBMIT, *columns)}
+            ids = {row[0] for row in await connection.fetch(SUBMIT_UNFLUSHED, *columns)}
+        # Also where none was stored: an earlier one with the same key is acknowledged then.
+        try:
+            async with self._database.hot() as connection:
+                await connection.fetchval(FLUSH)
+        except DatabaseUnavailable as error:
+            # They may be stored all the same.
+            raise DatabaseUnavailable from error.__cause__
+        return ids
 
     async def claim(
         self,

@@ -23,9 +23,12 @@ RETURNING id
 
 # A ticket comes for a stored context of its owner, or `with_prompt`: then its context is stored with it.
 _NEW_TICKET = [*SUBMITTED.sent, *_KEYED, ("with_prompt", "bool"), *PROMPT.sent]
-SUBMIT = f"""
-WITH given AS (
-    SELECT * FROM {unnested(_NEW_TICKET, "g")}
+
+
+def _submit(before: str = "", beside: str = "") -> str:
+    return f"""
+WITH {before}given AS (
+    SELECT g.* FROM {unnested(_NEW_TICKET, "g")}{beside}
 ), for_stored AS (
     -- A context that is being deleted is waited for: then it is there and stays, or is not there.
     SELECT g.* FROM given g JOIN contexts c ON c.id = g.context_id AND c.owner_id = g.owner_id
@@ -56,3 +59,12 @@ WITH given AS (
 )
 SELECT id, (SELECT count(*) FROM woken) FROM stored
 """
+
+
+SUBMIT = _submit()
+# The same without waiting for the disk, so that dispatchers begin meanwhile, and because commits that notify go one by
+# one. FLUSH comes before anybody is told that a ticket is stored: its own commit takes all that were before it along.
+SUBMIT_UNFLUSHED = _submit(
+    "unflushed AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true)), ", ", unflushed"
+)
+FLUSH = "SELECT pg_logical_emit_message(true, 'tickets', '')"

@@ -165,6 +165,11 @@ class Settings(BaseSettings):
         description="what answers requests below `/tgi`, `/protollm` and `/api` that name no model; empty: the only "
         "one with a chat template: [docs/neighbours.md](docs/neighbours.md)",
     )
+    search_embedding_model: str | None = Field(
+        None,
+        description="model that makes vectors of the questions in chats, so that they are found by meaning; needs "
+        "pgvector; empty: by words only: [docs/console.md](docs/console.md#search-by-meaning)",
+    )
     default_max_tokens: int = Field(512, ge=1, description="`max_tokens` where a request names none")
 
     model_concurrency: int = Field(

@@ -69,6 +69,12 @@ class BodyTooSlow(AppError):
     title = "The body came too slowly"
 
 
+class SearchUnavailable(AppError):
+    code = "search_unavailable"
+    status = 503
+    title = "Nothing can be searched by meaning now"
+
+
 class InvalidParameters(AppError):
     code = "invalid_parameters"
     status = 422

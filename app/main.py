@@ -104,6 +104,7 @@ from app.services.instructions import Instructions
 from app.services.keys import Keys
 from app.services.limits import Limits
 from app.services.loading import Loader
+from app.services.meaning import Meaning
 from app.services.model_orders import ModelOrders
 from app.services.outbound import Sender
 from app.services.outputs import Outputs
@@ -253,6 +254,7 @@ def _lifespan(settings: Settings) -> Lifespan:
                 comparisons=comparisons,
                 picks=Picks(database, comparisons),
                 chats=Chats(database, contexts),
+                meaning=Meaning(database, submissions, results, contexts, catalog, settings),
                 ratings=Ratings(database, results),
                 instructions=Instructions(database),
                 templates=Templates(settings),

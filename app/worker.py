@@ -23,6 +23,7 @@ from app.dispatch.batches import batch_work
 from app.dispatch.janitor import housekeeping
 from app.dispatch.loop import Dispatcher
 from app.dispatch.lost_hosts import LostHosts
+from app.dispatch.question_vectors import QuestionVectors
 from app.dispatch.recovery import Recovery
 from app.dispatch.webhooks import deliver_forever, drop_deliveries_forever
 from app.fleet.fleet import open_fleet
@@ -102,6 +103,8 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
             background.start(task, work)
         for task, work in batch_work(database, settings, render_line, defective_line):
             background.start(task, work)
+        if (model := settings.search_embedding_model) is not None:
+            background.start("question vectors", QuestionVectors(database, store, catalog, settings, model).run)
         log.info("dispatching", name=name, servers=",".join(server.url for server in fleet.servers) or "none")
         # What was imported stays: the collector would stop every run under way to look at it again.
         gc.collect()

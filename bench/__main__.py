@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from rich.console import Console
 
-from bench import batches, consoles, fairness, history, measure, memory, slots, streaming, tokens
+from bench import batches, consoles, fairness, history, meaning, measure, memory, slots, streaming, tokens
 from bench.figure import Figure, show, write
 from bench.plots import targets_plot
 from bench.stack import Bench, running_bench
@@ -30,6 +30,7 @@ MEASURES: dict[str, Callable[[Bench], Awaitable[Figure]]] = {
     "streaming": streaming.streaming,
     "consoles": consoles.open_consoles,
     "lists": lambda bench: consoles.lists(bench, HISTORY_ROWS),
+    "meaning": meaning.search,
     "dispatcher-memory": memory.dispatcher,
     "api-memory": memory.api,
     "history": lambda bench: history.history(bench, HISTORY_ROWS),

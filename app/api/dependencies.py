@@ -38,6 +38,7 @@ from app.services.inputs import Inputs
 from app.services.instructions import Instructions
 from app.services.keys import Keys
 from app.services.limits import Limits
+from app.services.meaning import Meaning
 from app.services.model_orders import ModelOrders
 from app.services.outputs import Outputs
 from app.services.overview import Overviews
@@ -78,6 +79,7 @@ class Services:
     comparisons: Comparisons
     picks: Picks
     chats: Chats
+    meaning: Meaning
     ratings: Ratings
     instructions: Instructions
     templates: Templates

@@ -1,9 +1,12 @@
+from dataclasses import asdict
+from datetime import datetime
 from typing import Annotated
 from urllib.parse import quote
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, Field
 
 from app.api.dependencies import (
     IdempotencyKey,
@@ -19,6 +22,7 @@ from app.api.security import READ, SUBMIT, WORK, GuardedRoute
 from app.api.tickets import POLL_AGAIN_SECONDS, JsonBytes, answer_with_ticket
 from app.errors import invalid
 from app.queue.ticket import Status
+from app.services.meaning import MOST_SHOWN, SimilarStatus
 from app.services.results import Filters
 from app.services.ticket_words import has_words
 from app.storable import StorableText
@@ -72,6 +76,35 @@ async def get_result(result_id: UUID, wait: WaitDep, request: Request) -> Respon
     if not Status(row["status"]).final:
         response.headers["Retry-After"] = POLL_AGAIN_SECONDS
     return response
+
+
+class SimilarQuestion(BaseModel):
+    result_id: UUID
+    chat_id: UUID
+    title: str | None = Field(description="of the chat; null where that was removed")
+    question: str = Field(description="its first 400 characters")
+    model: str = Field(description="who answered")
+    created_at: datetime
+    likeness: float = Field(description="1 for the same meaning, about 0 for another subject")
+
+
+class SimilarQuestions(BaseModel):
+    status: SimilarStatus = Field(
+        description="pending: ask again in a few seconds; off: SEARCH_EMBEDDING_MODEL is not set"
+    )
+    questions: list[SimilarQuestion]
+
+
+@router.get(
+    "/{result_id}/similar", dependencies=[READ], response_model=SimilarQuestions, responses=problems(404, 410, 422)
+)
+async def list_similar(
+    result_id: UUID, request: Request, limit: Annotated[int, Query(ge=1, le=MOST_SHOWN)] = 5
+) -> object:
+    """Earlier questions of other chats that are like what this ticket of a chat asked; the most alike first."""
+    similar = await services_of(request).meaning.similar(caller_of(request), result_id, limit)
+    questions = [SimilarQuestion(**asdict(each)) for each in similar.questions]
+    return SimilarQuestions(status=similar.status, questions=questions)
 
 
 @router.post("/{result_id}/cancel", dependencies=[SUBMIT], response_model=Result, responses=problems(404, 410, 422))

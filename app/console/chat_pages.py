@@ -59,6 +59,8 @@ async def begun(request: Request, asked: AskedForm) -> Response:
         if error.status >= 500 or error.status == 404:
             raise
         return await _chats(request, asked.fields, error)
+    # Now that its ticket is there, too.
+    await services.chats.used(caller, chat_id)
     return _to(request, chat_id, row["id"])
 
 
@@ -188,6 +190,7 @@ async def _chats(
         "refused": refused,
         "found": [{**row, "excerpt": excerpt(row["said"], text) if has_words(text) else ""} for row in found],
         "text": text,
+        "meaning": services.meaning.on,
         "older": None if older is None else older.isoformat(),
         "form": form_token_of(request),
     }

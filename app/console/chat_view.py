@@ -81,6 +81,7 @@ async def shown(
         "edited": bool(given) and given["after"] != same["after"],
         "same": same,
         "refused": refused,
+        "meaning": services.meaning.on,
         "others": await services.chats.newest(caller, SHOWN),
     }
 

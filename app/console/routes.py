@@ -13,6 +13,7 @@ from app.console import (
     overview,
     running_pages,
     server_pages,
+    similar_pages,
     ticket,
     ticket_sets,
     tickets,
@@ -21,7 +22,7 @@ from app.console import (
 )
 
 PAGES = (
-    *(overview, tickets, ticket_sets, ticket, chat_pages, instruction_pages, compare),
+    *(overview, tickets, ticket_sets, ticket, similar_pages, chat_pages, instruction_pages, compare),
     *(new_batch, batches, model_pages, server_pages, host_pages),
     *(key_pages, usage_pages, webhook_pages, running_pages),
     # Last, for it has what no other page of the console is.

@@ -102,8 +102,10 @@ async def _settings(
     request: Request, given: Mapping[str, str] | None = None, refused: AppError | None = None
 ) -> Response:
     """`given` is what was typed, by the setting's name."""
+    services = services_of(request)
     values = {
-        "settings": await services_of(request).changed_settings.list(),
+        "settings": await services.changed_settings.list(),
+        "meaning": await services.meaning.state(),
         "choices": CHOICES,
         "given": given or {},
         "refused": refused,

@@ -37,6 +37,8 @@ PAGES: dict[tuple[str, str], Scope | None] = {
     ("POST", "/console/tickets/{result_id}/retry"): SUBMITS,
     ("GET", "/console/chat"): READS,
     ("POST", "/console/chat"): SUBMITS,
+    ("GET", "/console/chat/similar/{result_id}"): READS,
+    ("POST", "/console/chat/meaning"): SUBMITS,
     ("GET", "/console/chat/{chat_id}"): READS,
     ("POST", "/console/chat/{chat_id}"): SUBMITS,
     ("POST", "/console/chat/{chat_id}/again"): SUBMITS,

@@ -18,9 +18,12 @@ async def test_the_curl_lines_work_as_they_stand(service: Service) -> None:
     output = await asyncio.to_thread(
         shell, script.replace("model=demo", "model=tiny").replace("\ncurl", "\necho\ncurl")
     )
-    rating, ratings, child, changed, read, listed, refused = (json.loads(line) for line in output.splitlines() if line)
+    rating, ratings, similar, child, changed, read, listed, refused = (
+        json.loads(line) for line in output.splitlines() if line
+    )
     assert (rating["result_id"], rating["rating"], rating["comment"]) == (answered["id"], "good", "Short.")
     assert ratings == [rating]
+    assert similar == {"status": "off", "questions": []}
     assert (child["whole"], changed) == ("Be polite.\n\nYou answer customers.", read)
     assert [each["name"] for each in listed] == ["House", "Support"]
     assert refused["code"] == "instructions_in_use"

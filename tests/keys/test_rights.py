@@ -58,6 +58,7 @@ ROUTES: dict[tuple[str, str], Scope | None] = {
     ("PUT", "/comparisons/{comparison_id}/pick"): SUBMITS,
     ("DELETE", "/comparisons/{comparison_id}/pick"): SUBMITS,
     ("GET", "/picks/"): READS,
+    ("GET", "/results/{result_id}/similar"): READS,
     ("PUT", "/results/{result_id}/rating"): SUBMITS,
     ("DELETE", "/results/{result_id}/rating"): SUBMITS,
     ("GET", "/ratings/"): READS,

@@ -1,4 +1,4 @@
-// Times in the reader's zone, parts of the page as they change, and the keyboard.
+// Times in the reader's zone, parts of the page as they change or come later, and the keyboard.
 
 const exact = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "long" });
 const sameDay = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
@@ -68,6 +68,27 @@ function leave(text) {
   say(text);
 }
 
+// What takes longer than the page comes when it is there; a 202 says that it is not there yet.
+const AGAIN_SECONDS = [2, 4, 8, 15, 30];
+
+async function fill(place, tries = 0) {
+  if (document.hidden) {
+    document.addEventListener("visibilitychange", () => fill(place, tries), { once: true });
+    return;
+  }
+  const { fill: address, text, form } = place.dataset;
+  const body = text === undefined ? undefined : new URLSearchParams({ text, form });
+  const answer = await fetch(address, { method: body ? "POST" : "GET", body }).catch(() => null);
+  if (answer?.status === 202) {
+    if (tries < AGAIN_SECONDS.length) setTimeout(() => fill(place, tries + 1), 1000 * AGAIN_SECONDS[tries]);
+  } else if (answer?.ok && !answer.redirected) {
+    place.innerHTML = await answer.text();
+    localise(place);
+  } else {
+    place.replaceChildren();
+  }
+}
+
 function rows() {
   return [...document.querySelectorAll("table.rows tbody tr")].filter((row) => row.querySelector("a"));
 }
@@ -130,4 +151,5 @@ addEventListener("pagehide", () => leave(""));
 // On a phone the pages' names stand in one line, which scrolls.
 document.querySelector("nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 localise(document);
+document.querySelectorAll("[data-fill]").forEach((place) => fill(place));
 follow();

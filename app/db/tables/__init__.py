@@ -20,6 +20,7 @@ from app.db.tables.owners import (
     request_counts,
     usage,
 )
+from app.db.tables.question_vectors import question_vectors
 from app.db.tables.results import attempts, output_files, result_events, results
 from app.db.tables.servers import server_slots, servers
 from app.db.tables.uploads import uploads
@@ -55,6 +56,7 @@ __all__ = [
     "output_files",
     "owners",
     "pools",
+    "question_vectors",
     "ratings",
     "request_counts",
     "result_events",

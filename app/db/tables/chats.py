@@ -28,7 +28,10 @@ chats = Table(
     Column("created_at", Moment, nullable=False, server_default=func.now()),
     # When a message was sent in it last: lists and the retention go by it.
     Column("used_at", Moment, nullable=False, server_default=func.now()),
+    # The use of it whose questions were noted for the search by meaning.
+    Column("noticed_at", Moment),
     Index("chats_by_owner", "owner_id", "used_at"),
+    Index("chats_unnoticed", "used_at", postgresql_where=text("noticed_at IS NULL OR noticed_at < used_at")),
     Index("chats_age", "used_at"),
 )
 

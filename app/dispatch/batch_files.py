@@ -29,7 +29,8 @@ log = logger("batches")
 
 # The lines of a batch that still runs are written when there are so many.
 LEAST_LINES = 200
-# While there is a batch, its end is looked for this often.
+# While a batch may end before the next count, its end is looked for this often.
+NEAR_LINES = 2000
 CHECK_SECONDS = 0.2
 ROWS_AT_ONCE = 500
 WRITTEN_BYTES = 8 * CHUNK_BYTES
@@ -120,13 +121,18 @@ class BatchFiles:
         while True:
             pause = self._poll_seconds
             with suppress(DatabaseUnavailable):
-                while batch := await self._work.take_to_finalize(self._lease_seconds):
-                    await self._hold(batch, self._finalize(batch))
-                if batch := await self._work.take_to_write(self._lease_seconds, LEAST_LINES):
-                    await self._hold(batch, self._write(batch))
-                if await self._work.some_run():
-                    pause = min(pause, CHECK_SECONDS)
+                left = await self._work.lines_left()
+                if left is not None:
+                    await self._look()
+                    if left <= NEAR_LINES:
+                        pause = min(pause, CHECK_SECONDS)
             await asyncio.sleep(pause)
+
+    async def _look(self) -> None:
+        while batch := await self._work.take_to_finalize(self._lease_seconds):
+            await self._hold(batch, self._finalize(batch))
+        if batch := await self._work.take_to_write(self._lease_seconds, LEAST_LINES):
+            await self._hold(batch, self._write(batch))
 
     async def _hold(self, batch: Row, work: Coroutine[Any, Any, Any]) -> None:
         try:

@@ -54,7 +54,7 @@ TAKE_TO_FINALIZE = TAKE % (
     finalizing_at = CASE status WHEN 'in_progress' THEN now() ELSE finalizing_at END""",
     "b.status <> 'validating' AND NOT EXISTS (SELECT FROM results r WHERE r.batch_id = b.id AND r.status = 'pending')",
 )
-RUNNING = "SELECT EXISTS (SELECT FROM batches WHERE lease_until IS NOT NULL AND status <> 'validating')"
+LEFT = "SELECT min(total - completed - failed) FROM batches WHERE lease_until IS NOT NULL AND status <> 'validating'"
 
 RENEW = """
 UPDATE batches SET lease_until = now() + make_interval(secs => $3)
@@ -136,10 +136,11 @@ class BatchWork:
         """A batch all of whose lines are final."""
         return await self._row(TAKE_TO_FINALIZE, lease_seconds)
 
-    async def some_run(self) -> bool:
-        """Whether lines of any batch may be pending, or its files are being written."""
+    async def lines_left(self) -> int | None:
+        """How many lines were pending at the last count, in the batch that has the fewest; None for no batch."""
         async with self._database.hot() as connection:
-            return bool(await connection.fetchval(RUNNING))
+            left: int | None = await connection.fetchval(LEFT)
+        return left
 
     async def hold(self, batch: Row, work: Coroutine[Any, Any, None], lease_seconds: float) -> None:
         """Runs `work`, renewing the lease.

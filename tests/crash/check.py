@@ -116,6 +116,9 @@ class Verdict:
     retries: Counter[str] = field(default_factory=Counter)
     answers: Counter[int] = field(default_factory=Counter)
     unanswered: int = 0
+    batches: int = 0
+    batch_lines: int = 0
+    batches_wrong: list[str] = field(default_factory=list)
     deaths: list[str] = field(default_factory=list)
     triton_deaths: int = 0
 
@@ -136,7 +139,7 @@ class Verdict:
             found.append(f"{len(self.made_twice)} Idempotency-Keys made two tickets, for example {self.made_twice[0]}")
         found += [f"{count} tickets failed with {code}" for code, count in self.failed.items()]
         found += [f"{n} answers with status {status}" for status, n in self.answers.items() if status not in ALLOWED]
-        return found + self.deaths
+        return found + self.batches_wrong + self.deaths
 
 
 @dataclass

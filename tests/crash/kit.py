@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.crash.batches import BatchLoad, wrong_with
 from tests.crash.check import Watch, all_settled, collect, judge
 from tests.crash.faults import Faults
 from tests.crash.load import GONE, MIXED, Load, Recipe
@@ -89,15 +90,19 @@ async def _run(
     await _ready(load)
     diary.begin()
     began = time.monotonic()
+    batches = BatchLoad(api_url, recipes[0].model, options.seed)
     helpers = [asyncio.create_task(watch.run()), asyncio.create_task(_report_forever(began, load, watch, progress))]
     if faults is not None:
         helpers.append(asyncio.create_task(faults.look_after()))
     try:
-        async with load.running(), asyncio.TaskGroup() as tasks:
-            tasks.create_task(asyncio.sleep(options.seconds))
+        async with AsyncExitStack() as stack:
             if faults is not None:
-                tasks.create_task(faults.run(plan))
-        load_seconds = time.monotonic() - began
+                await stack.enter_async_context(batches.running(2 * options.patience))
+            async with load.running(), asyncio.TaskGroup() as tasks:
+                tasks.create_task(asyncio.sleep(options.seconds))
+                if faults is not None:
+                    tasks.create_task(faults.run(plan))
+            load_seconds = time.monotonic() - began
         diary.note(f"the load ends, {watch.unsettled} tickets wait")
         settling = await all_settled(database_url, load.tally.contexts, options.patience)
         diary.note(f"settled after {settling:.2f} s")
@@ -110,6 +115,9 @@ async def _run(
             raise RuntimeError("a part of the kit failed") from each
     evidence = await collect(database_url, load.tally.contexts)
     verdict = judge(evidence, load.tally, watch.final)
+    verdict.batches = len(batches.sent)
+    verdict.batch_lines = sum(sent.lines for sent in batches.sent)
+    verdict.batches_wrong = [f"{sent.id} {what}" for sent in batches.sent for what in wrong_with(sent)]
     if faults is not None:
         verdict.deaths, verdict.triton_deaths = faults.deaths, faults.triton_deaths
     for problem in verdict.problems:

@@ -70,6 +70,9 @@ def _verdict_table(report: Report) -> Table:
     row("stuck", len(verdict.stuck), f"pending; settling took {report.settling_seconds:.1f} s", bad=bool(verdict.stuck))
     failed = sum(verdict.failed.values())
     row("failed", failed, _counts(verdict.failed) or "besides the cancelled ones", bad=failed > 0)
+    if verdict.batches:
+        note = f"of {verdict.batch_lines} lines, each once in its files"
+        row("batches", verdict.batches, note, bad=bool(verdict.batches_wrong))
     row("attempts beyond need", verdict.beyond_need, _counts(verdict.retries))
     row("tickets/s", f"{report.rate:.0f}", f"over {report.load_seconds:.0f} s; best second {report.best_second}")
     if verdict.triton_deaths:

@@ -7,6 +7,7 @@ from uuid import UUID
 
 import pytest
 
+from tests.crash.batches import Sent, wrong_with
 from tests.crash.check import Evidence, judge
 from tests.crash.kit import Diary, Options, crash
 from tests.crash.load import Tally
@@ -28,6 +29,7 @@ async def test_every_promise_holds_under_blows(tmp_path: Path, seconds: float) -
     assert verdict.acknowledged > 100
     assert verdict.settled == verdict.acknowledged + verdict.unacknowledged == verdict.completed + verdict.cancelled
     assert verdict.cancelled
+    assert verdict.batches
     assert {entry.target for entry in report.recoveries} >= {
         Target.API,
         Target.DISPATCHER,
@@ -93,3 +95,18 @@ def test_the_check_accepts_what_is_right() -> None:
 )
 def test_the_check_sees(found: tuple[Any, ...], said: str) -> None:
     assert any(said in problem for problem in problems(*found))
+
+
+def test_the_check_of_batches_sees_what_is_wrong_with_their_files() -> None:
+    assert wrong_with(Sent("b", 12, status="completed", answers=[str(number) for number in range(12)])) == []
+    cancelled = Sent("b", 2, cancelled=True, status="cancelled", answers=["1"], errors=[("0", "batch_cancelled")])
+    assert wrong_with(cancelled) == []
+    for sent, said in (
+        (Sent("b", 2), "not at its end"),
+        (Sent("b", 2, status="cancelled", answers=["0", "1"]), "is cancelled"),
+        (Sent("b", 2, status="completed", answers=["0"]), "lacks 1 of 2 lines, for example 1"),
+        (Sent("b", 2, status="completed", answers=["0", "1", "1"]), "1 lines more than once"),
+        (Sent("b", 2, status="completed", answers=["1", "0"]), "another order"),
+        (Sent("b", 2, status="completed", answers=["0"], errors=[("1", "x")]), "failed with x"),
+    ):
+        assert any(said in each for each in wrong_with(sent)), sent

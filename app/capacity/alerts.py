@@ -35,7 +35,9 @@ class Alerts:
             return
         for alert in await self._store.tell(list(reached.values()), self._url):
             log.warning(
-                "a budget is spent" if alert.level == WHOLLY else "a budget is nearly spent",
+                "hosts are drained: the rest of a budget is kept for their end"
+                if alert.level == WHOLLY
+                else "part of a budget is spent",
                 pool=alert.pool or "all",
                 percent=alert.level,
                 span=alert.span,

@@ -81,7 +81,7 @@ class Demand:
 
     `waiting`: tickets that no host runs; `tokens`: theirs in all. `oldest`: seconds that the oldest of them has
     waited. `running`: tickets in a slot. `arriving`: tokens a second that came in over the last ten minutes; `lately`:
-    that go on coming, by the last minute (forecast.sustained).
+    that go on coming, by the last half minute (forecast.sustained).
     """
 
     model: str
@@ -171,7 +171,8 @@ class Failure:
 @dataclass(frozen=True)
 class Measured:
     """What was seen before. `tokens_per_second`: of a busy host by (pool, GPU); `startup`: seconds from the create to
-    `ready` by pool; `quiet`: seconds of the last spells of a minute or more in which a pool was not asked for anything.
+    `ready` by pool; `quiet`: seconds of the last spells of a minute or more in which a pool was not asked for anything,
+    the latest last.
     """
 
     tokens_per_second: Mapping[tuple[str, str], float] = field(default_factory=dict)

@@ -29,11 +29,13 @@ from app.capacity.plan import (
     WaitReason,
 )
 from app.capacity.reasons import Blocked, hosts_in_words, minutes_in_words, waiting
-from app.capacity.shrink import fewer
+from app.capacity.shrink import SETTLED, cheaper, fewer
 
 # Without progress for this many seconds another host is started, and for twice as many this one is given up.
 SUSPECT = 150.0
 STALLED = 300.0
+# Prices are looked at once in so many seconds, for so long, to find a cheaper host than the only one.
+PRICES_EVERY, PRICES_FOR = 600.0, 60.0
 
 
 def decide(
@@ -104,7 +106,12 @@ class _Pool:
             ask = (self.pool.name,) if asking else ()
         else:
             blocked = Blocked(WaitReason.NOT_YET, need.reason) if need.reason else None
-            actions += fewer(self.now, self.pool, self.demand, useful, self.measured)
+            ends = fewer(self.now, self.pool, self.demand, useful, self.measured)
+            actions += ends
+            if not need.reason and not ends and len(kept) == 1:
+                rents, asking = self._instead(purse, market, kept[0])
+                actions += rents
+                ask = (self.pool.name,) if asking else ()
         actions += self._empty(kept, actions)
         renting = any(isinstance(action, Rent | Undrain) for action in actions)
         starting = [
@@ -215,6 +222,23 @@ class _Pool:
         if refused:
             return rents, Blocked(WaitReason.BUDGET, refused), False
         return rents, Blocked(WaitReason.NO_OFFER, absence(pool, market, without)), False
+
+    def _instead(self, purse: Purse, market: Market | None, host: Host) -> tuple[list[Rent], bool]:
+        """A cheaper host that is to take the place of the only one; whether offers have to be asked for first."""
+        pool = self.pool
+        settled = host.state is State.READY and not host.locked and self.now - host.since >= SETTLED
+        paused, _ = paused_until(self.now, pool.name, self.failures)
+        busy = any(each.arriving for each in self.demand)
+        if pool.max_hosts == 1 or paused or not (settled and busy and self.now % PRICES_EVERY < PRICES_FOR):
+            return [], False
+        if market is None:
+            return [], True
+        without = avoided(self.now, self.failures)
+        offer = cheaper(self.now, pool, self.demand, host, market, without, self.measured)
+        if offer is None or purse.refuses(pool.name, offer.price, self.startup):
+            return [], False
+        purse.rent(pool.name, offer.price, self.startup)
+        return [Rent(pool.name, offer, f"it takes the place of one at ${host.price:.2f} an hour")], False
 
     def _empty(self, kept: Sequence[Host], actions: Sequence[Action]) -> list[Destroy]:
         """Hosts whose last claim is settled."""

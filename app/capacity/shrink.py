@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from app.capacity.forecast import emptied, rate, ready_in, startup, supply
-from app.capacity.plan import Demand, Destroy, Drain, Host, Measured, Pool, State
+from app.capacity.machines import ranked
+from app.capacity.plan import Demand, Destroy, Drain, Host, Market, Measured, Pool, State
+from nvidia_triton.providers.base import Offer
 
 # The rest can do without a host where what comes in takes this part of what they can do, and what waits is done within
 # this part of `target_wait`.
@@ -15,10 +17,14 @@ QUEUE = 0.25
 SURPLUS = 60.0
 # A host that others could do without is not drained within so many seconds of the last one's start.
 SETTLED = 300.0
+# Seconds in which a host that takes another one's place must have saved what its start costs.
+PAYBACK = 3600.0
 # Seconds that the last host stays without work, where that is not said: at the most, and as long as fewer quiet spells
 # than this are known.
 IDLE = 600.0
 KNOWN = 5
+# A start is avoided for so many times its seconds.
+START = 1.5
 
 
 def fewer(
@@ -34,7 +40,8 @@ def fewer(
     left = [*ready, *starting]
     for host in starting:
         others = [each for each in left if each is not host]
-        if len(ended) < spare and not host.locked and work.done_before(host, others):
+        instead = len(ready) == 1 and _pays(ready[0], host.price, work.startup)
+        if len(ended) < spare and not host.locked and not instead and work.done_before(host, others):
             ended.append(Destroy(host.id, "the work will be done before it is ready"))
             left = others
     # The dearest first, of those idle for longest.
@@ -48,19 +55,49 @@ def fewer(
         host.state is State.DRAINING for host in hosts
     )
     if not ended and settled and len(ready) >= 2 and spare > 0:
-        ended += _spared(ready, work)
+        ended += _spared(ready, work, spare)
     return ended
 
 
-def _spared(ready: Sequence[Host], work: _Work) -> list[Drain]:
-    """The dearest host that the rest could do without if no more came than of late, so that it is not a cheap one that
-    goes first while less and less comes; it goes once they can do what has come for ten minutes."""
+def cheaper(
+    now: float,
+    pool: Pool,
+    demand: Sequence[Demand],
+    host: Host,
+    market: Market,
+    without: Collection[str],
+    measured: Measured,
+) -> Offer | None:
+    """The cheapest offer that can do the work of the only host, at a price that pays for its start. Only of a GPU that
+    was measured is it known what it can do."""
+    work = _Work(now, pool, demand, measured)
+    fit = [
+        offer
+        for offer in ranked(pool, market.offers, measured, without)
+        if _pays(host, offer.price, work.startup)
+        and work.usual <= LOAD * measured.tokens_per_second.get((pool.name, offer.gpu), 0.0)
+    ]
+    return min(fit, key=lambda offer: offer.price, default=None)
+
+
+def _pays(host: Host, price: float, startup: float) -> bool:
+    """Whether one at that price in place of the host pays for its start, and for the time in which both run."""
+    return (host.price - price) * PAYBACK >= (startup + SETTLED) * price
+
+
+def _spared(ready: Sequence[Host], work: _Work, spare: int) -> list[Drain]:
+    """The dearest hosts that the rest could do without if no more came than of late, so that it is not a cheap one that
+    goes first while less and less comes; they go once the rest can do what has come for ten minutes."""
+    left = list(ready)
+    drained: list[Drain] = []
     for host in sorted(ready, key=lambda host: (-host.price, host.running)):
-        others = [each for each in ready if each is not host]
-        if not host.locked and work.fits(others, work.lately):
-            reason = f"{len(others)} of {len(ready)} hosts can do what comes in"
-            return [Drain(host.id, reason)] if work.fits(others, work.arriving) else []
-    return []
+        others = [each for each in left if each is not host]
+        if len(drained) < spare and not host.locked and work.fits(others, work.lately):
+            if not work.fits(others, work.arriving):
+                break
+            drained.append(Drain(host.id, f"{len(others)} of {len(left)} hosts can do what comes in"))
+            left = others
+    return drained
 
 
 class _Work:
@@ -71,9 +108,11 @@ class _Work:
         self.tokens = sum(each.tokens for each in demand)
         self.running = sum(each.running for each in demand)
         self.waits = any(each.waiting for each in demand)
-        # Less, of late, could be a pause.
-        self.arriving = sum(each.arriving for each in demand)
+        self.startup = startup(pool, measured)
         self.lately = sum(each.lately for each in demand)
+        self.usual = sum(each.arriving for each in demand)
+        # Less, of late, could be a pause; more is what hosts are rented for.
+        self.arriving = max(self.usual, self.lately)
 
     def fits(self, hosts: Iterable[Host], arriving: float) -> bool:
         """Whether those of the hosts that are ready can do it, with room to spare."""
@@ -109,8 +148,8 @@ class _Work:
 def patience(pool: Pool, measured: Measured) -> float:
     """Seconds that the last host stays without work.
 
-    Where the pool does not say: what would have cost least over the last quiet spells. Each costs until its end, or
-    until the host goes, and then another start.
+    Where the pool does not say: what would have been best over the last quiet spells, where a start counts for more
+    than it costs, since tickets wait for it.
     """
     if pool.idle_minutes is not None:
         return pool.idle_minutes * 60
@@ -119,4 +158,18 @@ def patience(pool: Pool, measured: Measured) -> float:
         return IDLE
     start = startup(pool, measured)
     tried = sorted({IDLE, 0.0, *(each for each in spells if each <= IDLE)}, reverse=True)
-    return min(tried, key=lambda stay: sum(each if each <= stay else stay + start for each in spells))
+    return min(tried, key=lambda stay: _without_work(spells, stay, start))
+
+
+def _without_work(spells: Sequence[float], stay: float, start: float) -> float:
+    """Seconds without work of a host that goes after `stay` seconds without a ticket. What comes while the next one
+    starts waits for the same start."""
+    seconds = starting = 0.0
+    for each in spells:
+        quiet = max(each - starting, 0.0)
+        starting = max(starting - each, 0.0)
+        if quiet > stay:
+            seconds, starting = seconds + stay + START * start, start
+        else:
+            seconds += quiet
+    return seconds

@@ -12,7 +12,7 @@ MOST_COUNTED = 100_000
 SAMPLED = 200
 HISTORY_DAYS = 7
 RATE_SECONDS = 600
-LATELY_SECONDS = 30
+LATELY_SECONDS = 15
 # Quiet spells of at least so many seconds are looked for among so many of the last tickets.
 QUIET_SECONDS = 60
 QUIET_AMONG, QUIET_SPELLS, QUIET_DAYS = 2000, 50, 7
@@ -82,7 +82,7 @@ FROM (
 class ModelDemand:
     """`oldest`: seconds. `tokens`: of one answer, on average; of a model without history, half of what is asked for.
 
-    `arrived`: tickets of the last ten minutes; `last` and `before`: of the last half minute and the one before.
+    `arrived`: tickets of the last ten minutes; `last` and `before`: of the last 15 seconds and those before.
     `deadlines`: seconds until tickets expire, and how many.
     """
 
@@ -123,13 +123,13 @@ class DemandStore:
         ]
 
     async def quiet(self, pools: Mapping[str, str]) -> dict[str, tuple[float, ...]]:
-        """Seconds of each pool's last quiet spells, the latest first; `pools` is by model."""
+        """Seconds of each pool's last quiet spells, the latest last; `pools` is by model."""
         async with self._database.hot() as connection:
             rows = await connection.fetch(QUIET, list(pools), list(pools.values()))
         spells: dict[str, list[float]] = {}
         for row in rows:
             spells.setdefault(row["pool"], []).append(row["seconds"])
-        return {pool: tuple(each[:QUIET_SPELLS]) for pool, each in spells.items()}
+        return {pool: tuple(reversed(each[:QUIET_SPELLS])) for pool, each in spells.items()}
 
 
 def _tokens(usual: float | None, asked: float | None) -> float:

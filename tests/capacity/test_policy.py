@@ -184,15 +184,38 @@ def test_idle_host_stays_where_it_is_locked_or_one_of_min() -> None:
     assert plan(idle, pool=replace(POOL, min_hosts=1)).actions == ()
 
 
-def test_idle_host_goes_as_soon_as_was_cheapest_of_late_unless_the_pool_says_when() -> None:
-    idle = host(busy=NOW - 200)
-    long, short = Measured(quiet={"chat": (3600.0,) * 9}), Measured(quiet={"chat": (190.0,) * 9 + (3600.0,)})
+def test_idle_host_goes_as_soon_as_was_best_of_late_unless_the_pool_says_when() -> None:
+    idle = host(busy=NOW - 100)
+    long, short = Measured(quiet={"chat": (3600.0,) * 9}), Measured(quiet={"chat": (90.0,) * 9 + (3600.0,)})
     assert plan(replace(idle, busy=NOW - 1), measured=long).actions != ()
-    assert plan(idle, measured=short).actions == (Drain("h", "idle for 3 minutes"),)
-    assert plan(replace(idle, busy=NOW - 180), measured=short).actions == ()
+    assert plan(idle, measured=short).actions == (Drain("h", "idle for 2 minutes"),)
+    assert plan(replace(idle, busy=NOW - 80), measured=short).actions == ()
     assert plan(idle, measured=long, pool=replace(POOL, idle_minutes=5)).actions == ()
     # Too few to go by.
     assert plan(idle, measured=Measured(quiet={"chat": (3600.0,) * 4})).actions == ()
+
+
+def test_what_comes_while_a_host_starts_makes_it_go_sooner() -> None:
+    """Three spells of 150 s are over before the next host is ready, so that one start does for all of them."""
+    pool, idle = replace(POOL, startup=600), host(busy=NOW - 1)
+    follow_ups = Measured(quiet={"chat": (3600.0, 150.0, 150.0, 150.0) * 5})
+    alone = Measured(quiet={"chat": (3600.0,) * 5 + (150.0,) * 15})
+    assert plan(idle, measured=follow_ups, pool=pool).actions != ()
+    assert plan(idle, measured=alone, pool=pool).actions == ()
+
+
+def test_only_host_gives_way_to_a_cheaper_one() -> None:
+    dear = host(price=0.9, gpu="B", running=2, age=3600)
+    measured = Measured({("chat", "A"): 500.0, ("chat", "B"): 2000.0})
+    assert rents(plan(dear, arriving=400.0, measured=measured)) == ["1"]
+    assert rents(plan(dear, arriving=500.0, measured=measured)) == ["2"]
+    assert rents(plan(replace(dear, price=0.41), arriving=400.0, measured=measured)) == []
+    assert rents(plan(replace(dear, locked=True), arriving=400.0, measured=measured)) == []
+    assert rents(plan(dear, arriving=400.0, measured=Measured())) == []
+    starting = host("next", State.LOADING, 60)
+    assert plan(dear, starting, arriving=400.0, measured=measured).actions == ()
+    both = plan(dear, host("next", age=400, running=1), arriving=400.0, measured=measured).actions
+    assert [action.host for action in both if isinstance(action, Drain)] == ["h"]
 
 
 def test_surplus_goes_sooner_than_the_last_one() -> None:

@@ -9,7 +9,7 @@ import pytest
 from app.capacity.plan import Action, Drain, Rent
 from app.capacity.simulation.charts import picture
 from app.capacity.simulation.controllers import RIVALS, policy
-from app.capacity.simulation.figures import Figures, beside
+from app.capacity.simulation.figures import Figures, beside, verdict
 from app.capacity.simulation.hindsight import cheapest
 from app.capacity.simulation.ledger import Ledger
 from app.capacity.simulation.market import Machines
@@ -150,7 +150,14 @@ def test_pictures_are_well_formed() -> None:
 
 def test_what_is_equal_and_what_is_better() -> None:
     ours = Figures(1.0, 0, 100, 0, 0, 0, 0, 0, 0)
-    assert beside(ours, replace(ours, dollars=2.0, p95=200)) == "better in both"
-    assert beside(ours, replace(ours, dollars=2.0, p95=102)) == "better in one, equal in the other"
-    assert beside(ours, replace(ours, dollars=0.5)) == "worse"
-    assert beside(ours, replace(ours, dollars=0.5, p95=200)) == "100% dearer, with a p95 wait of 100 s, not 200 s"
+
+    def said(**rival: float) -> str:
+        return beside(ours, replace(ours, **rival), 60.0, 0.9)  # type: ignore[arg-type]
+
+    assert said(dollars=2.0, p95=102) == "cost better ($1.00, not $2.00), p95 wait equal (100 s, not 102 s)"
+    assert said(dollars=0.5).endswith("it is the better one")
+    assert said(p95=50).endswith("it is the better one")
+    assert "p95 wait worse" in said(dollars=2.0, p95=50)
+    assert said(dollars=2.0, p95=200).endswith("it misses target_wait")
+    assert said(dollars=0.5, p95=200).endswith("so cheap only by that: hindsight, which meets it, costs $0.90")
+    assert verdict([1.0, 1.25, 1.26]) == "1.00 to 1.26 of hindsight, 2 of 3 within 1.25"

@@ -14,7 +14,17 @@ from rich.console import Console
 from rich.table import Table
 
 from app.capacity.simulation.charts import picture
-from app.capacity.simulation.figures import NAMES, POLICY, Figures, beside, hindsight, mean, simulated, trace_of
+from app.capacity.simulation.figures import (
+    NAMES,
+    POLICY,
+    Figures,
+    beside,
+    hindsight,
+    mean,
+    simulated,
+    trace_of,
+    verdict,
+)
 from app.capacity.simulation.traces import MADE, UnusableTrace
 from app.capacity.simulation.world import EVERY, Sample
 
@@ -53,9 +63,12 @@ def main() -> None:
             bounds = [each.result() for each in [processes.submit(hindsight, name, seed) for seed in arguments.seed]]
             runs = {each: [run.result() for run in futures] for each, futures in pending.items()}
             console.print(_table(f"{trace.about}, {len(trace.arrivals):,} tickets", runs, bounds, arguments.seed))
+            of = {each: [figures for figures, _ in run] for each, run in runs.items()}
+            ratios = [ours.dollars / bound for ours, bound in zip(of[POLICY], bounds, strict=True)]
+            console.print(f"  {POLICY}: {verdict(ratios)}")
             for rival in NAMES[1:]:
-                ours, theirs = (mean([figures for figures, _ in runs[each]]) for each in (POLICY, rival))
-                console.print(f"  beside {rival}: {beside(ours, theirs)}")
+                words = beside(mean(of[POLICY]), mean(of[rival]), trace.pool.target_wait, sum(bounds) / len(bounds))
+                console.print(f"  beside {rival}: {words}")
             console.print(f"  {_draw(trace.name, trace.about, arguments.seed[0], name in MADE, runs)}\n")
 
 

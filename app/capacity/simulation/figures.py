@@ -18,6 +18,9 @@ POLICY = "the policy"
 NAMES = (POLICY, *RIVALS)
 # Figures that differ by less are equal.
 EQUAL = 0.05
+WORDS = {-1: "better", 0: "equal", 1: "worse"}
+# Of what hindsight costs.
+NEAR = 1.25
 
 
 @dataclass(frozen=True)
@@ -64,15 +67,23 @@ def mean(figures: Sequence[Figures]) -> Figures:
     return Figures(**{name: sum(getattr(each, name) for each in figures) / len(figures) for name in fields})
 
 
-def beside(ours: Figures, rival: Figures) -> str:
-    """How the policy does beside a rival, in words."""
+def verdict(ratios: Sequence[float]) -> str:
+    """How near to hindsight the policy was, run by run."""
+    near = sum(ratio <= NEAR for ratio in ratios)
+    return f"{min(ratios):.2f} to {max(ratios):.2f} of hindsight, {near} of {len(ratios)} within {NEAR}"
+
+
+def beside(ours: Figures, rival: Figures, target: float, bound: float) -> str:
+    """How the policy does beside a rival, in words. `bound`: what hindsight costs, which meets the target."""
     cost, wait = _compared(ours.dollars, rival.dollars), _compared(ours.p95, rival.p95)
-    if cost <= 0 and wait <= 0:
-        return {0: "equal", -1: "better in one, equal in the other", -2: "better in both"}[cost + wait]
-    if cost >= 0 and wait >= 0:
-        return "worse"
-    more, price = abs(1 - ours.dollars / rival.dollars), "dearer" if cost > 0 else "cheaper"
-    return f"{more:.0%} {price}, with a p95 wait of {ours.p95:,.0f} s, not {rival.p95:,.0f} s"
+    money, seconds = f"${ours.dollars:.2f}, not ${rival.dollars:.2f}", f"{ours.p95:,.0f} s, not {rival.p95:,.0f} s"
+    words = f"cost {WORDS[cost]} ({money}), p95 wait {WORDS[wait]} ({seconds})"
+    if _compared(max(target, ours.p95), rival.p95) < 0:
+        cheap = f"; so cheap only by that: hindsight, which meets it, costs ${bound:.2f}"
+        return f"{words}; it misses target_wait{cheap if rival.dollars < bound else ''}"
+    if cost + wait > 0 and cost >= 0 and wait >= 0:
+        return f"{words}; it is the better one"
+    return words
 
 
 def _compared(ours: float, theirs: float) -> int:

@@ -38,7 +38,8 @@ from app.capacity.simulation.traces import DAY, Trace
 START = 1_794_873_600.0
 EVERY = 10.0
 ARRIVED_SECONDS = 600.0
-LATELY_SECONDS = 30.0
+LATELY_SECONDS = 15.0
+QUIET_SECONDS = 60.0
 LEAST_FULL_SECONDS = 60.0
 SPELLS = 50
 # So long after a trace has ended what it asked for may still be worked off.
@@ -163,7 +164,7 @@ class World:
                 break
             if arrival <= event:
                 self.now = arrival
-                if self._next and arrival - arrivals[self._next - 1].at >= LATELY_SECONDS:
+                if self._next and arrival - arrivals[self._next - 1].at >= QUIET_SECONDS:
                     self._quiet.append(arrival - arrivals[self._next - 1].at)
                 self.queue.append(self._next)
                 self._waiting[arrivals[self._next].model] += 1

@@ -7,7 +7,19 @@ from collections.abc import Awaitable, Callable
 
 from rich.console import Console
 
-from bench import batches, consoles, fairness, history, meaning, measure, memory, slots, streaming, tokens
+from bench import (
+    batches,
+    consoles,
+    fairness,
+    history,
+    list_indexes,
+    meaning,
+    measure,
+    memory,
+    slots,
+    streaming,
+    tokens,
+)
 from bench.figure import Figure, show, write
 from bench.plots import targets_plot
 from bench.stack import Bench, running_bench
@@ -30,6 +42,7 @@ MEASURES: dict[str, Callable[[Bench], Awaitable[Figure]]] = {
     "streaming": streaming.streaming,
     "consoles": consoles.open_consoles,
     "lists": lambda bench: consoles.lists(bench, HISTORY_ROWS),
+    "list-indexes": list_indexes.list_indexes,
     "meaning": meaning.search,
     "dispatcher-memory": memory.dispatcher,
     "api-memory": memory.api,

@@ -7,12 +7,14 @@ import statistics
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
 import httpx
 
 from app.console.navigation import ENTRIES
+from app.db.ids import lowest_at
 from bench.figure import Figure
 from bench.measure import rounds
 from bench.rows import filled_database
@@ -25,26 +27,32 @@ LIVE = ("/", "/tickets", "/tickets?state=running", "/models", "/usage")
 CALLS = 20
 LONGEST_SECONDS = 0.2
 LARGEST_BYTES = 100_000
-# Each filter alone, and some together; what none has, and what is far back.
+# Each filter alone, and several together; words that most have, many, few and none; what is far back; and what each of
+# two filters finds in a third of the tickets or more, but both in none.
 TICKETS = (
+    *("state=queued", "state=running", "state=completed", "state=failed", "model=m1", "model=rare", "reference=ref-13"),
+    *("server=gpu1", "server=old", "server=nowhere", "error=engine_error", "error=expired", "error=nothing"),
+    *("meta=source.name+%3D+job+3", "meta=source.name+%3D+nothing"),
+    *("text=w1", "text=w30", "text=w2000", "text=w29000", "text=x7", "text=nothing+has+this", "text=w1+w2+w3+w5+w8"),
+    *("state=failed&model=m1", "state=failed&model=rare", "state=completed&model=rare", "state=queued&model=m1"),
     *(
-        "state=queued",
-        "state=completed",
-        "state=failed",
-        "model=m1",
-        "model=rare",
-        "reference=ref-13",
-        "server=nowhere",
+        "state=completed&error=engine_error",
+        "state=failed&text=w1",
+        "state=failed&text=w30+w31",
+        "state=queued&text=w1",
     ),
-    *(
-        "error=engine_error",
-        "text=nothing+has+this",
-        "text=engine",
-        "state=failed&model=rare",
-        "state=failed&text=engine",
-    ),
+    *("model=m2&server=gpu1", "server=old&error=expired", "model=m2&text=w2000&meta=source.name+%3D+job+4"),
+    *("text=w1&server=old", "text=w1+w2&model=rare", "state=completed&server=gpu1&text=w1&meta=source.name+%3D+job+3"),
 )
-OTHERS = ("/usage?by=owner", "/usage?by=key&from=2020-01-01", "/webhooks?state=given_up", "/logs?text=nothing+has+this")
+# Each also far back in the history, as somebody comes to it page by page, and of a day some weeks ago.
+FAR_BACK, SOME_DAY = timedelta(days=50), timedelta(days=30)
+OTHERS = (
+    "/chat?text=w1+nothing",
+    "/usage?by=owner",
+    "/usage?by=key&from=2020-01-01",
+    "/webhooks?state=given_up",
+    "/logs?text=nothing+has+this",
+)
 # A week of webhooks, an audit log, and full rings of log lines, beside the history.
 BESIDE = (
     "INSERT INTO webhook_deliveries (owner_id, result_id, event, url, due_at, delivered_at, tries)"
@@ -102,13 +110,21 @@ async def looking_at(bench: Bench, pages: int) -> AsyncIterator[None]:
                 task.cancel()
 
 
+def ticket_paths(now: datetime) -> list[str]:
+    before = lowest_at(now - FAR_BACK)
+    day = now - SOME_DAY
+    span = f"after={day:%Y-%m-%dT%H:%M}&before={day + timedelta(days=1):%Y-%m-%dT%H:%M}"
+    places = ("", f"&older_than={before}", f"&{span}")
+    return [f"/tickets?{query}{place}" for query in TICKETS for place in places]
+
+
 async def lists(bench: Bench, rows: int) -> Figure:
     url = await filled_database(bench.postgres.url, "lists", rows)
     connection = await asyncpg.connect(url)
     for statement in BESIDE:
         await connection.execute(statement, timeout=600)
     await connection.close()
-    paths = [entry.path for entry in ENTRIES] + [f"/tickets?{query}" for query in TICKETS] + list(OTHERS)
+    paths = [*(entry.path for entry in ENTRIES), *OTHERS, *ticket_paths(datetime.now(UTC))]
     times: dict[str, list[float]] = {path: [] for path in paths}
     sizes: dict[str, int] = {}
     async with (

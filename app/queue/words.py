@@ -22,7 +22,7 @@ METADATA_LEAVES = 50
 # The milliseconds of an id without so many last bits: a minute, nine, 70, nine hours, three days, 25, 200, 4 years.
 SPANS = (16, 19, 22, 25, 28, 31, 34, 37)
 # Tickets without a row are looked for among so many of the owner's newest, and of the newest and oldest pending ones.
-LOOKED_AT = 2000
+LOOKED_AT = 500
 FIRST_ID = UUID(int=0)
 
 # Characters that Postgres' parser would make something else of than the end of a word, as in paths and addresses.
@@ -127,7 +127,7 @@ WITH found AS MATERIALIZED (SELECT result_id AS id FROM ticket_words WHERE words
 _WITH_WORDS = _FOUND.format(f"$1::text::tsquery && {_ASKED}")
 _WITHOUT = _FOUND.format("$1::text::tsquery || $2::text::tsquery")
 _NEWEST = "SELECT id FROM found WHERE id >= $3 AND id < $4 ORDER BY id DESC LIMIT $5"
-_COUNT = "SELECT count(*) FROM found WHERE id >= $3 AND id < $4"
+_COUNT = "SELECT count(*) FROM (SELECT FROM found WHERE id >= $3 AND id < $4 LIMIT $5) counted"
 
 _SPAN = "r.owner_id = $1 AND r.id >= $2 AND r.id < $3"
 # Those that have no row yet.
@@ -216,10 +216,11 @@ class WordStore:
             statement, arguments = _asked(wanted, bits, spans, _NEWEST)
             return [row["id"] for row in await connection.fetch(statement, *arguments, limit)]
 
-    async def count(self, wanted: Wanted, bits: int, spans: range) -> int:
+    async def count(self, wanted: Wanted, bits: int, spans: range, limit: int) -> int:
+        """How many there are, up to `limit`."""
         async with self._database.hot() as connection:
             statement, arguments = _asked(wanted, bits, spans, _COUNT)
-            return int(await connection.fetchval(statement, *arguments))
+            return int(await connection.fetchval(statement, *arguments, limit))
 
     async def rest(self, wanted: Wanted, patterns: Sequence[str]) -> list[UUID]:
         """Those that have no row yet, newest first; each of the `patterns`, as LIKE has them, is in the text."""

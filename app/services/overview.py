@@ -16,6 +16,7 @@ from app.queue.minutes import MinuteStore
 from app.services.callers import Caller, Scope
 from app.services.catalog import SET_ASIDE, Catalog, CatalogEntry
 from app.services.hosts import CapacityView, Hosts, budget_uses
+from app.services.lately_read import LatelyRead
 from app.services.servers import Servers, ServerView
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -125,23 +126,25 @@ class Overviews:
         self._database = database
         self._batches = BatchStore(database)
         self._minutes = MinuteStore(database)
+        self._pending = LatelyRead(self._read_pending)
         self._days: dict[int | None, tuple[float, Span]] = {}
         self._catalog = catalog
         self._servers = servers
         self._hosts = hosts
 
+    async def _read_pending(self, whose: int | None) -> dict[str, tuple[int, int, float]]:
+        """How many wait and run of each model, and the seconds that the oldest waits."""
+        if whose is None:
+            models = (await read_backlog(self._database)).models
+            return {each.model: (each.queued + each.backing_off, each.running, each.oldest) for each in models}
+        async with self._database.hot() as connection:
+            rows = await connection.fetch(PENDING, whose)
+        return {row["model"]: (row["waiting"], row["running"], row["oldest"]) for row in rows}
+
     async def look(self, caller: Caller) -> Overview:
         of_all = Scope.ADMIN in caller.scopes
-        if of_all:
-            backlog = await read_backlog(self._database)
-            pending = {
-                each.model: (each.queued + each.backing_off, each.running, each.oldest) for each in backlog.models
-            }
-        else:
-            async with self._database.hot() as connection:
-                rows = await connection.fetch(PENDING, caller.owner_id)
-            pending = {row["model"]: (row["waiting"], row["running"], row["oldest"]) for row in rows}
         whose = None if of_all else caller.owner_id
+        pending = await self._pending.get(whose)
         began, recent = await self._ended(*HOUR, whose)
         served = {entry.name: entry for entry in await self._catalog.models() if caller.sees(entry.name)}
         models = [

@@ -14,7 +14,7 @@ from app.db.ids import lowest_at, time_of
 from app.queue.words import SPANS, Wanted, WordStore
 
 # So long a search goes back in time; what is older is another search.
-MAX_SECONDS = 0.12
+MAX_SECONDS = 0.1
 # After a look as quick as this the next one is at a longer span, and after one as slow as this at a shorter one.
 QUICK_SECONDS, SLOW_SECONDS = 0.005, 0.04
 # As many of a span are looked at together as make up the next longer one.
@@ -55,7 +55,7 @@ class TicketWords:
 
         async def look(bits: int, spans: range) -> bool:
             nonlocal number
-            number += await self._store.count(wanted, bits, spans)
+            number += await self._store.count(wanted, bits, spans, most + 1 - number)
             return number > most
 
         until = await looked_back(wanted, look) if final else None

@@ -1,13 +1,18 @@
 """Models and servers in a real browser: their state, what was counted, and a server that is added and taken out."""
 
-from playwright.async_api import expect
+from collections.abc import Callable
+from pathlib import Path
 
+from playwright.async_api import Browser, expect
+
+from app.config import Settings
 from nvidia_triton.local.settings import free_ports
-from tests.console.conftest import Visit
+from tests.console.conftest import Visit, visiting
 from tests.console.test_entrance import logged_in
 from tests.keys.conftest import MakeKey
 from tests.openai.response_kit import emit
-from tests.service import Service
+from tests.servers import TEST_MODELS, start_triton
+from tests.service import Service, eventually, running_api
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -66,25 +71,37 @@ async def test_a_server_is_added_drained_disabled_activated_and_removed(visit: V
     assert await page.locator("button:has-text('Remove')").count() == 0
 
 
-async def test_a_model_is_loaded_and_unloaded_by_a_button(visit: Visit) -> None:
-    page = await visit.go("/console/servers")
-    await page.click("#live_servers a")
-    await page.select_option("select[name=model]", "echo")
-    await page.click("form:has(select) button:has-text('Load')")
-    row = page.locator("#live_served tr", has_text="echo")
-    await expect(row.locator(".badge")).to_have_text("ready")
-    await page.click("[aria-label='Unload echo']")
-    await expect(row.locator(".badge")).to_have_text("unavailable")
-    # Its page has the same button for each server.
-    await row.locator("a").click()
-    await page.wait_for_url("**/console/models/echo")
-    await page.click("[aria-label='Load echo']")
-    await page.wait_for_url("**/console/servers/*")
-    await expect(row.locator(".badge")).to_have_text("ready")
-    await page.click("[aria-label='Unload echo']")
-    await expect(row.locator(".badge")).to_have_text("unavailable")
-    await visit.go("/console/audit?action=model.unload_ordered")
-    await expect(page.locator("#live_rows tr")).to_have_count(2)
+async def test_a_model_is_loaded_and_unloaded_by_a_button(
+    make_settings: Callable[..., Settings], browser: Browser, tmp_path: Path
+) -> None:
+    server = start_triton(tmp_path, ("chat",), TEST_MODELS)
+    settings = make_settings(triton_urls=(server.grpc_url,))
+    try:
+        async with running_api(settings) as service, visiting(browser, service) as visit:
+
+            async def up() -> bool:
+                return bool((await service.client.get("/servers/")).json()[0]["state"] == "up")
+
+            await eventually(up, "the server is up")
+            page = await visit.go("/console/servers")
+            await page.click("#live_servers a")
+            await page.select_option("select[name=model]", "echo")
+            await page.click("form:has(select) button:has-text('Load')")
+            row = page.locator("#live_served tr", has_text="echo")
+            await expect(row.locator(".badge")).to_have_text("ready")
+            await page.click("[aria-label='Unload echo']")
+            await expect(row.locator(".badge")).to_have_text("unavailable")
+            # Its page has the same button for each server.
+            await row.locator("a").click()
+            await page.wait_for_url("**/console/models/echo")
+            await page.click("[aria-label='Load echo']")
+            await page.wait_for_url("**/console/servers/*")
+            await expect(row.locator(".badge")).to_have_text("ready")
+            await visit.go("/console/audit?action=model.load_ordered")
+            await expect(page.locator("#live_rows tr")).to_have_count(2)
+            assert (visit.faults, visit.elsewhere) == ([], [])
+    finally:
+        server.kill()
 
 
 async def test_servers_are_for_admins_and_models_for_all(guarded: Service, make_key: MakeKey) -> None:

@@ -37,24 +37,29 @@ UPDATE batches SET lease_token = gen_random_uuid(), lease_until = now() + make_i
     %s
 WHERE id = (
     SELECT b.id FROM batches b WHERE b.lease_until <= now() AND %s
-    ORDER BY b.id LIMIT 1 FOR UPDATE SKIP LOCKED
+    ORDER BY b.lease_until, b.id LIMIT 1 FOR UPDATE SKIP LOCKED
 )
 RETURNING {COLUMNS}, tally
 """
 TAKE_TO_LOAD = TAKE % ("", "b.status = 'validating'")
+# Whose lines end faster than they are counted.
+ENDING = "(b.status = 'cancelling' OR b.expires_at <= now())"
 # One that waits for as many lines as $2, and for a twentieth of those that are pending: to find them, these are read.
 TAKE_TO_WRITE = TAKE % (
     "",
-    """b.status IN ('in_progress', 'cancelling')
-        AND b.completed + b.failed - coalesce((b.tally->>'completed')::int + (b.tally->>'failed')::int, 0)
-            >= greatest($2::int, (b.total - b.completed - b.failed) / 20)""",
+    f"""b.status IN ('in_progress', 'cancelling') AND ({ENDING}
+        OR b.completed + b.failed - coalesce((b.tally->>'completed')::int + (b.tally->>'failed')::int, 0)
+            >= greatest($2::int, (b.total - b.completed - b.failed) / 20))""",
 )
 TAKE_TO_FINALIZE = TAKE % (
     """, status = CASE status WHEN 'in_progress' THEN 'finalizing' ELSE status END,
     finalizing_at = CASE status WHEN 'in_progress' THEN now() ELSE finalizing_at END""",
     "b.status <> 'validating' AND NOT EXISTS (SELECT FROM results r WHERE r.batch_id = b.id AND r.status = 'pending')",
 )
-LEFT = "SELECT min(total - completed - failed) FROM batches WHERE lease_until IS NOT NULL AND status <> 'validating'"
+LEFT = f"""
+SELECT min(CASE WHEN {ENDING} THEN 0 ELSE b.total - b.completed - b.failed END)
+FROM batches b WHERE b.lease_until IS NOT NULL AND b.status <> 'validating'
+"""
 
 RENEW = """
 UPDATE batches SET lease_until = now() + make_interval(secs => $3)
@@ -129,7 +134,7 @@ class BatchWork:
         return await self._row(TAKE_TO_LOAD, lease_seconds)
 
     async def take_to_write(self, lease_seconds: float, lines: int) -> Row | None:
-        """A batch that still runs, and of which so many lines are final and not in its files."""
+        """A batch that still runs, and of which so many lines are final and not in its files, or that ends early."""
         return await self._row(TAKE_TO_WRITE, lease_seconds, lines)
 
     async def take_to_finalize(self, lease_seconds: float) -> Row | None:
@@ -137,7 +142,10 @@ class BatchWork:
         return await self._row(TAKE_TO_FINALIZE, lease_seconds)
 
     async def lines_left(self) -> int | None:
-        """How many lines were pending at the last count, in the batch that has the fewest; None for no batch."""
+        """How many lines were pending at the last count, in the batch that has the fewest; None for no batch.
+
+        0 where one is cancelled or expires.
+        """
         async with self._database.hot() as connection:
             left: int | None = await connection.fetchval(LEFT)
         return left

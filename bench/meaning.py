@@ -106,9 +106,9 @@ async def search(bench: Bench) -> Figure:
                 # The first ones read the index into memory.
                 times += [time.monotonic() - began] if call >= CALLS // 10 else []
                 best = np.sort(own @ asked)[-NEAREST]
-                right += sum(likeness >= best - 0.001 for _, _, likeness in near)
+                right += sum(likeness >= float(best) - 0.001 for _, _, likeness in near)
             slowest[owner_id] = statistics.quantiles(times, n=20)[-1]
-            found[owner_id] = right / CALLS / NEAREST
+            found[owner_id] = float(right / CALLS / NEAREST)
     extra: dict[str, Any] = {"p95_seconds": slowest, "recall": found, "seconds_to_store_one": storing}
     worst = max(slowest.values())
     return Figure(

@@ -23,7 +23,7 @@ from app.services import ticket_words
 from app.services.callers import Caller
 from app.services.ticket_list import Search, State, TicketList
 from app.services.ticket_words import TicketWords
-from tests.service import eventually
+from tests.service import Service, eventually
 
 ME, OTHER = Caller(0), Caller(1)
 CHAT = [
@@ -245,3 +245,15 @@ async def test_a_common_word_of_another_owner_costs_nothing(database: Database, 
     assert (await TicketWords(database).newest(Wanted(1, FIRST_ID, uuid7(), text="heron"), 10)).ids == [mine]
     counted = await TicketList(database).count(ME, Search(text="heron"))
     assert counted.number == 3000
+
+
+async def test_a_dispatcher_makes_the_rows_of_what_ended(service: Service, rows: Any) -> None:
+    id_ = await service.send(prompt="A heron")
+    await service.settled(id_)
+
+    async def made() -> bool:
+        return [row[0] for row in await rows.fetch("SELECT result_id FROM ticket_words")] == [UUID(id_)]
+
+    await eventually(made, "the ticket has its row")
+    (found,) = (await service.client.get("/results/?text=heron")).json()
+    assert found["id"] == id_

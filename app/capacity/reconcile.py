@@ -88,7 +88,7 @@ class Reconciler:
                     await asyncio.wait(walks)
 
     async def _tick(self) -> None:
-        await self._pools.put([kind.described for kind in self._kinds.of_pools])
+        await self._pools.put([kind.described for kind in self._kinds.of_pools], asdict(self._kinds.budget))
         in_doubt = frozenset(id_ for id_, (walk, _) in self._walks.items() if walk.in_doubt)
         situation = await self._observer.look(self._kinds.pools, in_doubt)
         await self._alerts.tell(situation.now, self._kinds.pools, self._kinds.budget, situation.spent, situation.hosts)

@@ -54,13 +54,18 @@ def _table(capacity: CapacityView) -> Table | str:
             str(sum(each["waiting"] for each in demand)),
             str(sum(each["running"] for each in demand)),
             f"{max((each['oldest'] for each in demand), default=0):.0f} s",
-            f"${pool.spent.get('rate', 0):.3f}",
-            f"${pool.spent.get('day', 0):.4f}",
+            *_spent(pool),
             _budget(pool.settings.get("budget") or {}),
             _why(pool),
         )
     table.caption = f"{leader.holder} decides" + ("" if leader.leads else ": its lease is over, nobody decides now")
+    if any(capacity.budget.values()):
+        table.add_row("all", "", "", "", "", *_spent(capacity), _budget(capacity.budget), "")
     return table
+
+
+def _spent(of: PoolView | CapacityView) -> tuple[str, str]:
+    return f"${of.spent.get('rate', 0):.3f}", f"${of.spent.get('day', 0):.4f}"
 
 
 def _budget(budget: dict[str, Any]) -> str:

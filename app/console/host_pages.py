@@ -18,7 +18,7 @@ from app.console.entrance import PREFIX, PageRoute
 from app.console.pages import page
 from app.console.render import HEADERS, duration
 from app.services.audit import actor_of
-from app.services.hosts import HostEvent, HostView, PoolView, budget_uses
+from app.services.hosts import CapacityView, HostEvent, HostView, PoolView, budget_uses
 
 PER_PAGE = 50
 WINDOWS = {"hour": "this hour", "day": "today", "month": "this month", "total": "in all"}
@@ -57,8 +57,9 @@ async def hosts(request: Request, older_than: UUID | None = None) -> Response:
         return {
             "capacity": capacity,
             "pools": [pool_shown(pool) for pool in capacity.pools],
-            "rate": sum(pool.spent.get("rate", 0.0) for pool in capacity.pools),
-            "today": sum(pool.spent.get("day", 0.0) for pool in capacity.pools),
+            "budgets": budget_bars(capacity),
+            "rate": capacity.spent["rate"],
+            "today": capacity.spent["day"],
             "live": sum(pool.hosts for pool in capacity.pools),
             "rows": [(host, life_bar(stages_of(lives[host.id], host.ended_at))) for host in shown],
             "older_than": older_than,
@@ -148,10 +149,10 @@ def pool_shown(pool: PoolView) -> dict[str, Any]:
     }
 
 
-def budget_bars(pool: PoolView) -> list[dict[str, Any]]:
-    """Of each of its limits what is spent, in words, in dollars and as a bar."""
+def budget_bars(of: PoolView | CapacityView) -> list[dict[str, Any]]:
+    """Of each of the limits what is spent, in words, in dollars and as a bar."""
     bars = []
-    for use in budget_uses(pool):
+    for use in budget_uses(of):
         kind = "bad" if use.spent >= use.limit else "warn" if use.near else "good"
         title = f"{WINDOWS[use.window]}: ${use.spent:,.2f} of ${use.limit:,.2f}"
         bar = share_bar(title, [Share(title, kind, use.spent)], use.limit)

@@ -13,7 +13,7 @@ from app.api.dependencies import caller_of, root_of, services_of
 from app.api.security import READ
 from app.console.charts import Line, line_chart
 from app.console.entrance import PREFIX, PageRoute
-from app.console.host_pages import pool_shown
+from app.console.host_pages import budget_bars, pool_shown
 from app.console.pages import page
 from app.services.overview import Concern, Span
 
@@ -36,6 +36,7 @@ async def overview(request: Request) -> Response:
             "seen": seen,
             "path_to": path_to,
             "pools": [] if seen.capacity is None else [pool_shown(pool) for pool in seen.capacity.pools],
+            "budgets": [] if seen.capacity is None else budget_bars(seen.capacity),
             "charts": {
                 "hour": charts_of(seen.hour, ("an hour ago", "now")),
                 "day": charts_of(seen.day, ("a day ago", "now")),

@@ -23,7 +23,7 @@ UPDATE capacity_leader SET until = now() + make_interval(secs => $2) WHERE token
 GIVE_BACK = "UPDATE capacity_leader SET until = now() WHERE token = $1"
 # Shared, so that a successor waits for the end of a transaction that has begun.
 FENCE = "SELECT true FROM capacity_leader WHERE token = $1 AND until > now() FOR SHARE"
-READ = "SELECT holder, until, until > now() AS leads FROM capacity_leader"
+READ = "SELECT holder, until, until > now() AS leads, budget FROM capacity_leader"
 
 
 class NotLeading(Exception):
@@ -60,7 +60,7 @@ class LeaderStore:
             await connection.execute(GIVE_BACK, token)
 
     async def read(self) -> Any:
-        """`holder`, `until` and whether it `leads`; None where there never was one."""
+        """`holder`, `until`, whether it `leads`, and the `budget` over all pools; None where there never was one."""
         async with self._database.hot() as connection:
             return await connection.fetchrow(READ)
 

@@ -15,6 +15,7 @@ SELECT name, ARRAY(SELECT jsonb_array_elements_text(models)), settings
 FROM jsonb_to_recordset($1::jsonb) AS g(name text, models jsonb, settings jsonb)
 ON CONFLICT (name) DO UPDATE SET models = excluded.models, settings = excluded.settings, seen_at = now()
 """
+BUDGET = "UPDATE capacity_leader SET budget = $1 WHERE budget IS DISTINCT FROM $1"
 REMOVE_OTHERS = "DELETE FROM pools WHERE name <> ALL ($1::text[])"
 PLANNED = """
 UPDATE pools p SET plan = g.plan, seen_at = now()
@@ -41,11 +42,12 @@ class LeadersPools:
         self._database = database
         self._token = token
 
-    async def put(self, pools: Sequence[Mapping[str, Any]]) -> None:
-        """The pools there are now, each with `name`, `models` and `settings`."""
+    async def put(self, pools: Sequence[Mapping[str, Any]], budget: Mapping[str, Any]) -> None:
+        """The pools there are now, each with `name`, `models` and `settings`, and the budget over all of them."""
         async with fenced(self._database, self._token) as connection:
             await connection.execute(PUT, list(pools))
             await connection.execute(REMOVE_OTHERS, [pool["name"] for pool in pools])
+            await connection.execute(BUDGET, dict(budget))
 
     async def planned(self, plans: Mapping[str, Mapping[str, Any]]) -> None:
         """What was decided for each pool by name."""

@@ -14,10 +14,10 @@ from app.errors import HostEnded, HostNotFound
 from app.queue.audit import Action, Actor, record
 from app.queue.hosts import HostStore
 from app.queue.leader import LeaderStore
+from app.queue.ledger import SPANS
 from app.queue.pools import PoolStore
 
 LAST = UUID(int=2**128 - 1)
-WINDOWS = ("hour", "day", "month", "total")
 # A budget that is spent so far is near its end.
 NEARLY_SPENT = 0.8
 
@@ -94,11 +94,15 @@ class PoolView(BaseModel):
 
 class CapacityView(BaseModel):
     leader: LeaderView | None = Field(description="the controller that decides; null where none ever ran")
+    budget: dict[str, float | None] = Field(
+        description="dollars over all pools in an hour, a day, a month (UTC) and in total; null is no limit"
+    )
+    spent: dict[str, float] = Field(description="as that of a pool, of all there are and were")
     pools: list[PoolView]
 
 
 class BudgetUse(NamedTuple):
-    """What a pool has spent of one of its limits, in dollars; `window` is hour, day, month (UTC) or total."""
+    """What is spent of one limit of a budget, in dollars; `window` is hour, day, month (UTC) or total."""
 
     window: str
     spent: float
@@ -110,10 +114,10 @@ class BudgetUse(NamedTuple):
         return self.spent >= self.limit * NEARLY_SPENT
 
 
-def budget_uses(pool: PoolView) -> list[BudgetUse]:
-    """Of each limit that it has."""
-    limits = pool.settings.get("budget") or {}
-    return [BudgetUse(window, pool.spent.get(window, 0.0), limits[window]) for window in WINDOWS if limits.get(window)]
+def budget_uses(of: PoolView | CapacityView) -> list[BudgetUse]:
+    """Of each limit that a pool has, or all pools together."""
+    limits = of.budget if isinstance(of, CapacityView) else of.settings.get("budget") or {}
+    return [BudgetUse(window, of.spent.get(window, 0.0), limit) for window in SPANS if (limit := limits.get(window))]
 
 
 class Hosts:
@@ -181,7 +185,12 @@ class Hosts:
             )
             for pool in await PoolStore(self._database).list()
         ]
-        return CapacityView(leader=None if leader is None else LeaderView(**dict(leader)), pools=pools)
+        return CapacityView(
+            leader=None if leader is None else LeaderView(**{name: leader[name] for name in LeaderView.model_fields}),
+            budget={} if leader is None else leader["budget"],
+            spent={name: sum(row[name] for row in spent.values()) for name in (*SPANS, "rate")},
+            pools=pools,
+        )
 
     async def _ask(self, id_: UUID, what: str, action: Action, actor: Actor) -> HostDetail:
         await self._row(id_)

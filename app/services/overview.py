@@ -15,7 +15,7 @@ from app.queue.batches import BatchStore
 from app.queue.minutes import MinuteStore
 from app.services.callers import Caller, Scope
 from app.services.catalog import SET_ASIDE, Catalog, CatalogEntry
-from app.services.hosts import CapacityView, Hosts, budget_uses
+from app.services.hosts import CapacityView, Hosts, PoolView, budget_uses
 from app.services.lately_read import LatelyRead
 from app.services.servers import Servers, ServerView
 
@@ -223,11 +223,15 @@ def _of_pools(capacity: CapacityView) -> Iterator[Concern]:
         if pool.hosts and not leads:
             text = f"Hosts of {pool.name} run and cost, and no controller decides about them."
             yield Concern("pool", pool.name, text)
-        for use in budget_uses(pool):
-            if use.near:
-                span = "in all" if use.window == "total" else f"of this {use.window}"
-                text = f"{pool.name} has spent ${use.spent:,.2f} of the ${use.limit:,.2f} {span}."
-                yield Concern("pool", pool.name, text)
+        yield from _of_budget(pool.name, f"{pool.name} has", pool)
+    yield from _of_budget("", "All pools together have", capacity)
+
+
+def _of_budget(key: str, whose: str, of: PoolView | CapacityView) -> Iterator[Concern]:
+    for use in budget_uses(of):
+        if use.near:
+            span = "in all" if use.window == "total" else f"of this {use.window}"
+            yield Concern("pool", key, f"{whose} spent ${use.spent:,.2f} of the ${use.limit:,.2f} {span}.")
 
 
 def _because(reason: str) -> str:

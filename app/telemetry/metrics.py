@@ -135,7 +135,7 @@ HOST_DOLLARS = Snapshot(
 )
 BUDGET_DOLLARS = Snapshot(
     "tickets_budget_dollars",
-    "Budget of a pool of hosts, whole service; span as that of what they cost",
+    "Budget of a pool of hosts, or with an empty pool of all, whole service; span as that of what they cost",
     ("pool", "span"),
 )
 

@@ -19,7 +19,9 @@ from tests.service import Service, eventually, running_api
 async def token(database: Database) -> int:
     taken = await LeaderStore(database).take("first", 60)
     assert taken is not None
-    await LeadersPools(database, taken.token).put([{"name": "p", "models": ["sleeper"], "settings": {"max_hosts": 1}}])
+    await LeadersPools(database, taken.token).put(
+        [{"name": "p", "models": ["sleeper"], "settings": {"max_hosts": 1}}], {"month": 9.0}
+    )
     return taken.token
 
 
@@ -60,6 +62,7 @@ async def test_admins_see_hosts_and_have_them_drained_locked_and_destroyed(
     assert actions == ["host.locked", "host.unlocked", "host.drained", "host.destroyed"]
     capacity = (await alone.client.get("/capacity/")).json()
     assert capacity["leader"]["leads"]
+    assert (capacity["budget"], capacity["spent"]["rate"]) == ({"month": 9.0}, PRICE)
     (pool,) = capacity["pools"]
     assert (pool["name"], pool["hosts"], pool["spent"]["rate"]) == ("p", 1, PRICE)
 

@@ -42,7 +42,7 @@ async def test_there_is_one_leader_and_what_a_stale_one_writes_changes_nothing(d
         stale.end(host["id"], "gone"),
         stale.fail(host["id"], "it failed"),
         reserved(stale),
-        LeadersPools(database, first.token).put([]),
+        LeadersPools(database, first.token).put([], {}),
     ):
         with pytest.raises(NotLeading):
             await write
@@ -164,10 +164,12 @@ async def test_pools_follow_their_definitions(database: Database, leader: Leader
     assert taken["leads"]
     pools = LeadersPools(database, 1)
     await pools.put(
-        [{"name": "a", "models": ["x", "y"], "settings": {"max": 2}}, {"name": "b", "models": ["z"], "settings": {}}]
+        [{"name": "a", "models": ["x", "y"], "settings": {"max": 2}}, {"name": "b", "models": ["z"], "settings": {}}],
+        {"day": 5.0},
     )
     await pools.planned({"a": {"actions": []}})
-    await pools.put([{"name": "a", "models": ["x"], "settings": {"max": 3}}])
+    await pools.put([{"name": "a", "models": ["x"], "settings": {"max": 3}}], {"day": 6.0, "hour": None})
+    assert (await LeaderStore(database).read())["budget"] == {"day": 6.0, "hour": None}
     (pool,) = await PoolStore(database).list()
     assert (pool["name"], pool["models"], pool["settings"], pool["plan"]) == ("a", ["x"], {"max": 3}, {"actions": []})
 

@@ -152,11 +152,15 @@ async def test_the_metrics_are_the_ledger(api: Service, rows: Any, leader: Leade
     gone, _ = [(await reserved(leader))["id"] for _ in range(2)]
     await leader.end(gone, "it was idle")
     await charge(rows, gone, timedelta(days=400, hours=3), timedelta(days=400))
-    await LeadersPools(database, 1).put([{"name": "p", "models": ["tiny"], "settings": {"budget": {"day": 5.0}}}])
+    pool = {"name": "p", "models": ["tiny"], "settings": {"budget": {"day": 5.0}}}
+    await LeadersPools(database, 1).put([pool], {"day": 8.0, "hour": None})
     samples = await scrape(api.client)
     assert samples["tickets_hosts"] == {(("pool", "p"), ("state", "wanted")): 1}
     assert samples["tickets_host_dollars_per_hour"] == {(("pool", "p"),): PRICE}
-    assert samples["tickets_budget_dollars"] == {(("pool", "p"), ("span", "day")): 5}
+    assert samples["tickets_budget_dollars"] == {
+        (("pool", "p"), ("span", "day")): 5,
+        (("pool", ""), ("span", "day")): 8,
+    }
     dollars = {dict(labels)["span"]: value for labels, value in samples["tickets_host_dollars"].items()}
     assert dollars["total"] == pytest.approx(3 * PRICE, abs=0.01)
     assert 0 <= dollars["hour"] <= dollars["day"] <= dollars["month"] < 0.01

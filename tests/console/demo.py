@@ -246,7 +246,7 @@ async def _hosts(settings: Settings) -> None:
         assert taken is not None
         hosts, pools = LeadersHosts(database, taken.token), LeadersPools(database, taken.token)
         limits = {"max_hosts": 3, "budget": {"day": 12.0, "total": 200.0}}
-        await pools.put([{"name": "large", "models": [LARGE], "settings": limits}])
+        await pools.put([{"name": "large", "models": [LARGE], "settings": limits}], {})
         demand = {"model": LARGE, "waiting": 4, "running": 0, "oldest": 61.0}
         rent = {"action": "rent", "reason": "4 tickets wait for " + LARGE}
         await pools.planned({"large": {"demand": [demand], "actions": [rent], "waiting": [], "market": {}}})

@@ -46,7 +46,7 @@ async def test_hosts_are_seen_locked_drained_and_destroyed(
 ) -> None:
     hosts, pools = await leader_of(database)
     settings = {"max_hosts": 3, "budget": {"day": 4.0, "total": None}}
-    await pools.put([{"name": "p", "models": ["sleeper"], "settings": settings}])
+    await pools.put([{"name": "p", "models": ["sleeper"], "settings": settings}], {"day": 3.6})
     demand = {"model": "sleeper", "waiting": 7, "running": 2, "oldest": 61.0}
     rent = {"action": "rent", "reason": f"7 tickets wait {HOSTILE}"}
     why = {"model": "sleeper", "message": "a host is being made"}
@@ -63,12 +63,16 @@ async def test_hosts_are_seen_locked_drained_and_destroyed(
         pool = page.locator("[aria-label='Pool p']")
         await expect(pool).to_contain_text("today: $3.50 of $4.00")
         assert await pool.locator("rect.of-warn").count() == 1
+        together = page.locator("[aria-label='Budgets of all pools']")
+        await expect(together).to_contain_text("all pools today: $3.50 of $3.60")
         await expect(pool).to_contain_text("sleeper: 7 waiting for up to 1 min 1 s, 2 running")
         await expect(pool).to_contain_text(f"rent: 7 tickets wait {HOSTILE}")
         await expect(page.locator("#live_hosts tr").nth(1)).to_contain_text(f"SSH never answered {HOSTILE}")
         assert await page.locator("main script").count() == 0
         await visit.go()
         await expect(page.locator("#live_counts")).to_contain_text("for 1 rented host")
+        await expect(page.locator("[aria-label='Budgets of p']")).to_contain_text("p today: $3.50 of $4.00")
+        await expect(page.locator("text=All pools together have spent $3.50 of the $3.60 of this day.")).to_be_visible()
         await page.click("text=p has spent $3.50 of the $4.00 of this day.")
         await page.wait_for_url("**/console/hosts")
         await page.keyboard.press("j")

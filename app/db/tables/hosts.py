@@ -30,6 +30,8 @@ capacity_leader = Table(
     Column("holder", Text, nullable=False),
     Column("token", BigInteger, nullable=False),
     Column("until", Moment, nullable=False),
+    # Over all pools, for people: dollars by `hour`, `day`, `month` and `total`.
+    Column("budget", JSONB, nullable=False, server_default="{}"),
     CheckConstraint("id = 1", name="only_one"),
 )
 

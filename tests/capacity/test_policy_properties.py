@@ -5,18 +5,20 @@ A failing example is printed with what makes it; `make test-long` looks at many 
 
 import random
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from app.capacity.plan import Action, Budget, Destroy, Drain, Host, Pool, Rent, State
-from app.capacity.policy import STALLED, SUSPECT
+from app.capacity.plan import Action, Budget, Destroy, Drain, Host, Measured, Pool, Rent, Spent, State
+from app.capacity.policy import STALLED, SUSPECT, decide
 from app.capacity.shrink import IDLE
 from app.capacity.simulation.controllers import policy
+from app.capacity.simulation.ledger import Ledger
 from app.capacity.simulation.market import Machines
 from app.capacity.simulation.traces import HOUR, MODEL, Arrival, Trace
-from app.capacity.simulation.world import View, World
+from app.capacity.simulation.world import START, View, World
 
 SLOW = [HealthCheck.too_slow]
 SHORT = settings(
@@ -47,6 +49,7 @@ dollars = st.one_of(st.none(), st.floats(0.05, 6.0).map(lambda amount: round(amo
 budgets = st.builds(Budget, hour=dollars, day=dollars, month=dollars, total=dollars)
 seeds = st.integers(0, 2**32 - 1)
 spans = st.sampled_from([20.0, 30.0, 60.0])
+together = st.lists(st.tuples(pools, budgets), min_size=2, max_size=3)
 
 
 def some_day(pool: Pool, seed: int, *, hard: bool) -> Trace:
@@ -60,6 +63,7 @@ def some_day(pool: Pool, seed: int, *, hard: bool) -> Trace:
             Arrival(
                 at + draw.uniform(0, spread),
                 float(draw.randint(1, 3000)),
+                pool.models[0],
                 expires_in=draw.choice([None, None, None, 900.0, 3600.0]) if hard else None,
             )
             for _ in range(many)
@@ -121,7 +125,7 @@ class Watch:
             and each.id not in ordered
             and (each.state is State.READY or (each.starting and view.now - each.progress < SUSPECT))
         ]
-        if len(others) < self.pool.min_hosts or view.demand[MODEL].waiting:
+        if len(others) < self.pool.min_hosts or view.demand[self.pool.models[0]].waiting:
             return
         if host.state is State.READY:
             most = IDLE if self.pool.idle_minutes is None else self.pool.idle_minutes * 60
@@ -132,17 +136,72 @@ class Watch:
 
 
 def holds(pool: Pool, own: Budget, file: Budget, seed: int, every: float, machines: int, lock: int) -> None:
-    pool = Pool(**{**pool.__dict__, "budget": own})
+    pool = replace(pool, budget=own)
     trace = some_day(pool, seed, hard=True)
     market = Machines(pool, seed, trace.closed, machines, fails=(0.0, 0.1, 0.5)[seed % 3])
     watch = Watch(pool, lock)
     watch.world = world = World(trace, seed, every, watch=watch, machines=market, begin=BEGIN, after=HOUR)
     world.run(policy(pool, file))
     for budget in (own, file):
-        for window in ("hour", "day", "month"):
-            limit = getattr(budget, window)
-            assert limit is None or world.ledger.most.get(window, 0.0) <= limit, window
-        assert budget.total is None or world.ledger.total <= budget.total
+        never_exceeded(budget, world.ledger)
+
+
+def never_exceeded(budget: Budget, ledger: Ledger) -> None:
+    for window in ("hour", "day", "month"):
+        limit = getattr(budget, window)
+        assert limit is None or ledger.most.get(window, 0.0) <= limit, window
+    assert budget.total is None or ledger.total <= budget.total
+
+
+def hold_together(own: Sequence[tuple[Pool, Budget]], file: Budget, seed: int, every: float) -> None:
+    """Several pools, each with days and machines of its own, under one budget over all of them."""
+    pools = [
+        replace(pool, name=f"p{number}", models=(f"m{number}",), budget=budget)
+        for number, (pool, budget) in enumerate(own)
+    ]
+    together = Ledger(START + BEGIN)
+    worlds = []
+    for number, pool in enumerate(pools):
+        trace = some_day(pool, seed + number, hard=True)
+        watch = Watch(pool, lock=0)
+        market = Machines(pool, seed + number, trace.closed, fails=0.1)
+        world = watch.world = World(
+            trace, seed + number, every, watch=watch, machines=market, begin=BEGIN, together=together
+        )
+        worlds.append(world)
+    at, end = BEGIN, max(world.trace.seconds for world in worlds) + HOUR
+    while at < end:
+        views = [world.look(at) for world in worlds]
+        plan = decide(
+            views[0].now,
+            pools,
+            {model: demand for view in views for model, demand in view.demand.items()},
+            [host for view in views for host in view.hosts],
+            {pool.name: view.market for pool, view in zip(pools, views, strict=True)},
+            Spent({name: spent for view in views for name, spent in view.spent.pools.items()}, together.amounts()),
+            [failure for view in views for failure in view.failures],
+            Measured(
+                {key: rate for view in views for key, rate in view.measured.tokens_per_second.items()},
+                {name: seconds for view in views for name, seconds in view.measured.startup.items()},
+                {name: spells for view in views for name, spells in view.measured.quiet.items()},
+            ),
+            file,
+        )
+        for world, view in zip(worlds, views, strict=True):
+            hosts = {host.id for host in view.hosts}
+            world.act(
+                view,
+                [
+                    action
+                    for action in plan.actions
+                    if (action.pool == world.pool.name if isinstance(action, Rent) else action.host in hosts)
+                ],
+            )
+        at += every
+    assert together.total == pytest.approx(sum(world.ledger.total for world in worlds), abs=0.05)
+    never_exceeded(file, together)
+    for world in worlds:
+        never_exceeded(world.pool.budget, world.ledger)
 
 
 def answers(pool: Pool, seed: int, every: float) -> None:
@@ -169,6 +228,23 @@ def test_no_budget_is_exceeded_and_no_host_bills_without_a_reason(
 @given(pools, seeds, spans)
 def test_no_ticket_is_left_while_there_are_offers_and_money(pool: Pool, seed: int, every: float) -> None:
     answers(pool, seed, every)
+
+
+@settings(SHORT, max_examples=8)
+@given(together, budgets, seeds, spans)
+def test_several_pools_never_exceed_the_budget_over_all(
+    own: Sequence[tuple[Pool, Budget]], file: Budget, seed: int, every: float
+) -> None:
+    hold_together(own, file, seed, every)
+
+
+@pytest.mark.long
+@LONG
+@given(together, budgets, seeds, spans)
+def test_several_pools_never_exceed_the_budget_over_all_on_many_days(
+    own: Sequence[tuple[Pool, Budget]], file: Budget, seed: int, every: float
+) -> None:
+    hold_together(own, file, seed, every)
 
 
 @pytest.mark.long

@@ -92,7 +92,11 @@ class Run:
 
 
 class World:
-    """`watch` is called with the view and the actions of each decision, before they are carried out."""
+    """One pool, and what comes for it.
+
+    `watch` is called with the view and the actions of each decision, before they are carried out. `together` has what
+    the hosts of all pools cost, where there are worlds beside this one.
+    """
 
     def __init__(
         self,
@@ -104,11 +108,14 @@ class World:
         machines: Machines | None = None,
         begin: float = 0.0,
         after: float = AFTER,
+        together: Ledger | None = None,
     ) -> None:
         self.trace, self.pool, self._every, self._watch = trace, trace.pool, every, watch
         self.machines = machines or Machines(trace.pool, seed, trace.closed)
         self._begin, self._after = begin, after
         self.ledger = Ledger(START + begin)
+        self.together = together or self.ledger
+        self._ledgers = {self.ledger, self.together}
         self.budget = budget or Budget()
         self.hosts: dict[str, SimulatedHost] = {}
         self.queue: deque[int] = deque()
@@ -134,17 +141,10 @@ class World:
     def run(self, controller: Controller) -> Run:
         run, at = self.run_, self._begin
         while at < self.trace.seconds + self._after:
-            self._until(at)
-            view = self._view()
+            view = self.look(at)
             if view.over and not self.hosts:
                 break
-            actions = controller(view)
-            if self._watch is not None:
-                self._watch(view, actions)
-            for action in actions:
-                self._carry_out(action)
-            self._assign()
-            self._sample(run)
+            self.act(view, controller(view))
             at += self._every
         run.dollars = self.ledger.total
         run.left = len(self.queue) + sum(len(host.running) for host in self.hosts.values())
@@ -153,6 +153,20 @@ class World:
         arrivals = self.trace.arrivals
         run.waits = [at - arrivals[number].at for number, at in self._first.items()]
         return run
+
+    def look(self, at: float) -> View:
+        """Lets happen what does until then; a moment is `every` seconds after the one before."""
+        self._until(at)
+        return self._view()
+
+    def act(self, view: View, actions: Sequence[Action]) -> None:
+        """Carries out what was decided on the view."""
+        if self._watch is not None:
+            self._watch(view, actions)
+        for action in actions:
+            self._carry_out(action)
+        self._assign()
+        self._sample(self.run_)
 
     def _until(self, at: float) -> None:
         """Everything that happens up to that moment."""
@@ -177,7 +191,11 @@ class World:
         for host in list(self.hosts.values()):
             host.step(at)
             host.look(at)
-        self.ledger.advance(START + at)
+        self._advance()
+
+    def _advance(self) -> None:
+        for each in self._ledgers:
+            each.advance(START + self.now)
 
     def _assign(self) -> None:
         arrivals = self.trace.arrivals
@@ -225,9 +243,12 @@ class World:
         fate = self.machines.fate(rent.offer.machine)
         self._number += 1
         rate = self.pool.tokens_per_second * self.machines.machines[rent.offer.machine].speed
-        host = SimulatedHost(f"h{self._number}", self.pool.name, rent.offer, fate, self.pool.slots, rate, self.now)
+        host = SimulatedHost(
+            f"{self.pool.name}-{self._number}", self.pool.name, rent.offer, fate, self.pool.slots, rate, self.now
+        )
         self.hosts[host.id] = host
-        self.ledger.begin(host.id, rent.offer.price)
+        for each in self._ledgers:
+            each.begin(host.id, rent.offer.price)
         self.run_.rented += 1
         if fate.stuck is None:
             self._at(fate.startup, lambda: self._ready(host))
@@ -259,20 +280,20 @@ class World:
         self._at(host.fate.ending, lambda: self._gone(host))
 
     def _gone(self, host: SimulatedHost) -> None:
-        self.ledger.advance(START + self.now)
-        self.ledger.end(host.id)
+        self._advance()
+        for each in self._ledgers:
+            each.end(host.id)
         del self.hosts[host.id]
 
     def _view(self) -> View:
         now = START + self.now
         taken = {host.offer.machine for host in self.hosts.values()}
-        amounts = self.ledger.amounts()
         return View(
             now=now,
             demand={model: self._demand(model) for model in self.pool.models},
             hosts=[host.seen(self.now, START) for host in self.hosts.values()],
             market=self.machines.offered(self.now, taken),
-            spent=Spent({self.pool.name: amounts}, amounts),
+            spent=Spent({self.pool.name: self.ledger.amounts()}, self.together.amounts()),
             failures=self._failures,
             measured=self._measured(),
             over=self.now >= self.trace.seconds

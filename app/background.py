@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from app.telemetry import logger
 from app.telemetry.metrics import TASK_RESTARTS
@@ -19,6 +18,9 @@ FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 10.0
 # One that ran for this long without a defect is well again.
 WELL_SECONDS = 60.0
+
+# Whoever is cancelled may take so long to leave things in order.
+CANCEL_AGAIN_SECONDS = 5.0
 
 # A long loop gives way after working for this long; where that took longer than the second time, others are at work.
 SLICE_SECONDS = 0.002
@@ -76,6 +78,23 @@ async def restarted(name: str, work: Work, *, passed_on: tuple[type[Exception], 
         pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
 
+async def ended(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    """Cancels tasks until all of them are over; what they raised stays in them.
+
+    Once is not always enough: libraries lose a cancel that comes just as what they waited for is there.
+    """
+    each = set(tasks)
+    left = {task for task in each if not task.done()}
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_SECONDS)
+    for task in each:
+        if not task.cancelled():
+            # Seen by whoever wants it, and no warning where nobody does.
+            task.exception()
+
+
 class Background:
     """Owns tasks that run until the block is left: then they are cancelled and awaited."""
 
@@ -99,8 +118,7 @@ class Background:
     async def __aexit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
+        await ended(self._tasks)
         for task in self._tasks:
-            task.cancel()
-        for task in self._tasks:
-            with suppress(asyncio.CancelledError):
-                await task
+            if not task.cancelled():
+                task.result()

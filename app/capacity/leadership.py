@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+from app.background import ended
 from app.errors import DatabaseUnavailable
 from app.queue.leader import Leadership, LeaderStore, NotLeading
 from app.telemetry import logger
@@ -55,9 +56,7 @@ class Leader:
         try:
             await asyncio.wait({working, renewing}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (working, renewing):
-                task.cancel()
-            await asyncio.wait({working, renewing})
+            await ended((working, renewing))
         for task in (working, renewing):
             if not task.cancelled():
                 task.result()

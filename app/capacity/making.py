@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from app.background import ended
 from app.capacity.host_service import HostService
 from app.capacity.record import Failed, HostRecord
 from app.telemetry import logger
@@ -83,9 +84,7 @@ class Making:
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+            await ended(tasks)
         for task in (watching, writing):
             if not task.cancelled():
                 task.result()

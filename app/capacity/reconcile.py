@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from uuid import UUID
 
-from app.background import restarted
+from app.background import ended, restarted
 from app.capacity.alerts import Alerts
 from app.capacity.budget import ENDING
 from app.capacity.kinds import Kind, Kinds
@@ -81,11 +81,7 @@ class Reconciler:
                         log.warning("Postgres is away: hosts stay as they are")
                     await asyncio.sleep(self._every)
             finally:
-                walks = [task for _, task in self._walks.values()]
-                for task in walks:
-                    task.cancel()
-                if walks:
-                    await asyncio.wait(walks)
+                await ended(task for _, task in self._walks.values())
 
     async def _tick(self) -> None:
         await self._pools.put([kind.described for kind in self._kinds.of_pools], asdict(self._kinds.budget))

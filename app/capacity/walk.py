@@ -13,6 +13,7 @@ from uuid import UUID
 
 import asyncpg
 
+from app.background import ended
 from app.capacity.host_service import HostService
 from app.capacity.making import Making
 from app.capacity.record import GONE_ANSWERS, PAUSE_SECONDS, Failed, Gone, HostRecord, Means
@@ -106,9 +107,7 @@ class Walk:
         try:
             await asyncio.wait({step, ordered}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            ordered.cancel()
-            step.cancel()
-            await asyncio.wait({step})
+            await ended((ordered, step))
         if not step.cancelled():
             step.result()
         await self._obey()

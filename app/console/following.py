@@ -14,6 +14,7 @@ from pydantic_core import to_json
 
 from app.api.dependencies import caller_of, services_of
 from app.api.sse import event_bytes
+from app.background import ended
 from app.console.pages import Gather, Parts, Shown, still_known
 from app.errors import ResultNotFound, StreamRestarted
 from app.services.pulse import LONGEST_SECONDS
@@ -37,7 +38,8 @@ class Heard(ABC):
     async def more(self) -> list[dict[str, Any]]:
         """What came since the last call, as `text` events say it; waits for it a while."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._moved.wait(), LONGEST_SECONDS)
+            async with asyncio.timeout(LONGEST_SECONDS):
+                await self._moved.wait()
         self._moved.clear()
         return self._take()
 
@@ -81,8 +83,7 @@ async def followed(
                         # This process stops, or another attempt tells another text: the browser comes again.
                         return
         finally:
-            listening.cancel()
-            await asyncio.wait({listening})
+            await ended([listening])
     yield event_bytes(b"{}", "ended")
 
 

@@ -94,7 +94,8 @@ class Database:
     @asynccontextmanager
     async def _room_for_composed(self) -> AsyncIterator[None]:
         try:
-            await asyncio.wait_for(self._composed.acquire(), COMPOSED_SECONDS)
+            async with asyncio.timeout(COMPOSED_SECONDS):
+                await self._composed.acquire()
         except TimeoutError:
             raise DatabaseUnavailable(stored_nothing=True) from None
         try:
@@ -106,7 +107,9 @@ class Database:
     async def _acquired(self) -> AsyncIterator[Any]:
         with translated_errors(stored_nothing=True):
             try:
-                connection = await self.pool.acquire(timeout=ACQUIRE_SECONDS)
+                # The pool's own time limit loses a cancel that comes as a connection is handed out.
+                async with asyncio.timeout(ACQUIRE_SECONDS):
+                    connection = await self.pool.acquire()
             except TimeoutError:
                 log.warning(
                     "no connection of the pool became free in time: a larger DATABASE_POOL_SIZE, or more processes",
@@ -171,6 +174,7 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
         yield Database(pool, connector, settings.database_pool_size, pooled=settings.pooled)
     finally:
         try:
-            await asyncio.wait_for(pool.close(), 5)
+            async with asyncio.timeout(5):
+                await pool.close()
         except CONNECTION_ERRORS:
             pool.terminate()

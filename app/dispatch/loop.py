@@ -332,11 +332,13 @@ class Dispatcher:
         log.info("stopping", running=len(self._runs), drain_seconds=self._settings.drain_seconds)
         if self._runs:
             try:
-                await asyncio.wait_for(self._idle.wait(), self._settings.drain_seconds)
+                async with asyncio.timeout(self._settings.drain_seconds):
+                    await self._idle.wait()
             except TimeoutError:
                 for run in list(self._runs.values()):
                     run.stop(Stop.DRAIN)
                 try:
-                    await asyncio.wait_for(self._idle.wait(), 5)
+                    async with asyncio.timeout(5):
+                        await self._idle.wait()
                 except TimeoutError:
                     log.warning("some claims could not be given back; their leases will end", left=len(self._runs))

@@ -11,6 +11,7 @@ from collections.abc import Awaitable
 from contextlib import suppress
 from typing import TypeVar
 
+from app.background import ended
 from app.config import Settings
 from app.engines.base import GONE_CODES, EngineError, NotLoaded
 from app.errors import DatabaseUnavailable
@@ -76,12 +77,11 @@ class Recovery:
                     await self._round()
                 # What is known is told at once: the one who knows may be killed next.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._fleet.withdrawn.wait(), min(every_seconds, LONGEST_ROUND_SECONDS))
+                    async with asyncio.timeout(min(every_seconds, LONGEST_ROUND_SECONDS)):
+                        await self._fleet.withdrawn.wait()
                 self._fleet.withdrawn.clear()
         finally:
-            for reload in self._reloads.values():
-                reload.cancel()
-            await asyncio.gather(*self._reloads.values(), return_exceptions=True)
+            await ended(self._reloads.values())
             self._reloads.clear()
 
     async def _round(self) -> None:
@@ -176,8 +176,7 @@ class Recovery:
                 if done:
                     return task.result()
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await ended([task])
 
     async def _say_when(self, key: Key) -> None:
         """Where the hour's reloads are spent."""

@@ -23,6 +23,7 @@ import asyncpg
 from pydantic import BaseModel
 from pydantic_core import to_json
 
+from app.background import ended
 from app.config import Settings
 from app.db.engine import Database
 from app.errors import DatabaseUnavailable
@@ -139,7 +140,8 @@ class Deliverer:
                     await asyncio.sleep(DATABASE_RETRY_SECONDS)
                     continue
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._ended.wait(), self._poll_seconds)
+                    async with asyncio.timeout(self._poll_seconds):
+                        await self._ended.wait()
                     await asyncio.sleep(GATHER_SECONDS)
         finally:
             await self._give_back()
@@ -225,12 +227,10 @@ class Deliverer:
     async def _give_back(self) -> None:
         """Makes the deliveries under way due again, for another dispatcher, and writes the ends there are."""
         running, self._running = self._running, {}
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        ended = {end.id for end in self._ends}
+        await ended(running)
+        written = {end.id for end in self._ends}
         self._ends += [
-            Close(each["id"], each["tries"], pause=0.0) for each in running.values() if each["id"] not in ended
+            Close(each["id"], each["tries"], pause=0.0) for each in running.values() if each["id"] not in written
         ]
         with suppress(DatabaseUnavailable, TimeoutError):
             async with asyncio.timeout(GIVE_BACK_SECONDS):

@@ -102,7 +102,8 @@ class Quarantine:
             self._give_up(lane)
             lane.try_again.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(lane.try_again.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await lane.try_again.wait()
                 # Somebody knows that it may answer now.
                 pause = TRIAL_FIRST_SECONDS
             pause = min(pause * 2, TRIAL_LONGEST_SECONDS)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from io import BytesIO
 from typing import Any
 
+from app.background import ended
 from app.db.engine import Database, translated_errors
 from app.db.faults import is_of_the_row
 from app.errors import DatabaseUnavailable
@@ -170,9 +171,7 @@ class BatchWork:
                                 raise LeaseLost
             task.result()
         finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await task
+            await ended([task])
 
     async def give_back(self, batch: Row, seconds: float, *, count: bool) -> None:
         async with self._database.hot() as connection:

@@ -65,7 +65,8 @@ class Listener:
             while not ended.is_set():
                 # A connection that was cut without a word is noticed by asking.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(ended.wait(), CHECK_SECONDS)
+                    async with asyncio.timeout(CHECK_SECONDS):
+                        await ended.wait()
                     break
                 await connection.execute("SELECT 1")
             raise ConnectionResetError("the connection that listens was closed")

@@ -187,7 +187,8 @@ class Catalog:
                 # A server that is slow to answer must not keep others from joining or leaving.
                 await self._refresh(PATIENCE_SECONDS)
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._look_again.wait(), every_seconds)
+                    async with asyncio.timeout(every_seconds):
+                        await self._look_again.wait()
                 self._look_again.clear()
         finally:
             if self._refreshing is not None:

@@ -67,7 +67,8 @@ class ChangedSettings:
             with suppress(DatabaseUnavailable):
                 await self.look()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._look_again.wait(), LOOK_SECONDS)
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._look_again.wait()
             self._look_again.clear()
 
     async def look(self) -> Sequence[Row]:

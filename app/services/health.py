@@ -82,7 +82,8 @@ async def migrated(health: Health, stop: asyncio.Event) -> bool:
             said = state.detail
             log.warning("waiting for the database", reason=said)
         with suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), LOOK_AGAIN_SECONDS)
+            async with asyncio.timeout(LOOK_AGAIN_SECONDS):
+                await stop.wait()
     return False
 
 

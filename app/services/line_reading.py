@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
 
-from app.background import Pace
+from app.background import Pace, ended
 from app.services.checkers import Checkers, CheckersDied
 from app.services.line_checks import CheckedLine, LineChecks, LinesOf, Part
 from app.services.line_gathering import Gathered
@@ -109,9 +109,7 @@ async def in_order(
         while under_way:
             yield await first()
     finally:
-        for _, task in under_way:
-            task.cancel()
-        await asyncio.gather(*(task for _, task in under_way), return_exceptions=True)
+        await ended(task for _, task in under_way)
 
 
 def _died(died: CheckersDied) -> str:

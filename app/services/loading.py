@@ -67,7 +67,8 @@ class Loader:
             if self._checkers is not None:
                 await self._checkers.end_idle()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._arrived.wait(), self._settings.poll_seconds)
+                async with asyncio.timeout(self._settings.poll_seconds):
+                    await self._arrived.wait()
 
     async def _work(self, batch: Row) -> None:
         if batch["tries"] > MOST_TRIES:

@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
+from app.background import ended
+
 T = TypeVar("T")
 
 
@@ -23,8 +25,6 @@ async def merged(streams: Sequence[AsyncGenerator[T]]) -> AsyncGenerator[T]:
                     waiting[asyncio.ensure_future(anext(stream))] = stream
                     yield part
     finally:
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
+        await ended(waiting)
         for stream in streams:
             await stream.aclose()

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field
 
+from app.background import ended
 from app.db.engine import Database
 from app.engines.base import GONE_CODES, Control, EngineError, NotLoaded, sentence
 from app.engines.registry import TAKE_ORDERS
@@ -58,9 +59,7 @@ class ModelOrders:
 
     async def close(self) -> None:
         """A server goes on with what it was ordered."""
-        for task in self._orders:
-            task.cancel()
-        await asyncio.gather(*self._orders, return_exceptions=True)
+        await ended(self._orders)
 
     async def give(self, server_id: UUID, model: str, what: What, actor: Actor) -> ModelOrder:
         """Has a model loaded or unloaded, whoever waits for it; what runs there is finished before it is unloaded.

@@ -15,6 +15,7 @@ from typing import Any
 
 import asyncpg
 
+from app.background import ended
 from app.config import NOTHING_KEPT, Settings
 from app.db.engine import Database
 from app.errors import DatabaseUnavailable
@@ -80,12 +81,10 @@ async def lines_kept(database: Database, process: Process, settings: Settings) -
         logger.removeHandler(ring)
         if settings.log_kept_level != NOTHING_KEPT:
             writer.note("stopped")
-        # A cancel that comes just as a connection is handed out can be lost, so one may not be enough.
-        while not task.done():
-            task.cancel()
-            await asyncio.wait({task}, timeout=1)
+        await ended([task])
         with suppress(TimeoutError, *FAULTS):
-            await asyncio.wait_for(writer.write(), LAST_SECONDS)
+            async with asyncio.timeout(LAST_SECONDS):
+                await writer.write()
 
 
 def log_as_set(settings: Settings) -> None:

@@ -123,7 +123,9 @@ class _Feed:
     async def rest(self, pause: float) -> None:
         """Until the next version is due: no sooner than after `pause` seconds, but for who waits."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._wanted.wait(), pause)
+            async with asyncio.timeout(pause):
+                await self._wanted.wait()
             return
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.moved.wait(), max(0.0, LONGEST_SECONDS - pause))
+            async with asyncio.timeout(max(0.0, LONGEST_SECONDS - pause)):
+                await self.moved.wait()

@@ -137,7 +137,8 @@ class Results:
                 if Status(row["status"]).final or left <= 0 or self._board.closed or await gone():
                     return row
                 try:
-                    await asyncio.wait_for(settled.wait(), min(left, LOOK_AGAIN_SECONDS))
+                    async with asyncio.timeout(min(left, LOOK_AGAIN_SECONDS)):
+                        await settled.wait()
                 except TimeoutError:
                     continue
 

@@ -193,7 +193,8 @@ async def answers(port: int, path: str) -> bool:
         return False
     try:
         writer.write(f"GET {path} HTTP/1.1\r\nHost: {HOST}:{port}\r\nConnection: close\r\n\r\n".encode())
-        status = await asyncio.wait_for(reader.readline(), 5)
+        async with asyncio.timeout(5):
+            status = await reader.readline()
         return status.split()[1:2] == [b"200"]
     except (OSError, TimeoutError):
         return False

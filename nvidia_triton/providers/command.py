@@ -204,7 +204,8 @@ async def _end(process: asyncio.subprocess.Process) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), EXIT_SECONDS)
+                async with asyncio.timeout(EXIT_SECONDS):
+                    await process.wait()
                 break
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -107,7 +107,8 @@ class Tunnel:
             stood = await self._hold(turn, ports)
             turn, pause = (0, FIRST_PAUSE_SECONDS) if stood else (turn + 1, pause * 2)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), min(pause, LONGEST_PAUSE_SECONDS))
+                async with asyncio.timeout(min(pause, LONGEST_PAUSE_SECONDS)):
+                    await self._stop.wait()
 
     async def _hold(self, turn: int, ports: dict[int, int]) -> bool:
         """One run of ssh; whether the forwards stood."""

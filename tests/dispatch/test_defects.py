@@ -15,6 +15,7 @@ from prometheus_client import REGISTRY
 from app import background
 from app.background import Background
 from app.config import Settings
+from app.db.engine import Database
 from app.db.ids import time_of, uuid7
 from app.db.tables.contexts import Prompt
 from app.db.tables.results import SettledColumns
@@ -24,6 +25,7 @@ from app.queue.bulk import statements_of
 from app.queue.store import QueueStore, submission_row
 from app.queue.submit import Submitter
 from app.queue.ticket import Claim, Outcome, Release, Settlement, Status, Submission, rank_of
+from app.services.changed_settings import ChangedSettings
 from tests.service import eventually, running_api, running_dispatcher
 
 
@@ -65,6 +67,46 @@ async def test_a_task_that_crashes_is_restarted_after_pauses_that_grow(
     assert starts[2] - starts[1] >= 0.04
     assert restarts("test") == before + 2
     assert "crashed and is restarted" in caplog.text
+
+
+async def test_a_task_that_loses_a_cancel_is_ended_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "CANCEL_AGAIN_SECONDS", 0.02)
+    lost = 0
+
+    async def work() -> None:
+        nonlocal lost
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if lost == 2:
+                    raise
+                lost += 1
+
+    async with asyncio.timeout(60), Background() as owner:
+        owner.start("test", work)
+        await asyncio.sleep(0)
+    assert lost == 2
+
+
+@pytest.mark.parametrize("ticks", range(5))
+async def test_a_cancel_that_comes_with_what_was_waited_for_is_not_lost(
+    database: Database, make_settings: Callable[..., Settings], ticks: int
+) -> None:
+    changed = ChangedSettings(database, make_settings(), lambda _: None)
+    task = asyncio.create_task(changed.run())
+
+    async def waits() -> bool:
+        return bool(changed._look_again._waiters)
+
+    await eventually(waits, "it has looked once")
+    changed.announced("")
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+    task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=30)
+    task.cancel()
+    assert done
 
 
 async def test_work_that_returns_is_not_restarted() -> None:

@@ -36,8 +36,9 @@ class Control:
         env: dict[str, str] | None = None,
         onstart: str | None = None,
         seconds: float = 30.0,
+        running: bool = True,
     ) -> Row:
-        """An instance that runs, let in with the key; the cheapest offer that has the disk."""
+        """An instance that runs, or is just made; let in with the key; the cheapest offer that has the disk."""
         if offer is None:
             fitting = [each for each in self._world.offers if each["disk_space"] >= disk]
             offer = min(fitting, key=lambda each: float(each["dph_total"]))["id"]
@@ -45,7 +46,7 @@ class Control:
         contract = self._world.rent(offer, {**body, "runtype": "ssh_direc ssh_proxy"})
         if public_key:
             contract.authorize([public_key])
-        return await self.wait_status(contract.ident, "running", seconds)
+        return await self.wait_status(contract.ident, "running", seconds) if running else contract.row()
 
     async def wait_status(self, ident: int, status: str, seconds: float = 20.0) -> Row:
         contract = self._contract(ident)

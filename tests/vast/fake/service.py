@@ -123,7 +123,7 @@ class FakeVast:
         self._call(self._control.reset())
 
     def rent(self, public_key: str = "", label: str | None = None, **options: Any) -> Row:
-        """Options are those of `Control.rent`: offer, disk, image, env, onstart, seconds."""
+        """Options are those of `Control.rent`: offer, disk, image, env, onstart, seconds, running."""
         return self._call(self._control.rent(public_key, label, **options))
 
     def wait_status(self, ident: int, status: str, seconds: float = 20.0) -> Row:

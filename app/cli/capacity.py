@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from typing import Any
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.live import Live
@@ -55,7 +55,7 @@ def _table(capacity: CapacityView) -> Table | str:
             str(sum(each["running"] for each in demand)),
             f"{max((each['oldest'] for each in demand), default=0):.0f} s",
             *_spent(pool),
-            _budget(pool.settings.get("budget") or {}),
+            _budget(pool.budget),
             _why(pool),
         )
     table.caption = f"{leader.holder} decides" + ("" if leader.leads else ": its lease is over, nobody decides now")
@@ -68,7 +68,7 @@ def _spent(of: PoolView | CapacityView) -> tuple[str, str]:
     return f"${of.spent.get('rate', 0):.3f}", f"${of.spent.get('day', 0):.4f}"
 
 
-def _budget(budget: dict[str, Any]) -> str:
+def _budget(budget: Mapping[str, float | None]) -> str:
     limits = [f"${limit:g} {'in all' if name == 'total' else f'a {name}'}" for name, limit in budget.items() if limit]
     return ", ".join(limits) or "-"
 

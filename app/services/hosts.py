@@ -91,6 +91,11 @@ class PoolView(BaseModel):
     spent: dict[str, float] = Field(description="dollars of the running hour, day and month (UTC), in all, and an hour")
     seen_at: datetime = Field(description="when the controller last decided")
 
+    @property
+    def budget(self) -> Mapping[str, float | None]:
+        """Dollars by hour, day, month (UTC) and total; None is no limit."""
+        return self.settings.get("budget") or {}
+
 
 class CapacityView(BaseModel):
     leader: LeaderView | None = Field(description="the controller that decides; null where none ever ran")
@@ -116,8 +121,7 @@ class BudgetUse(NamedTuple):
 
 def budget_uses(of: PoolView | CapacityView) -> list[BudgetUse]:
     """Of each limit that a pool has, or all pools together."""
-    limits = of.budget if isinstance(of, CapacityView) else of.settings.get("budget") or {}
-    return [BudgetUse(window, of.spent.get(window, 0.0), limit) for window in SPANS if (limit := limits.get(window))]
+    return [BudgetUse(window, of.spent.get(window, 0.0), limit) for window in SPANS if (limit := of.budget.get(window))]
 
 
 class Hosts:

@@ -9,6 +9,8 @@ from contextlib import aclosing, suppress
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
+from app.background import ended
+
 KEEP_ALIVE_SECONDS = 15.0
 # One line end: an empty line after it would be an event without data to clients that dispatch on every empty line once
 # they have seen an `id`, as OpenAI's Python client does.
@@ -77,10 +79,8 @@ class EventStream(Response):
             if self._left is not None and leaving.done() and not speaking.done():
                 await self._left()
         finally:
-            for task in (speaking, *others):
-                if not task.done():
-                    task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
-            with suppress(asyncio.CancelledError, OSError):
-                await speaking
+            await ended((speaking, *others))
+            if not speaking.cancelled():
+                with suppress(OSError):
+                    speaking.result()
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
+from app.background import ended
 from app.config import Settings
 from app.dispatch.asked import Asked, asked_of
 from app.dispatch.speed import Speed
@@ -132,10 +133,7 @@ class Choices:
             await self._over.wait()
         finally:
             self._start_no_more()
-            for task in self._tasks:
-                task.cancel()
-            if self._tasks:
-                await asyncio.wait(self._tasks)
+            await ended(self._tasks)
         if self._error is not None:
             raise self._error
         if self._stopping and not self._answer.finished:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from app.background import ended
 from app.config import Settings
 from app.engines.aliases import Aliased
 from app.engines.base import DEAD_CODES, GONE_CODES, Engine, EngineError
@@ -124,9 +125,7 @@ class Fleet:
             probe.add_done_callback(lambda _: self._probes.pop(server))
 
     async def close(self) -> None:
-        for probe in self._probes.values():
-            probe.cancel()
-        await asyncio.gather(*self._probes.values(), return_exceptions=True)
+        await ended(self._probes.values())
         await asyncio.gather(*(server.close() for server in (*self.servers, *self._leaving)))
 
     async def _probe(self, server: Server) -> None:

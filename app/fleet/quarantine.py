@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from app.background import ended
 from app.engines.base import DEAD_CODES, Disposition, EngineError
 from app.fleet.fleet import Fleet
 from app.fleet.lanes import Lane
@@ -55,9 +56,7 @@ class Quarantine:
                 self._look()
                 await asyncio.sleep(every_seconds)
         finally:
-            for trial in self._trials.values():
-                trial.cancel()
-            await asyncio.gather(*self._trials.values(), return_exceptions=True)
+            await ended(self._trials.values())
             self._trials.clear()
 
     def _look(self) -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 
 import asyncpg
 
+from app.background import ended
 from app.db.engine import Database
 from app.errors import DatabaseUnavailable
 from app.queue.backlog import Backlog, read_backlog
@@ -52,8 +53,7 @@ class BacklogGauges:
 
     async def close(self) -> None:
         if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.wait({self._reading})
+            await ended({self._reading})
 
     async def _read(self) -> None:
         started = time.monotonic()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC
 from typing import Any, Literal, Protocol
 
+from app.background import ended
 from app.db.engine import Database
 from app.engines.base import EngineError, ModelState
 from app.errors import DatabaseUnavailable, ModelNotFound
@@ -192,7 +193,7 @@ class Catalog:
                 self._look_again.clear()
         finally:
             if self._refreshing is not None:
-                self._refreshing.cancel()
+                await ended({self._refreshing})
 
     async def _refresh(self, patience: float | None = None) -> None:
         """Asks the fleet unless that was just done; waits `patience` seconds for it, else to the end.

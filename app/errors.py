@@ -451,6 +451,21 @@ class StreamExpired(AppError):
     title = "The events of this stream were removed"
 
 
+class QueryTooSlow(AppError):
+    code = "query_too_slow"
+    status = 503
+    title = "Looking for this took too long"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Postgres did not find this within its time limit and was stopped: there is too much to look through, or "
+            "it has too much else to do. Ask for less: a shorter time, by created_after and created_before where the "
+            "list takes them, or one filter instead of several.",
+            # Asked again as it was, it would take as long.
+            headers={"x-should-retry": "false"},
+        )
+
+
 class DatabaseUnavailable(AppError):
     code = "database_unavailable"
     status = 503

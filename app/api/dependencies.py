@@ -200,7 +200,7 @@ DESCRIPTIONS = {
     415: "The body is not declared as JSON",
     422: "Not valid; `errors` names the fields",
     429: "A limit of the API key is reached; nothing was stored",
-    503: "Postgres cannot serve requests now; `detail` says whether nothing was stored",
+    503: "Postgres cannot serve requests now, or took too long for this one; `detail` says what to do",
 }
 
 

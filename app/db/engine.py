@@ -13,7 +13,7 @@ from app.config import Settings
 from app.db.connect import Connector, set_config
 from app.db.faults import CONNECTION_ERRORS, is_unavailable
 from app.db.queries import Queries
-from app.errors import DatabaseUnavailable
+from app.errors import DatabaseUnavailable, QueryTooSlow
 from app.telemetry import logger
 from app.telemetry.metrics import DATABASE_FAULTS
 
@@ -23,6 +23,8 @@ log = logger("database")
 ACQUIRE_SECONDS = 30
 # Those who ask for lists are told sooner, and take half of the pool at most.
 COMPOSED_SECONDS = 5
+# A statement that looks for what a list shows is stopped after so long, where DATABASE_URL has no limit of its own.
+READING_SECONDS = 10.0
 # Fixed statements with arrays: planning them anew each time costs more than running them, and compiling them many times
 # more still. A plan that is kept outlives the state of the tables it was made for, so reading a whole one, which is
 # right while it is empty, must not be among its choices.
@@ -48,9 +50,10 @@ class Database:
         self.pool = pool
         self._composed = asyncio.Semaphore(max(1, size // 2))
         ours = {name: value for name, value in connector.settings.items() if name not in COMPOSED_SETTINGS}
-        composed = set_config({**(ours if pooled else {}), **COMPOSED_SETTINGS}, local=True)
-        self._begin_reading = f"BEGIN READ ONLY; {composed}"
-        self._begin_changing = f"BEGIN; {composed}"
+        composed = {**(ours if pooled else {}), **COMPOSED_SETTINGS}
+        limit = {} if "statement_timeout" in ours else {"statement_timeout": f"{READING_SECONDS * 1000:.0f}ms"}
+        self._begin_reading = f"BEGIN READ ONLY; {set_config({**composed, **limit}, local=True)}"
+        self._begin_changing = f"BEGIN; {set_config(composed, local=True)}"
         self._begin_hot = f"BEGIN; {set_config(connector.settings, local=True)}" if pooled else None
 
     def hot(self) -> AbstractAsyncContextManager[Any]:
@@ -81,9 +84,13 @@ class Database:
 
         Raises:
             DatabaseUnavailable: Postgres cannot be reached.
+            QueryTooSlow: it was stopped before it had found everything.
         """
         async with self._room_for_composed(), self._begun(self._begin_reading) as connection:
-            yield Queries(connection)
+            try:
+                yield Queries(connection)
+            except asyncpg.QueryCanceledError as error:
+                raise QueryTooSlow from error
 
     @asynccontextmanager
     async def changing(self) -> AsyncIterator[Queries]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from types import TracebackType
 from typing import Any
 
 import asyncpg
@@ -25,6 +27,9 @@ ACQUIRE_SECONDS = 30
 COMPOSED_SECONDS = 5
 # A statement that looks for what a list shows is stopped after so long, where DATABASE_URL has no limit of its own.
 READING_SECONDS = 10.0
+# A connection goes from one statement to the next for so long, as each way through the pool costs more than most
+# statements. Then it goes back, and the pool closes what is old or was idle.
+KEPT_SECONDS = 30.0
 # Fixed statements with arrays: planning them anew each time costs more than running them, and compiling them many times
 # more still. A plan that is kept outlives the state of the tables it was made for, so reading a whole one, which is
 # right while it is empty, must not be among its choices.
@@ -55,6 +60,9 @@ class Database:
         self._begin_reading = f"BEGIN READ ONLY; {set_config({**composed, **limit}, local=True)}"
         self._begin_changing = f"BEGIN; {set_config(composed, local=True)}"
         self._begin_hot = f"BEGIN; {set_config(connector.settings, local=True)}" if pooled else None
+        # Free ones, the last used last, with the moment at which each came from the pool; and who waits for the pool.
+        self._kept: list[tuple[Any, float]] = []
+        self._waiting = 0
 
     def hot(self) -> AbstractAsyncContextManager[Any]:
         """A plain asyncpg connection in autocommit.
@@ -62,7 +70,7 @@ class Database:
         Raises:
             DatabaseUnavailable: Postgres cannot be reached, or was lost in the middle of a statement.
         """
-        return self._acquired() if self._begin_hot is None else self._begun(self._begin_hot)
+        return _Acquired(self) if self._begin_hot is None else self._begun(self._begin_hot)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Any]:
@@ -110,33 +118,49 @@ class Database:
         finally:
             self._composed.release()
 
-    @asynccontextmanager
-    async def _acquired(self) -> AsyncIterator[Any]:
-        with translated_errors(stored_nothing=True):
-            try:
+    async def take(self) -> tuple[Any, float]:
+        """A connection, and when it came from the pool; raises DatabaseUnavailable."""
+        while self._kept:
+            connection, since = self._kept.pop()
+            if _usable(connection):
+                return connection, since
+            await self.pool.release(connection)
+        self._waiting += 1
+        try:
+            with translated_errors(stored_nothing=True):
                 # The pool's own time limit loses a cancel that comes as a connection is handed out.
                 async with asyncio.timeout(ACQUIRE_SECONDS):
-                    connection = await self.pool.acquire()
-            except TimeoutError:
+                    return await self.pool.acquire(), time.monotonic()
+        except DatabaseUnavailable as error:
+            if isinstance(error.__cause__, TimeoutError):
                 log.warning(
                     "no connection of the pool became free in time: a larger DATABASE_POOL_SIZE, or more processes",
                     waited_seconds=ACQUIRE_SECONDS,
                 )
-                raise
-        try:
-            with translated_errors():
-                yield connection
-        except DatabaseUnavailable:
-            # Its protocol may be left in the middle of a message; one that noticed has left the pool by itself.
-            with suppress(asyncpg.InterfaceError):
-                connection.terminate()
             raise
         finally:
+            self._waiting -= 1
+
+    async def give_back(self, connection: Any, since: float) -> None:
+        """After a block that ended without an error."""
+        oldest = time.monotonic() - KEPT_SECONDS
+        if self._waiting or since < oldest or not _usable(connection):
             await self.pool.release(connection)
+        else:
+            self._kept.append((connection, since))
+        while self._kept and self._kept[0][1] < oldest:
+            await self.pool.release(self._kept.pop(0)[0])
+
+    async def close(self) -> None:
+        """Waits for the connections in use."""
+        self._waiting += 1
+        while self._kept:
+            await self.pool.release(self._kept.pop()[0])
+        await self.pool.close()
 
     @asynccontextmanager
     async def _begun(self, begin: str) -> AsyncIterator[Any]:
-        async with self._acquired() as connection:
+        async with _Acquired(self) as connection:
             try:
                 await connection.execute(begin)
                 yield connection
@@ -150,6 +174,44 @@ class Database:
                     with suppress(asyncpg.InterfaceError):
                         connection.terminate()
                 raise
+
+
+class _Acquired:
+    """A block with a connection; as an object, which costs less than a generator."""
+
+    __slots__ = ("_connection", "_database", "_since")
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def __aenter__(self) -> Any:
+        self._connection, self._since = await self._database.take()
+        return self._connection
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            await self._database.give_back(self._connection, self._since)
+            return
+        try:
+            with translated_errors():
+                raise error
+        except DatabaseUnavailable:
+            # Its protocol may be left in the middle of a message; one that noticed has left the pool by itself.
+            with suppress(asyncpg.InterfaceError):
+                self._connection.terminate()
+            raise
+        finally:
+            await self._database.pool.release(self._connection)
+
+
+def _usable(connection: Any) -> bool:
+    try:
+        return not (connection.is_closed() or connection.is_in_transaction())
+    except asyncpg.InterfaceError:
+        # Lost meanwhile, and the pool's again.
+        return False
 
 
 @contextmanager
@@ -177,11 +239,12 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
     )
     # A pool without minimum connects on first use only.
     await pool
+    database = Database(pool, connector, settings.database_pool_size, pooled=settings.pooled)
     try:
-        yield Database(pool, connector, settings.database_pool_size, pooled=settings.pooled)
+        yield database
     finally:
         try:
             async with asyncio.timeout(5):
-                await pool.close()
+                await database.close()
         except CONNECTION_ERRORS:
             pool.terminate()

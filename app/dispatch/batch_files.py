@@ -33,6 +33,9 @@ LEAST_LINES = 200
 NEAR_LINES = 2000
 CHECK_SECONDS = 0.2
 ROWS_AT_ONCE = 500
+# A writer that is killed keeps the others from its batch for so long at most. Each step is fenced and short: one that
+# is only slow, and so loses its batch, loses the step alone.
+LEASE_SECONDS = 10.0
 WRITTEN_BYTES = 8 * CHUNK_BYTES
 DEFECTS_LOGGED = 10
 # Of the lines that failed, the batch names the first.
@@ -111,7 +114,7 @@ class BatchFiles:
     ) -> None:
         self._work = BatchWork(database)
         self._parts = BatchParts(database)
-        self._lease_seconds = settings.lease_seconds
+        self._lease_seconds = min(settings.lease_seconds, LEASE_SECONDS)
         self._poll_seconds = settings.poll_seconds
         self._render = render
         self._render_defective = render_defective

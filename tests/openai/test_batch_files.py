@@ -180,6 +180,32 @@ async def test_files_are_the_same_however_many_lines_finish(
 
 
 @pytest.mark.usefixtures("eager")
+async def test_a_writer_that_is_stopped_gives_its_batch_back_and_one_that_is_killed_keeps_it_for_seconds(
+    alone: openai.AsyncOpenAI, database: Database, make_settings: Callable[..., Settings]
+) -> None:
+    settings = make_settings(poll_seconds=0.05, lease_seconds=600)
+    await in_progress(alone, await start(alone, [line("c1", prompt()), line("c2", prompt())]))
+    async with database.hot() as connection:
+        number = await connection.fetchval("SELECT min(batch_line) FROM results")
+
+    async def lease() -> float:
+        async with database.hot() as connection:
+            return float(await connection.fetchval("SELECT extract(epoch FROM lease_until - now()) FROM batches"))
+
+    async def held() -> bool:
+        return await lease() > 0
+
+    async with database.transaction() as blocking, Writers(database, settings) as writers:
+        await blocking.execute("LOCK TABLE file_chunks")
+        await settle(database, number)
+        writers.start()
+        await eventually(held, "somebody writes")
+        assert await lease() <= batch_files.LEASE_SECONDS
+        await writers.stop()
+        assert await lease() <= 0
+
+
+@pytest.mark.usefixtures("eager")
 async def test_what_there_is_so_far_belongs_to_the_batch_alone(
     alone: openai.AsyncOpenAI, api: Service, database: Database, make_settings: Callable[..., Settings]
 ) -> None:

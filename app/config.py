@@ -1,26 +1,21 @@
 """Every setting of the API and the dispatcher, read once from the environment."""
 
-import re
 from collections.abc import Mapping
 from enum import StrEnum
 from functools import cached_property
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.database_url import ConnectArguments, connect_arguments
+from app.settings_checks import check_networks, check_passwords, check_proxy, check_servers, check_traces
 
-DEVELOPMENT_PASSWORDS = frozenset({"tickets-dev-only", "postgres", "password", "changeme"})
 # What TRITON_URLS says where no server is fixed; an empty variable means the default.
 NO_SERVERS = "none"
 NO_PROXIES = "none"
 NOTHING_KEPT = "NONE"
-ROOT_PATH = re.compile(r"(/[\w.~-]+)*", re.ASCII)
-ORIGIN = re.compile(r"https?://[^/\s?#@*]+")
 
 Seconds = Annotated[float, Field(gt=0)]
 LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(str.upper)]
@@ -42,19 +37,6 @@ class KeylessAccess(StrEnum):
 
 class SettingsError(Exception):
     """The environment holds a setting that cannot work; the text names it."""
-
-
-def server_address(text: str) -> str:
-    """The text again.
-
-    Raises:
-        ValueError: it is not host:port.
-    """
-    host, _, port = text.rpartition(":")
-    is_port = port.isascii() and port.isdecimal() and 0 < int(port) < 65536
-    if not host or not is_port or "/" in text or any(each.isspace() for each in text):
-        raise ValueError(f"{text!r} is not host:port, for example 127.0.0.1:8001")
-    return text
 
 
 # Those that an admin may change while everything runs: whoever uses one reads it when it is needed.
@@ -303,71 +285,28 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _refuse_what_cannot_work(self) -> Self:
-        for name, arguments in (
-            ("DATABASE_URL", self.database_arguments),
-            ("DATABASE_LISTEN_URL", self.listen_arguments),
-        ):
-            if self.environment is Environment.PRODUCTION and arguments.password in DEVELOPMENT_PASSWORDS:
-                raise ValueError(
-                    f"{name} holds a development password and ENVIRONMENT is production: set one of your own"
-                )
+        passwords = {
+            "DATABASE_URL": self.database_arguments.password,
+            "DATABASE_LISTEN_URL": self.listen_arguments.password,
+        }
+        if self.environment is Environment.PRODUCTION:
+            check_passwords(passwords)
         if self.environment is Environment.PRODUCTION and self.auth_required is False:
             raise ValueError(
                 "AUTH_REQUIRED is off and ENVIRONMENT is production: leave AUTH_REQUIRED empty, and make a key with "
                 "`make key NAME=...` or `python -m app.cli.keys create NAME`"
             )
-        for server in self.triton_urls:
-            try:
-                server_address(server)
-            except ValueError as error:
-                raise ValueError(f"TRITON_URLS: {error}") from None
-        for network in self.webhook_allow_networks:
-            try:
-                ip_network(network)
-            except ValueError:
-                raise ValueError(f"WEBHOOK_ALLOW_NETWORKS: {network!r} is no network, as 10.1.0.0/16 is") from None
+        check_servers(self.triton_urls)
+        check_networks(self.webhook_allow_networks)
         if self.max_bodies_bytes < self.max_body_bytes:
             raise ValueError(
                 "MAX_BODIES_BYTES is less than MAX_BODY_BYTES, so the largest requests could never be taken"
             )
         if self.spool_bytes < self.max_file_bytes:
             raise ValueError("SPOOL_BYTES is less than MAX_FILE_BYTES, so the largest files could never be uploaded")
-        self._refuse_what_no_proxy_can_use()
-        self._refuse_what_takes_no_traces()
+        check_proxy(self.root_path, self.trusted_proxies, self.cors_origins)
+        check_traces(self.otel_exporter_otlp_endpoint, self.otel_exporter_otlp_protocol)
         return self
-
-    def _refuse_what_takes_no_traces(self) -> None:
-        endpoint = self.otel_exporter_otlp_endpoint
-        if endpoint is None:
-            return
-        try:
-            parts = urlsplit(endpoint)
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            usable = False
-        if not usable or any(each.isspace() for each in endpoint):
-            raise ValueError("OTEL_EXPORTER_OTLP_ENDPOINT is no URL as http://127.0.0.1:4318 is")
-        if self.otel_exporter_otlp_protocol != "http/protobuf":
-            raise ValueError(
-                f"OTEL_EXPORTER_OTLP_PROTOCOL is {self.otel_exporter_otlp_protocol!r}, and traces are sent by "
-                "http/protobuf alone: leave it empty, and name a collector's HTTP port, usually 4318"
-            )
-
-    def _refuse_what_no_proxy_can_use(self) -> None:
-        if not ROOT_PATH.fullmatch(self.root_path):
-            raise ValueError(f"ROOT_PATH: {self.root_path!r} is no path as /llm is: it has no slash at its end")
-        for proxy in self.trusted_proxies:
-            try:
-                ip_network(proxy)
-            except ValueError:
-                raise ValueError(
-                    f"TRUSTED_PROXIES: {proxy!r} is neither an address nor a network, as 10.1.0.5 and 10.1.0.0/16 are"
-                ) from None
-        for origin in self.cors_origins:
-            if origin != "*" and not ORIGIN.fullmatch(origin):
-                raise ValueError(
-                    f"CORS_ORIGINS: {origin!r} is no origin, as https://app.example.org is, with no slash at its end"
-                )
 
     @cached_property
     def keyless_access(self) -> KeylessAccess:

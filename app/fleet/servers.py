@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from app.config import server_address
 from app.engines.base import Credential, Endpoint, Timeouts
 from app.engines.registry import ENGINES, TRITON
+from app.settings_checks import server_address
 from app.telemetry import logger
 
 log = logger("servers")

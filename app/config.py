@@ -338,6 +338,15 @@ class Settings(BaseSettings):
         """What the environment says, whatever was changed."""
         return self._environment.get(name, getattr(self, name))
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy in which what is made of other settings is made anew, and `update` counts as the environment's."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name, value in vars(Settings).items():
+            if isinstance(value, cached_property):
+                copied.__dict__.pop(name, None)
+        copied._environment = {name: said for name, said in self._environment.items() if name not in (update or {})}
+        return copied
+
     @property
     def pooled(self) -> bool:
         """Whether DATABASE_URL is a pooler in transaction mode."""

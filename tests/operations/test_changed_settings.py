@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from app.config import CHANGEABLE, Settings
+from app.config import CHANGEABLE, KeylessAccess, Settings
+from app.database_url import connect_arguments
 from app.dispatch import janitor
 from app.services.callers import Scope
 from app.services.changed_settings import parsed, shown
@@ -148,6 +149,26 @@ def test_levels_are_those_that_are_set(make_settings: Make) -> None:
     settings.change({})
     log_as_set(settings)
     assert logger.level == logging.INFO
+
+
+def test_a_copy_keeps_nothing_of_what_was_made_of_other_settings(make_settings: Make) -> None:
+    settings = make_settings(auth_required=True)
+    assert settings.keyless_access is KeylessAccess.NONE
+    assert settings.listen_arguments == settings.database_arguments
+    elsewhere = "postgresql://u:p@elsewhere/tickets"
+    copied = settings.model_copy(update={"auth_required": False, "database_url": elsewhere})
+    assert copied.keyless_access is KeylessAccess.ANYWHERE
+    assert copied.database_arguments == copied.listen_arguments == connect_arguments(elsewhere)
+
+
+def test_what_changes_in_a_copy_changes_there_alone(make_settings: Make) -> None:
+    settings = make_settings(log_level="INFO", interactive_share=0.5)
+    settings.change({"log_level": "ERROR"})
+    copied = settings.model_copy(update={"interactive_share": 0.25})
+    copied.change({"log_level": "DEBUG"})
+    assert (settings.log_level, settings.interactive_share) == ("ERROR", 0.5)
+    copied.change({})
+    assert (copied.log_level, copied.interactive_share) == ("INFO", 0.25)
 
 
 def test_every_changeable_setting_is_read_as_it_is_written() -> None:

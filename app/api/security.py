@@ -24,7 +24,8 @@ from app.api.body import StrictJsonRoute, receive_body
 from app.api.dependencies import Services
 from app.api.problems import error_response
 from app.config import KeylessAccess
-from app.errors import MalformedPath, ScopeMissing, Unauthorized
+from app.errors import MalformedPath
+from app.key_errors import ScopeMissing, Unauthorized
 from app.services.callers import ANONYMOUS, LOCAL, Caller, Scope
 from app.services.keys import KEY
 

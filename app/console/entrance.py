@@ -16,7 +16,7 @@ from app.api.openai.files import declared_size
 from app.api.problems import RENDERS_ERRORS, route_path
 from app.api.security import GuardedRoute, keyless_caller
 from app.console.render import error_page
-from app.errors import ForeignForm, Unauthorized
+from app.key_errors import ForeignForm, Unauthorized
 from app.services.callers import Caller
 from app.services.sessions import LIFETIME_DAYS, form_token, new_token
 

@@ -11,7 +11,8 @@ from app.api.dependencies import root_of, services_of
 from app.api.security import OPEN, READ
 from app.console.entrance import COOKIE, PREFIX, PageRoute, cookie_of, form_token_of, with_cookie
 from app.console.render import HEADERS, STATIC, asset_version, html, with_retry_after
-from app.errors import NotFound, TooManyGuesses, Unauthorized
+from app.errors import NotFound
+from app.key_errors import TooManyGuesses, Unauthorized
 
 A_YEAR = {"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
 ASSETS = frozenset(path.name for path in STATIC.iterdir())

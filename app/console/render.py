@@ -21,7 +21,8 @@ from starlette.types import Scope as Connection
 
 from app.api.problems import route_path
 from app.console.navigation import entries
-from app.errors import AppError, Unauthorized
+from app.errors import AppError
+from app.key_errors import Unauthorized
 from app.services.callers import Scope
 from app.services.results import phase
 

@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from app.errors import ModelNotAllowed
+from app.key_errors import ModelNotAllowed
 
 
 class Scope(StrEnum):

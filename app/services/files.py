@@ -15,7 +15,8 @@ from uuid import UUID
 from app.config import Settings
 from app.db.engine import Database
 from app.db.ids import uuid7
-from app.errors import FileNotFound, InvalidRequest, Removed, StorageQuotaReached
+from app.errors import FileNotFound, InvalidRequest, Removed
+from app.key_errors import StorageQuotaReached
 from app.queue.files import START, FileStore, FileWriter, used_exclusively
 from app.queue.store import QueueStore
 from app.queue.ticket import Idempotency

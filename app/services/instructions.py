@@ -11,7 +11,8 @@ import asyncpg
 
 from app.db.engine import Database
 from app.db.ids import uuid7
-from app.errors import InstructionsInUse, InstructionsNotFound, ScopeMissing, invalid
+from app.errors import InstructionsInUse, InstructionsNotFound, invalid
+from app.key_errors import ScopeMissing
 from app.services.callers import Caller, Scope
 
 MOST_DEPTH = 8

@@ -17,7 +17,8 @@ from uuid import UUID
 
 from app.db.engine import Database
 from app.db.ids import uuid7
-from app.errors import ApiKeyExpired, ApiKeyRevoked, InvalidRequest, KeyExists, KeyNotFound, Unauthorized
+from app.errors import InvalidRequest
+from app.key_errors import ApiKeyExpired, ApiKeyRevoked, KeyExists, KeyNotFound, Unauthorized
 from app.queue.audit import Action, Actor, record
 from app.services.callers import EVERYBODY, LIMITS, Caller, Scope
 

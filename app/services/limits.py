@@ -16,13 +16,8 @@ from uuid import UUID
 import asyncpg
 
 from app.db.engine import Database
-from app.errors import (
-    DatabaseUnavailable,
-    PendingLimitReached,
-    RequestLimitReached,
-    SpendingLimitReached,
-    TokenLimitReached,
-)
+from app.errors import DatabaseUnavailable
+from app.key_errors import PendingLimitReached, RequestLimitReached, SpendingLimitReached, TokenLimitReached
 from app.services.callers import Caller
 from app.services.standing import WINDOW_SECONDS, Cap, Standing, duration
 from app.telemetry import logger

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from hashlib import sha256
 
 from app.db.engine import Database
-from app.errors import TooManyGuesses, Unauthorized
+from app.key_errors import TooManyGuesses, Unauthorized
 from app.services.callers import Caller
 from app.services.keys import Keys
 

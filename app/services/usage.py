@@ -11,7 +11,7 @@ from sqlalchemy import CTE, ColumnElement, Date, Double, Select, Subquery, Uuid,
 from app.db.engine import Database
 from app.db.queries import Queries
 from app.db.tables import api_keys, owners, usage
-from app.errors import OwnerNotFound, ScopeMissing
+from app.key_errors import OwnerNotFound, ScopeMissing
 from app.services.callers import EVERYBODY, Caller, Scope
 
 # What each host cost on each day (UTC), by the ledger; one that still costs does so up to now.

@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.config import Environment, Settings
 from app.db.engine import Database
 from app.db.tables import results
-from app.errors import AppError, DeliveryNotFound, InvalidRequest, OwnerNotFound, ScopeMissing
+from app.errors import AppError, DeliveryNotFound, InvalidRequest
+from app.key_errors import OwnerNotFound, ScopeMissing
 from app.queue.deliveries import DeliveryStore
 from app.services.addresses import AddressPolicy, literal
 from app.services.callers import Caller, Scope

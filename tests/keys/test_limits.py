@@ -11,7 +11,7 @@ import pytest
 from app.config import Settings
 from app.db.engine import Database
 from app.db.ids import uuid7
-from app.errors import PendingLimitReached
+from app.key_errors import PendingLimitReached
 from app.services.callers import ANONYMOUS, Caller
 from app.services.limits import REFRESH_SECONDS, Limits
 from app.services.standing import Window, duration

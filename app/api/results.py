@@ -52,7 +52,7 @@ async def list_results(
         ),
     ] = None,
 ) -> object:
-    """Results, newest first."""
+    """Results, newest first. Of several filters together a page may be short, or empty, where there is another."""
     if text is not None and not has_words(text):
         raise invalid("text", "has no word: a letter or a digit at least is needed to look for")
     page = await services_of(request).results.page(

@@ -6,6 +6,8 @@ import time
 from datetime import UTC, datetime
 from uuid import UUID
 
+FIRST_ID, LAST_ID = UUID(int=0), UUID(int=(1 << 128) - 1)
+
 _lock = threading.Lock()
 _last_ms = 0
 _counter = 0
@@ -44,3 +46,8 @@ def lowest_at(moment: datetime) -> UUID:
     """The lowest id that could have been made in the millisecond of `moment`."""
     ms = max(0, min(int(moment.timestamp() * 1000), (1 << 48) - 1))
     return UUID(int=ms << 80)
+
+
+def end_of(moment: datetime) -> UUID:
+    """The lowest id that could have been made after the millisecond of `moment`."""
+    return UUID(int=lowest_at(moment).int + (1 << 80))

@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from uuid import UUID
 
 from app.config import Settings
+from app.db.ids import FIRST_ID
 from app.errors import DatabaseUnavailable
 from app.queue.audit import AuditStore
 from app.queue.events import EventStore
@@ -22,7 +22,6 @@ from app.services.retention import oldest_kept
 
 REMOVE_BATCH = 1000
 MAX_CONTEXTS_KEPT = 10 * REMOVE_BATCH
-FIRST_ID = UUID(int=0)
 WORDS_SECONDS = 5.0
 WORDS_BATCH = 200
 TIDY_SECONDS = 60.0

@@ -23,7 +23,6 @@ METADATA_LEAVES = 50
 SPANS = (16, 19, 22, 25, 28, 31, 34, 37)
 # Tickets without a row are looked for among so many of the owner's newest, and of the newest and oldest pending ones.
 LOOKED_AT = 500
-FIRST_ID = UUID(int=0)
 
 # Characters that Postgres' parser would make something else of than the end of a word, as in paths and addresses.
 JOINING = "/._-@:=<>&+~#%?'\"\\|*"

@@ -12,10 +12,10 @@ from typing import Any
 from uuid import UUID
 
 from app.db.engine import Database
-from app.db.ids import time_of, uuid7
+from app.db.ids import FIRST_ID, time_of, uuid7
 from app.errors import ChatNotFound, NotFound, ResultPending
 from app.queue.ticket import Status
-from app.queue.words import FIRST_ID, Wanted
+from app.queue.words import Wanted
 from app.services.callers import Caller
 from app.services.contexts import Contexts
 from app.services.pages import PAGE_BYTES

@@ -13,7 +13,7 @@ from sqlalchemy import UUID as UUIDType
 from sqlalchemy.sql.schema import Table
 
 from app.db.engine import Database
-from app.db.ids import lowest_at
+from app.db.ids import end_of, lowest_at
 from app.queue.bulk import statements_of
 
 # Where the rows of a page hold more, it ends early.
@@ -97,7 +97,7 @@ async def fetch_page(database: Database, query: Select[Any], table: Table, windo
         query = query.where(table.c.id >= lowest_at(window.created_after), table.c.created_at > window.created_after)
     if window.created_before is not None:
         query = query.where(
-            table.c.id < UUID(int=lowest_at(window.created_before).int + (1 << 80)),
+            table.c.id < end_of(window.created_before),
             table.c.created_at < window.created_before,
         )
     async with database.reading() as queries:

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, select
 
 from app.config import Settings
 from app.db.engine import Database
-from app.db.ids import lowest_at
+from app.db.ids import FIRST_ID, LAST_ID, end_of, lowest_at
 from app.db.tables import attempts, results
 from app.db.tables.declared import is_large
 from app.errors import AppError, DatabaseUnavailable, Removed, ResultNotFound
@@ -24,13 +24,14 @@ from app.queue.statements.position import POSITION_OF_ROW
 from app.queue.store import QueueStore
 from app.queue.ticket import Phase, Status, phase_of, rank_of
 from app.queue.unkept import UnkeptStore
-from app.queue.words import FIRST_ID, Wanted
+from app.queue.words import Wanted
 from app.services.audit import actor_of
 from app.services.callers import Caller
 from app.services.catalog import Catalog
 from app.services.pages import Listed, Page, Window, fetch_bounded_page
 from app.services.plans import Plans
 from app.services.retention import removed_or
+from app.services.ticket_walk import PROPERTIES, walked
 from app.services.ticket_words import TicketWords, upper_bound
 from app.services.wishes import Wish, Wishes
 
@@ -184,37 +185,46 @@ class Results:
         return await self._get(id_, owner_id)
 
     async def page(self, caller: Caller, filters: Filters, window: Window) -> Page:
-        where = [results.c.owner_id == caller.owner_id]
-        for name in ("status", "model", "context_id", "client_reference"):
-            value = getattr(filters, name)
-            if value is not None:
-                where.append(results.c[name] == value)
+        """One that is searched for, by words or by several properties, may hold fewer than there is room for, or none,
+        and there be another."""
+        asked = {name: value for name in PROPERTIES if (value := getattr(filters, name)) is not None}
+        wanted = {"owner_id": caller.owner_id, **asked}
+        where = [results.c[name] == value for name, value in wanted.items()]
         if filters.text is not None:
             return await self._with_words(caller, filters, where, window)
-        return await fetch_bounded_page(self._database, LISTED, where, window)
+        if not asked:
+            return await fetch_bounded_page(self._database, LISTED, where, window)
+        lowest, below = _bounds(window)
+        ids, older = await walked(self._database, wanted, lowest, below, window.limit + 1)
+        return await self._page_of(ids, older, where, window)
 
     async def _with_words(
         self, caller: Caller, filters: Filters, where: Sequence[ColumnElement[bool]], window: Window
     ) -> Page:
-        """As `page`; one may hold fewer than there is room for, or none, and there be another."""
         status = filters.status
+        lowest, below = _bounds(window)
         wanted = Wanted(
             caller.owner_id,
-            lowest=FIRST_ID if window.created_after is None else lowest_at(window.created_after),
-            below=upper_bound(window.after, window.created_before),
+            lowest=lowest,
+            below=upper_bound(below, None),
             state=status if status is not None and status.final else None,
             model=filters.model,
             reference=filters.client_reference,
             text=filters.text,
         )
         found = await self._words.newest(wanted, window.limit + 1, final=status is not Status.PENDING)
-        ids = found.ids[: window.limit]
+        older = None if found.looked_back_to is None else lowest_at(found.looked_back_to)
+        return await self._page_of(found.ids, older, where, window)
+
+    async def _page_of(
+        self, found: Sequence[UUID], older: UUID | None, where: Sequence[ColumnElement[bool]], window: Window
+    ) -> Page:
+        """The page of the ids that were found, one more than it takes where there are; `older` ones are below that."""
+        ids = found[: window.limit]
         page = await fetch_bounded_page(self._database, LISTED, [*where, results.c.id.in_(ids)], window)
         if page.next_after is not None:
             return page
-        if len(found.ids) > window.limit:
-            return Page(page.rows, ids[-1])
-        return Page(page.rows, None if found.looked_back_to is None else lowest_at(found.looked_back_to))
+        return Page(page.rows, ids[-1] if len(found) > window.limit else older)
 
     async def cancel(self, caller: Caller, id_: UUID) -> Mapping[str, Any]:
         """Asks for a cancel and returns the result; a final one is returned unchanged.
@@ -242,6 +252,15 @@ class Results:
         await self.get(caller, id_)
         async with self._database.reading() as queries:
             return await queries.rows(select(attempts).where(attempts.c.result_id == id_).order_by(attempts.c.number))
+
+
+def _bounds(window: Window) -> tuple[UUID, UUID]:
+    """The ids of a window: from the first to below the second."""
+    lowest = FIRST_ID if window.created_after is None else lowest_at(window.created_after)
+    below = window.after or LAST_ID
+    if window.created_before is not None:
+        below = min(below, end_of(window.created_before))
+    return lowest, below
 
 
 def phase(row: Mapping[str, Any]) -> str | None:

@@ -12,9 +12,9 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Select, Text, and_, cast, func, literal, select, true
 
 from app.db.engine import Database
-from app.db.ids import lowest_at
+from app.db.ids import FIRST_ID, lowest_at
 from app.db.tables import contexts, results
-from app.queue.words import FIRST_ID, Wanted
+from app.queue.words import Wanted
 from app.services.callers import Caller
 from app.services.ticket_words import FoundIds, TicketWords, upper_bound
 

@@ -12,6 +12,7 @@ from app.db.ids import uuid7
 from app.db.tables import results
 from app.dispatch.janitor import add_words
 from app.queue.words import WordStore
+from app.services import ticket_walk
 from app.services.pages import PAGE_BYTES, SLICE_BYTES
 from app.services.results import LISTED
 from tests.service import Service
@@ -115,3 +116,70 @@ async def test_results_are_found_by_the_words_of_prompt_and_answer(
     assert [page[0]["id"] for page in await pages(api, "text=x+lake&status=completed&limit=1")] == ids[::-1]
     assert await pages(api, "text=lake&model=other") == [[]]
     assert (await api.client.get("/results/?text=!")).status_code == 422
+
+
+async def test_several_filters_find_the_same_however_far_each_request_comes(
+    api: Service, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a request ends where its time is over, without what it has not looked at."""
+    draw = random.Random(5)
+    contexts = [str(uuid7()) for _ in range(3)]
+    async with database.hot() as connection:
+        await connection.executemany(
+            "INSERT INTO contexts (id, content) VALUES ($1, 'x')", [(id_,) for id_ in contexts]
+        )
+        await connection.executemany(
+            "INSERT INTO results (id, context_id, model, parameters, status, completed_at, output, finish_reason,"
+            " error_code, error_message, client_reference, owner_id, created_at) VALUES ($1, $2, $3, '{}', $4,"
+            " CASE WHEN $4 <> 'pending' THEN now() END, CASE WHEN $4 = 'completed' THEN 'x' END,"
+            " CASE WHEN $4 = 'completed' THEN 'stop' END, CASE WHEN $4 = 'failed' THEN 'x' END,"
+            " CASE WHEN $4 = 'failed' THEN 'x' END, $5, $6, uuid_extract_timestamp($1))",
+            [
+                (
+                    uuid7(),
+                    draw.choice(contexts[:2]),
+                    draw.choice("ab"),
+                    draw.choice(("pending", "completed", "failed")),
+                    draw.choice(("r", None)),
+                    # Nobody else's are found.
+                    0 if number % 10 else 1,
+                )
+                for number in range(200)
+            ],
+        )
+        rows = [
+            dict(row) for row in await connection.fetch("SELECT * FROM results WHERE owner_id = 0 ORDER BY id DESC")
+        ]
+    monkeypatch.setattr(ticket_walk, "FIRST_ROWS", 7)
+    monkeypatch.setattr(ticket_walk, "MOST_ROWS", 14)
+    monkeypatch.setattr(ticket_walk, "MAX_SECONDS", 0.0)
+    moment = rows[60]["created_at"].isoformat().replace("+", "%2B")
+    made = {str(row["id"]): row["created_at"] for row in rows}
+    short = False
+    for wanted in (
+        *(
+            {"context_id": id_, "status": status}
+            for id_ in contexts[1:]
+            for status in ("pending", "completed", "failed")
+        ),
+        {"model": "a", "status": "pending"},
+        {"model": "b"},
+        {"status": "failed"},
+        {"context_id": contexts[0]},
+        {"model": "b", "status": "failed", "context_id": contexts[0]},
+        {"client_reference": "r", "model": "a", "status": "completed", "context_id": contexts[1]},
+        {"client_reference": "none", "model": "a"},
+    ):
+        expected = [str(row["id"]) for row in rows if all(str(row[name]) == value for name, value in wanted.items())]
+        query = "&".join(f"{name}={value}" for name, value in wanted.items())
+        for limit in (3, 1000):
+            found = await pages(api, f"limit={limit}&{query}")
+            assert [each["id"] for page in found for each in page] == expected, (query, limit)
+            short |= len(found) > 1 and limit == 1000
+        found = await pages(api, f"{query}&created_after={moment}")
+        later = [id_ for id_ in expected if made[id_] > rows[60]["created_at"]]
+        assert [each["id"] for page in found for each in page] == later
+        found = await pages(api, f"{query}&created_before={moment}")
+        earlier = [id_ for id_ in expected if made[id_] < rows[60]["created_at"]]
+        assert [each["id"] for page in found for each in page] == earlier
+    assert short

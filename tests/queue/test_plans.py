@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from app.db.engine import HOT_SETTINGS
-from app.db.ids import uuid7
+from app.db.ids import FIRST_ID, LAST_ID, uuid7
 from app.db.queries import compiled
 from app.db.tables.results import SettledColumns
 from app.queue import backlog
@@ -27,6 +27,7 @@ from app.queue.store import settlement_row
 from app.queue.ticket import Outcome, Settlement, Status
 from app.services.contexts import newest_requests
 from app.services.results import GET, GET_PLACED
+from app.services.ticket_walk import step_query, ways
 from tests.conftest import with_database
 from tests.postgres_server import RunningPostgres
 
@@ -143,6 +144,32 @@ async def test_the_gauges_read_what_is_pending_and_nothing_else(history: Any) ->
 async def test_cost_of_a_poll_does_not_grow_with_history(history: Any) -> None:
     id_ = await history.fetchval("SELECT id FROM results WHERE status = 'completed' LIMIT 1")
     check(await plan(history, GET, id_, 0), "results_by_owner", 1)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "indexes"),
+    [
+        ({"context_id": OTHER_CONTEXT, "status": "pending"}, ["results_by_context", "results_by_status"]),
+        ({"model": "broken", "status": "completed"}, ["results_by_model", "results_by_status"]),
+        ({"context_id": OTHER_CONTEXT, "model": "m1"}, ["results_by_context", "results_by_model"]),
+        (
+            {"model": "m1", "status": "failed", "client_reference": "ref-1"},
+            ["results_by_client_reference", "results_failed_by_model", "results_by_status"],
+        ),
+    ],
+)
+async def test_a_list_by_several_filters_walks_no_further_than_it_is_told(
+    history: Any, wanted: dict[str, Any], indexes: list[str]
+) -> None:
+    for way, index in zip(ways(wanted), indexes, strict=True):
+        text, values = compiled(step_query(way, {"owner_id": 0, **wanted}, (FIRST_ID, LAST_ID), 100))
+        await history.execute("SET plan_cache_mode = force_custom_plan")
+        try:
+            rows = await history.fetch(f"EXPLAIN (ANALYZE, FORMAT JSON) {text}", *values)
+        finally:
+            await history.execute("SET plan_cache_mode = force_generic_plan")
+        found = json.loads(rows[0][0])[0]["Plan"]
+        check(found, index, 100)
 
 
 async def test_a_position_reads_no_further_than_its_limit(history: Any) -> None:

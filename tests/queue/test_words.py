@@ -13,12 +13,12 @@ import asyncpg
 import pytest
 
 from app.db.engine import Database
-from app.db.ids import lowest_at, uuid7
+from app.db.ids import FIRST_ID, lowest_at, uuid7
 from app.db.tables.contexts import Prompt
 from app.dispatch.janitor import add_words
 from app.queue.store import QueueStore
 from app.queue.ticket import Submission
-from app.queue.words import FIRST_ID, SPANS, Wanted, WordStore
+from app.queue.words import SPANS, Wanted, WordStore
 from app.services import ticket_words
 from app.services.callers import Caller
 from app.services.ticket_list import Search, State, TicketList

@@ -32,7 +32,7 @@ from app.queue.statements.keys import KEY_IN_USE
 from app.queue.statements.position import POSITION
 from app.queue.statements.release import RELEASE
 from app.queue.statements.renew import RENEW
-from app.queue.statements.settle import OUTPUT_FILE_COLUMNS, SETTLE
+from app.queue.statements.settle import SETTLE
 from app.queue.statements.submit import CREATE_CONTEXT, FLUSH, SUBMIT_UNFLUSHED
 from app.queue.ticket import Claim, Claims, Held, Idempotency, Release, Settlement, Submission
 
@@ -134,8 +134,9 @@ class QueueStore:
         claimed = [row for row in rows if row["id"] is not None]
         count_claims(claimed)
         claims = [_claim(row) for row in claimed]
-        left_out, held_back = rows[0]["left_out"], rows[0]["held_back"]
-        raced = rows[0]["seen"] > len(claims) + left_out + held_back or rows[0]["admitted"] > len(claims)
+        left_out, admitted = rows[0]["left_out"], rows[0]["admitted"]
+        held_back = rows[0]["placed"] - admitted
+        raced = rows[0]["seen"] > len(claims) + left_out + held_back or admitted > len(claims)
         return Claims(claims, raced=raced, left_out=left_out, held_back=held_back, granted=rows[0]["granted"] or {})
 
     async def renew(self, held: Sequence[tuple[UUID, UUID, str | None]], *, lease_seconds: float) -> dict[UUID, Held]:
@@ -152,9 +153,10 @@ class QueueStore:
             for end in settlements
             for file in end.files
         ]
-        kept = _columns(files, lambda file: file) if files else [[]] * OUTPUT_FILE_COLUMNS
+        kept = _columns(files, lambda file: file) if files else []
+        statement = SETTLE[bool(files), any(end.host_id is not None for end in settlements)]
         async with self._database.hot() as connection:
-            rows = await connection.fetch(SETTLE, *columns, *kept)
+            rows = await connection.fetch(statement, *columns, *kept)
         count_final(rows)
         return {row["id"] for row in rows}
 

@@ -22,7 +22,7 @@ from app.queue.statements.claim import CLAIM
 from app.queue.statements.position import POSITION, POSITION_LIMIT
 from app.queue.statements.release import RELEASE
 from app.queue.statements.renew import RENEW
-from app.queue.statements.settle import OUTPUT_FILE_COLUMNS, SETTLE
+from app.queue.statements.settle import SETTLE
 from app.queue.store import settlement_row
 from app.queue.ticket import Outcome, Settlement, Status
 from app.services.contexts import newest_requests
@@ -265,11 +265,10 @@ async def test_a_plan_made_while_the_tables_were_empty_stays_good(postgres: Runn
         Settlement(id_, uuid7(), Status.FAILED, Outcome.FAILED, "s", SettledColumns(), "broken", "It_broke")
         for id_ in ids
     ]
-    no_files: list[list[Any]] = [[]] * OUTPUT_FILE_COLUMNS
     arguments = {
         "claim": (CLAIM, ["m"] * 20, texts, 30.0, "d", *REST),
         "renew": (RENEW, ids, nobody, texts, 30.0),
-        "settle": (SETTLE, *zip(*map(settlement_row, ends), strict=True), *no_files),
+        "settle": (SETTLE[False, False], *zip(*map(settlement_row, ends), strict=True)),
         "release": (
             RELEASE, ids, nobody, texts, texts, [1.0] * 20, ["true"] * 20, none, none, *[[0.0] * 20] * 2, none, none,
         ),

@@ -37,9 +37,8 @@ WITH RECURSIVE unflushed AS MATERIALIZED (
          unflushed
 ), free AS (
     SELECT l.model, l.server, count(*) AS n, count(*) FILTER (WHERE x.number < l.open) AS open
-    FROM (SELECT DISTINCT model, server, most, open FROM offered) l
-    JOIN server_slots x ON x.server = l.server AND x.model = l.model AND x.number < l.most
-    WHERE {FREE_SLOT} GROUP BY l.model, l.server
+    FROM offered l JOIN server_slots x ON x.server = l.server AND x.model = l.model AND x.number < l.most
+    WHERE l.nth = 1 AND {FREE_SLOT} GROUP BY l.model, l.server
 ), wishes (model, wish) AS (
     -- Those of the tickets that are pending; '' is none.
     SELECT DISTINCT model, '' FROM offered
@@ -102,7 +101,12 @@ WITH RECURSIVE unflushed AS MATERIALIZED (
         WHERE t.owners > 1
     ) soonest WHERE number <= n GROUP BY model, wish, owner_id
 ), due AS MATERIALIZED (
-    SELECT p.id, s.model, s.wish, p.rank, p.context_id, p.stored_bytes, p.answer_bytes
+    -- Known without reading them: the length of a text, and that of a document which is stored as it is (EXTERNAL).
+    SELECT p.id, s.model, s.wish, p.rank, p.answer_bytes, p.stored_bytes + (
+        SELECT coalesce(octet_length(c.content), 0) + coalesce(pg_column_size(c.messages), 0)
+               + coalesce(pg_column_size(c.inputs), 0)
+        FROM contexts c WHERE c.id = p.context_id
+    ) AS prompt_bytes
     FROM shares s CROSS JOIN LATERAL (
         SELECT r.id, r.rank, r.context_id, pg_column_size(r.parameters) + coalesce(pg_column_size(r.request), 0)
                    AS stored_bytes,
@@ -113,19 +117,11 @@ WITH RECURSIVE unflushed AS MATERIALIZED (
         LIMIT s.n
         FOR UPDATE SKIP LOCKED
     ) p
-), sized AS (
-    -- Known without reading them: the length of a text, and that of a document which is stored as it is (EXTERNAL).
-    SELECT d.id, d.model, d.wish, d.rank, d.answer_bytes, d.stored_bytes + (
-        SELECT coalesce(octet_length(c.content), 0) + coalesce(pg_column_size(c.messages), 0)
-               + coalesce(pg_column_size(c.inputs), 0)
-        FROM contexts c WHERE c.id = d.context_id
-    ) AS prompt_bytes
-    FROM due d
 ), picked AS MATERIALIZED (
     SELECT id, model, wish, rank, prompt_bytes, answer_bytes,
            row_number() OVER (PARTITION BY model, wish ORDER BY rank, id) AS number,
            row_number() OVER ranked = 1 OR sum(prompt_bytes + answer_bytes) OVER ranked <= $9 AS fits
-    FROM sized WINDOW ranked AS (ORDER BY rank, id)
+    FROM due WINDOW ranked AS (ORDER BY rank, id)
 ), matched AS (
     -- A ticket with a wish and one without may have been given the same slot.
     SELECT p.id, p.prompt_bytes, p.answer_bytes, p.rank > now() AS yields, model, s.server, s.most, s.open, s.place,
@@ -191,8 +187,7 @@ WITH RECURSIVE unflushed AS MATERIALIZED (
 )
 SELECT q.*, {ASKED.of("c")}, (SELECT coalesce(sum(seen), 0) FROM shares)::int AS seen,
        (SELECT count(*) FROM picked WHERE NOT fits) AS left_out,
-       (SELECT count(*) FROM admitted)::int AS admitted,
-       ((SELECT count(*) FROM placed) - (SELECT count(*) FROM admitted))::int AS held_back,
+       (SELECT count(*) FROM admitted) AS admitted, (SELECT count(*) FROM placed) AS placed,
        (SELECT jsonb_object_agg(model, n) FROM wanted
         WHERE wish = '' AND model NOT IN (SELECT model FROM wishes WHERE wish > '')) AS granted
 FROM (VALUES (1)) AS always(one)

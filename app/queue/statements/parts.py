@@ -58,6 +58,6 @@ def count_earlier_days(source: str) -> str:
 
 
 # How a claim is found: by id, whatever the planner believes. A plan is kept for minutes, and one made while the table
-# was almost empty may find the row among all pending ones; the array and the IS TRUE leave it no way but the key's.
-HELD = """r.id = g.id AND r.id = ANY ($1::uuid[]) AND r.attempt_token = g.token
-      AND (r.status = 'pending') IS TRUE"""
+# was almost empty may find the row among all pending ones; an array of one and the IS TRUE leave it no way but that of
+# the key.
+HELD = """r.id = ANY (ARRAY[g.id]) AND r.attempt_token = g.token AND (r.status = 'pending') IS TRUE"""

@@ -22,8 +22,18 @@ _OUTPUT_FILE = [
     *(("result_id", "uuid"), ("response", "int"), ("name", "text"), ("element", "int"), ("media_type", "text")),
     ("data", "bytea"),
 ]
-OUTPUT_FILE_COLUMNS = len(_OUTPUT_FILE)
-SETTLE = f"""
+
+
+def _settle(*, files: bool, hosts: bool) -> str:
+    today = f" * {TODAY_PART}" if hosts else ""
+    kept = f""", kept AS (
+    INSERT INTO output_files ({", ".join(name for name, _ in _OUTPUT_FILE)})
+    SELECT f.* FROM {unnested(_OUTPUT_FILE, "f", after=len(_SETTLEMENT))} JOIN settled s ON s.id = f.result_id
+)"""
+    counted_before = f""", counted_before AS (
+    {count_earlier_days("settled")}
+)"""
+    return f"""
 WITH given AS (
     SELECT * FROM {unnested(_SETTLEMENT, "g")}
 ), settled AS (
@@ -44,25 +54,16 @@ WITH given AS (
     RETURNING r.id, r.attempt_count, r.dispatcher, r.server, old.attempt_started_at AS attempt_started_at,
               g.outcome, g.spent, r.error_message, r.prompt_tokens, r.completion_tokens,
               g.gpu_seconds, g.cost, g.host_id, r.provenance, {ENDED}
-), kept AS (
-    INSERT INTO output_files ({", ".join(name for name, _ in _OUTPUT_FILE)})
-    SELECT f.* FROM {unnested(_OUTPUT_FILE, "f", after=len(_SETTLEMENT))} JOIN settled s ON s.id = f.result_id
-), recorded AS (
+){kept if files else ""}, recorded AS (
     INSERT INTO attempts (result_id, number, dispatcher, server, started_at, ended_at, outcome, error_code,
                           error_message, prompt_tokens, completion_tokens, gpu_seconds, cost, provenance)
     SELECT id, attempt_count, dispatcher, server, attempt_started_at, now(), outcome, error_code, error_message,
            prompt_tokens, completion_tokens, gpu_seconds, cost, provenance
     FROM settled WHERE spent
 ), counted AS (
-    {
-    count_usage(
-        "prompt_tokens", "completion_tokens", f"gpu_seconds * {TODAY_PART}", f"cost * {TODAY_PART}", host="host_id"
-    )
-}
+    {count_usage("prompt_tokens", "completion_tokens", f"gpu_seconds{today}", f"cost{today}", host="host_id")}
     FROM settled GROUP BY owner_id, key_id, model, host_id, error_code
-), counted_before AS (
-    {count_earlier_days("settled")}
-), announced AS (
+){counted_before if hosts else ""}, announced AS (
     {WEBHOOKS}
     FROM settled WHERE {WEBHOOK_WANTED}
 ), woken AS (
@@ -72,3 +73,8 @@ SELECT id, model, status, error_code, prompt_tokens, completion_tokens, gpu_seco
        (SELECT count(*) FROM woken)
 FROM settled
 """
+
+
+# By whether a result has files, and whether one ran on a rented host. Postgres starts each part of a statement, also
+# one that then has nothing to do.
+SETTLE = {(files, hosts): _settle(files=files, hosts=hosts) for files in (False, True) for hosts in (False, True)}

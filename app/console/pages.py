@@ -41,6 +41,7 @@ async def page(request: Request, template: str, gather: Gather) -> Response:
 
 
 async def _changes(request: Request, template: str, gather: Gather) -> AsyncGenerator[bytes]:
+    """Goes on until this process stops or the session ends: the browser comes again then."""
     services, parts, shown = services_of(request), Parts(request, template), Shown(request)
 
     async def make() -> dict[str, str]:
@@ -52,10 +53,9 @@ async def _changes(request: Request, template: str, gather: Gather) -> AsyncGene
     async with aclosing(services.pulse.versions(key, make)) as versions:
         async for made in versions:
             if services.streams.closed or not await still_known(request):
-                break
+                return
             for each in shown.changed(made):
                 yield each
-    yield event_bytes(b"{}", "ended")
 
 
 class Parts:

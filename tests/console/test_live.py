@@ -1,20 +1,22 @@
 """What keeps a page current: made once for all who look at it, and told to each as its own."""
 
 import asyncio
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from typing import Any
 
 import httpx
 import pytest
 from pydantic_core import from_json
 
+from app.config import Settings
 from app.console.entrance import COOKIE
 from app.services.callers import Scope
 from app.services.pulse import MOST_AT_ONCE, Pulse
 from app.services.sessions import form_token
 from tests.console.test_entrance import logged_in
 from tests.keys.conftest import MakeKey
-from tests.service import Service, eventually
+from tests.service import Service, eventually, running_api
 
 
 class Making:
@@ -143,9 +145,31 @@ async def test_each_browser_gets_forms_of_its_own_and_who_logs_out_nothing_more(
             data = {"form": tokens[0], "state": "draining"}
             assert (await one.post(f"{path}/wanted", data=data)).status_code == 303
             assert "Activate" in await part_of(told, "live_actions")
-            # Nothing of what came after its log-out.
-            rest = [name async for name, _ in told_too]
-            assert rest[-1:] == ["ended"]
+            # Nothing of what came after its log-out, and its browser comes again to be told so.
+            assert "Activate" not in str([data async for name, data in told_too if name == "part"])
+        assert (await other.get(path, headers={"Accept": "text/event-stream"})).status_code == 401
+
+
+async def test_a_page_of_an_api_that_stops_is_not_told_that_it_ended(make_settings: Callable[..., Settings]) -> None:
+    told: list[str] = []
+    async with AsyncExitStack() as stack:
+        async with running_api(make_settings()) as running:
+            address = running.client.base_url
+            browser = await stack.enter_async_context(
+                httpx.AsyncClient(base_url=address, trust_env=False, verify=False)
+            )
+            events = await stack.enter_async_context(following(browser, "/console/"))
+            await part_of(events, "live_counts")
+            rest = asyncio.ensure_future(_names(events, told))
+        await rest
+    # A browser whose stream just ends opens it again, at the API that comes after.
+    assert "ended" not in told
+
+
+async def _names(events: Any, told: list[str]) -> None:
+    with suppress(httpx.TransportError):
+        async for name, _ in events:
+            told.append(name)
 
 
 @pytest.mark.parametrize("path", ["/console/", "/console/tickets"])

@@ -14,6 +14,8 @@ function localise(part) {
 }
 
 let stream = null;
+// When the page was last known to be as it is.
+let current = new Date();
 let chosen = -1;
 // The parts of the page as the server made them: one that comes again as it was is left alone, under a pointer too.
 const shown = new Map([...document.querySelectorAll("[id^=live_]")].map((place) => [place.id, place.innerHTML]));
@@ -26,11 +28,13 @@ function follow() {
   if (stream || document.hidden || document.documentElement.dataset.live !== "on") return;
   stream = new EventSource(document.documentElement.dataset.stream ?? location.href.split("#")[0]);
   stream.addEventListener("open", () => {
+    current = new Date();
     say("live");
     // What comes now is told from its beginning.
     for (const growing of document.querySelectorAll("[data-growing]")) growing.textContent = "";
   });
   stream.addEventListener("part", (event) => {
+    current = new Date();
     const { part, html } = JSON.parse(event.data);
     const place = document.getElementById(part);
     if (!place || place.contains(document.activeElement) && document.activeElement.matches("textarea, input")) return;
@@ -58,7 +62,9 @@ function follow() {
   });
   stream.addEventListener("ended", () => leave(""));
   stream.addEventListener("error", () => {
-    say(stream && stream.readyState === EventSource.CLOSED ? "not live: load the page again" : "reconnecting…");
+    const since = sameDay.format(current);
+    const closed = stream && stream.readyState === EventSource.CLOSED;
+    say(closed ? `not live since ${since}: load the page again` : `reconnecting… as of ${since}`);
   });
 }
 
@@ -148,6 +154,9 @@ document.addEventListener("click", async (event) => {
 document.addEventListener("visibilitychange", () => (document.hidden ? leave("paused") : follow()));
 addEventListener("pagehide", () => leave(""));
 
+// What was just done is said once: a page that is loaded again does not say it again.
+const said = document.querySelector("[data-once]");
+if (said) history.replaceState(null, "", said.dataset.once);
 // On a phone the pages' names stand in one line, which scrolls.
 document.querySelector("nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 localise(document);

@@ -52,6 +52,7 @@ def banner(settings: LocalSettings, trial: Trial, seconds: float, models: dict[s
         "",
         f"{bold}Ready after {seconds:.1f} s.{plain} Ctrl-C stops everything.",
         "",
+        f"  Console   {bold}{url}/console/{plain}",
         f"  API       {bold}{url}{plain}",
         f"  API docs  {bold}{url}/docs{plain}",
         *(f"  Model     {bold}{name}{plain}: {words}" for name, words in models.items()),

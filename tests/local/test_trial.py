@@ -70,6 +70,7 @@ def test_servers_that_do_not_answer_are_said_to_have_no_model(full_checkout: Che
 
 def test_where_a_key_is_needed_the_banner_says_so(full_checkout: Checkout) -> None:
     runner = full_checkout.make("run", TRITON_URLS="127.0.0.1:1", AUTH_REQUIRED="true").ready()
+    assert "/console/" in next(line for line in runner.output.splitlines() if line.startswith("  Console "))
     assert "Requests need an API key: `make key NAME=me` prints one" in runner.output
     assert lines_of(runner) == []
     assert (Path(__file__).parents[2] / "docs/keys.md").exists()

@@ -62,11 +62,24 @@ async def batch(request: Request, batch_id: UUID) -> Response:
             "batch": shown(row, names),
             "files": {what: names[id_] for what, id_ in ids.items() if id_ in names},
             "so_far": [SO_FAR[done] for done in (True, False) if done in so_far],
+            "waits": await _waits(request, row),
             "failures": await services.batches.failures(caller, batch_id),
             "refused": row["errors"] if row["status"] == "failed" else None,
         }
 
     return await page(request, "batch.html", gather)
+
+
+async def _waits(request: Request, row: Row) -> dict[str, Any] | None:
+    """Why none of its lines runs yet; None where one does, or did."""
+    services, caller = services_of(request), caller_of(request)
+    if row["status"] != "in_progress" or row["completed"] + row["failed"]:
+        return None
+    if (id_ := await services.batches.pending(row["id"])) is None:
+        return None
+    line = await services.results.get_placed(caller, id_)
+    waiting = await services.results.waiting(line)
+    return None if waiting is None else {"model": line["model"], "waiting": waiting}
 
 
 @router.get("/{batch_id}/files/{which}", dependencies=[READ])
@@ -107,7 +120,9 @@ def to_batch(request: Request, id_: UUID) -> Response:
 def shown(row: Row, names: Mapping[UUID, str]) -> dict[str, Any]:
     """A batch as both pages show it."""
     done, total = row["completed"] + row["failed"], row["total"]
-    parts = [Share("succeeded", "good", row["completed"]), Share("failed", "bad", row["failed"])]
+    cancelled = row["status"] in ("cancelling", "cancelled")
+    rest = Share("cancelled or failed", "warn", row["failed"]) if cancelled else Share("failed", "bad", row["failed"])
+    parts = [Share("succeeded", "good", row["completed"]), rest]
     return {
         "id": row["id"],
         "name": object_id("batch", row["id"]),

@@ -23,7 +23,8 @@ class Line:
 def line_chart(title: str, lines: Sequence[Line], ends: tuple[str, str], unit: str = "") -> Markup:
     """Lines over time, all on one scale from 0 to the greatest value; `ends` are the words below the first and last."""
     top = max((value for line in lines for value in line.values), default=0) or 1
-    drawn = [_path(line, top) for line in lines]
+    # A line of nothing would lie on the base line and hide what is there.
+    drawn = [_path(line, top) for line in lines if any(line.values)]
     said = ", ".join(f"{line.name} {_worded(line.values[-1], unit)} at the end" for line in lines if line.values)
     shown = _worded(top, unit)
     return _framed(f"{title}: up to {shown}; {said}", shown, drawn, lines, ends)

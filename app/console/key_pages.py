@@ -93,6 +93,7 @@ async def _page(
         "new": new,
         "key": key,
         "id": uuid7(),
+        "address": str(request.base_url).rstrip("/"),
         "own": caller.key_id,
         "form": form_token_of(request),
     }

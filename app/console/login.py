@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
@@ -21,9 +21,9 @@ router = APIRouter(prefix=PREFIX, route_class=PageRoute, include_in_schema=False
 
 
 @router.get("/login", dependencies=[OPEN])
-async def log_in(request: Request, to: str = "") -> Response:
-    form = form_token_of(request)
-    return with_cookie(request, html(request.scope, "login.html", form=form, to=_inside(to), refused=None))
+async def log_in(request: Request, to: str = "", ended: str = "") -> Response:
+    values: dict[str, Any] = {"form": form_token_of(request), "to": _inside(to), "ended": bool(ended), "refused": None}
+    return with_cookie(request, html(request.scope, "login.html", **values))
 
 
 @router.post("/login", dependencies=[OPEN])
@@ -34,7 +34,7 @@ async def logged_in(
     try:
         token = await services_of(request).sessions.open(key.strip(), address)
     except (Unauthorized, TooManyGuesses) as error:
-        values = {"form": form_token_of(request), "to": _inside(to), "refused": error.detail}
+        values = {"form": form_token_of(request), "to": _inside(to), "ended": False, "refused": error.detail}
         page = html(request.scope, "login.html", error.status, **values)
         return with_retry_after(page, error)
     # Another token than before, which somebody else may have put there.

@@ -24,6 +24,7 @@ from app.services.lines import lines_of
 from app.services.wishes import ANY
 
 PROMPTS_SHOWN = 3
+WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 FIELDS = ("model", "template", "system", "max_tokens", "temperature")
 
 router = APIRouter(prefix=f"{PREFIX}/batches", route_class=PageRoute, include_in_schema=False)
@@ -96,6 +97,8 @@ async def _draft(request: Request, file: UploadFile | None, given: Given) -> Dra
     if file.size > most:
         raise BodyTooLarge(f"The file is larger than {most:,} bytes; make several of it, or raise MAX_FILE_BYTES.")
     name = file.filename.replace("\x00", "")
+    if name.lower().endswith(WORKBOOKS):
+        raise invalid("file", "is a workbook of a spreadsheet program: save its table as CSV in UTF-8, and choose that")
     prepare = preparing(replace(services, images=None))
     if name.lower().endswith((".csv", ".tsv")):
         table = CsvRequests(file.file, _asking(given))

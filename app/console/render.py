@@ -9,7 +9,7 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import nh3
 from fastapi import Response
@@ -23,6 +23,7 @@ from app.api.problems import route_path
 from app.console.navigation import entries
 from app.errors import AppError
 from app.key_errors import Unauthorized
+from app.queue.ticket import CANCELLED
 from app.services.callers import Scope
 from app.services.results import phase
 
@@ -109,8 +110,8 @@ def badge(state: str) -> Markup:
 
 
 def state_of(row: Mapping[str, Any]) -> str:
-    """Status and phase in one word."""
-    return phase(row) or str(row["status"])
+    """Status and phase in one word; what was cancelled on request did not fail."""
+    return phase(row) or (CANCELLED if row["error_code"] == CANCELLED else str(row["status"]))
 
 
 ENVIRONMENT = Environment(
@@ -157,9 +158,20 @@ def error_page(scope: Connection, error: AppError) -> Response:
         if "cookie" not in headers and headers.get("sec-fetch-site") == "cross-site" and scope["method"] == "GET":
             return HTMLResponse(ONCE_MORE, headers=HEADERS)
         text = scope["query_string"].decode("latin-1")
-        back = route_path(scope) + (f"?{text}" if text else "") if scope["method"] == "GET" else "/console/"
-        return RedirectResponse(f"{root(scope)}/console/login?{urlencode({'to': back})}", 303, headers=HEADERS)
+        came = _page_before(scope, headers)
+        back = route_path(scope) + (f"?{text}" if text else "") if scope["method"] == "GET" else came or "/console/"
+        to = {"to": back} | ({"ended": "yes"} if came else {})
+        return RedirectResponse(f"{root(scope)}/console/login?{urlencode(to)}", 303, headers=HEADERS)
     return with_retry_after(html(scope, "error.html", error.status, error=error, form=None), error)
+
+
+def _page_before(scope: Connection, headers: Mapping[str, str]) -> str:
+    """The page of the console that led here, which only somebody who was logged in had; empty where there is none."""
+    address = urlsplit(headers.get("referer", ""))
+    path = address.path.removeprefix(root(scope))
+    if headers.get("sec-fetch-site") != "same-origin" or not path.startswith("/console/"):
+        return ""
+    return "" if path == "/console/login" else path + (f"?{address.query}" if address.query else "")
 
 
 def with_retry_after(page: Response, error: AppError) -> Response:

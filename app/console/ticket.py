@@ -17,6 +17,7 @@ from app.console.entrance import PREFIX, PageRoute
 from app.console.following import ticket_followed
 from app.console.pages import page, wants_events
 from app.console.render import HEADERS, state_of
+from app.queue.statements.position import POSITION_LIMIT
 from app.queue.ticket import Status
 from app.services.chats import chat_of
 
@@ -45,6 +46,7 @@ async def _shown(request: Request, id_: UUID) -> dict[str, Any]:
         "phase": state_of(row),
         "final": Status(row["status"]).final,
         "waiting": waiting,
+        "position_limit": POSITION_LIMIT,
         "prompt": context,
         "chat_id": chat_of(row["client_reference"]),
         "attempts": await services.results.attempts(caller, id_),

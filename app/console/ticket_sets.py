@@ -1,4 +1,4 @@
-"""What is done with all tickets that match, after their number was said: an export, and running them again."""
+"""What is done with all tickets that match, after their number was said: export, cancel, and run again."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from app.console.usage_pages import FORMULA
 from app.db.ids import uuid7
 from app.errors import LineDefective, Removed, ResultNotFound, ResultPending
 from app.openai.batch_lines import json_line
-from app.services.ticket_list import EXPORTED, EXPORTED_OF_PROMPT, MOST_COUNTED
+from app.services.ticket_list import EXPORTED, EXPORTED_OF_PROMPT, MOST_COUNTED, Search
 
 RETRIES_AT_ONCE = 8
 NAMES = (*EXPORTED, *EXPORTED_OF_PROMPT)
 MEDIA_TYPES = {"jsonl": "application/jsonl", "csv": "text/csv; charset=utf-8"}
 # Such a ticket is left out of those that are run again.
 NOT_AGAIN = (ResultPending, ResultNotFound, LineDefective, Removed)
+NOT_OF_NEW = ("state", "error", "server", "after", "before")
 
 router = APIRouter(prefix=f"{PREFIX}/tickets", route_class=PageRoute, include_in_schema=False)
 
@@ -74,9 +75,31 @@ def _cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
+@router.get("/cancel", dependencies=[SUBMIT])
+async def ask_to_cancel(request: Request, searched: Searched) -> Response:
+    """Says how many would be looked at before any is cancelled."""
+    return await _asked(request, searched, "cancel.html")
+
+
+@router.post("/cancel", dependencies=[SUBMIT])
+async def cancel(request: Request, searched: Searched, once: Once = "") -> Response:
+    """Cancels those that match and are not final; of more than MOST_COUNTED, the newest.
+
+    `once` is the UUIDv7 of the form: what came after it was not in the number that it said.
+    """
+    search, given = searched
+    services, caller = services_of(request), caller_of(request)
+    ids = await services.ticket_list.ids(caller, search, UUID(once) if once else None)
+    return _listed(request, given, cancelled=await services.results.cancel_many(caller, ids))
+
+
 @router.get("/retry", dependencies=[SUBMIT])
 async def ask_to_retry(request: Request, searched: Searched) -> Response:
     """Says how many would be looked at before any is run again."""
+    return await _asked(request, searched, "retry.html")
+
+
+async def _asked(request: Request, searched: tuple[Search, dict[str, str]], template: str) -> Response:
     search, given = searched
     values: dict[str, Any] = {
         "counted": await services_of(request).ticket_list.count(caller_of(request), search),
@@ -85,7 +108,7 @@ async def ask_to_retry(request: Request, searched: Searched) -> Response:
         "form": form_token_of(request),
         "once": uuid7().hex,
     }
-    return with_cookie(request, html(request.scope, "retry.html", **values))
+    return with_cookie(request, html(request.scope, template, **values))
 
 
 @router.post("/retry", dependencies=[WORK])
@@ -99,14 +122,21 @@ async def retry(request: Request, searched: Searched, once: Once = "") -> Respon
     services, caller = services_of(request), caller_of(request)
     form = UUID(once) if once else uuid7()
     ids = iter(await services.ticket_list.ids(caller, search, form))
+    made = 0
 
     async def work() -> None:
+        nonlocal made
         for id_ in ids:
             try:
                 await services.submissions.retry(caller, id_, f"console-{form.hex}-{id_}")
             except NOT_AGAIN:
                 continue
+            made += 1
 
     await asyncio.gather(*(work() for _ in range(RETRIES_AT_ONCE)))
-    kept = {name: value for name, value in given.items() if name != "state"}
-    return RedirectResponse(f"{root_of(request)}{PREFIX}/tickets{query(kept)}", 303, HEADERS)
+    # Of the filters those that the tickets match which were made just now.
+    return _listed(request, {name: value for name, value in given.items() if name not in NOT_OF_NEW}, again=made)
+
+
+def _listed(request: Request, given: Mapping[str, str], **said: int) -> Response:
+    return RedirectResponse(f"{root_of(request)}{PREFIX}/tickets{query(given, **said)}", 303, HEADERS)

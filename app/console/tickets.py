@@ -1,4 +1,4 @@
-"""Tickets: the list with its filters, and what can be done with all of them that match."""
+"""Tickets: the list with its filters."""
 
 from __future__ import annotations
 
@@ -8,28 +8,26 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.responses import RedirectResponse
 
-from app.api.dependencies import aware, caller_of, root_of, services_of
-from app.api.security import READ, SUBMIT
+from app.api.dependencies import aware, caller_of, services_of
+from app.api.security import READ
 from app.console.entrance import PREFIX, PageRoute, form_token_of, with_cookie
 from app.console.pages import page, wants_events
-from app.console.render import HEADERS, html, query
-from app.errors import invalid
-from app.queue.words import LOOKED_AT
-from app.services.ticket_list import MOST_COUNTED, Search, Seen, State
+from app.console.render import html
+from app.errors import InvalidRequest, invalid
+from app.queue.ticket import CANCELLED
+from app.services.ticket_list import Search, Seen, State
 from app.services.ticket_words import has_words
 from app.storable import StorableText
 
 PER_PAGE = 50
-CANCELS_AT_ONCE = 8
 
 router = APIRouter(prefix=f"{PREFIX}/tickets", route_class=PageRoute, include_in_schema=False)
 
 Word = Annotated[StorableText, Query(max_length=255)]
 
 
-async def _searched(
+async def _given(
     state: str = "",
     model: Word = "",
     reference: Word = "",
@@ -40,9 +38,9 @@ async def _searched(
     meta: Word = "",
     after: str = "",
     before: str = "",
-) -> tuple[Search, dict[str, str]]:
-    """The search, and the filters as the address has them; an empty field of a form is no filter."""
-    given = {
+) -> dict[str, str]:
+    """The filters as the address has them; an empty field of a form is no filter."""
+    return {
         "state": state,
         "model": model,
         "reference": reference,
@@ -54,19 +52,37 @@ async def _searched(
         "after": after,
         "before": before,
     }
-    search = Search(
-        state=_one_of("state", state, State),
-        model=model or None,
-        reference=reference or None,
-        batch_id=_one_of("batch", batch, UUID),
-        server=server or None,
-        error_code=error or None,
-        text=_one_of("text", text, _with_words),
-        metadata=_one_of("meta", meta, _path_and_value),
-        created_after=aware("after", _one_of("after", after, _time)),
-        created_before=aware("before", _one_of("before", before, _time)),
+
+
+Given = Annotated[dict[str, str], Depends(_given)]
+
+
+async def _searched(given: Given) -> tuple[Search, dict[str, str]]:
+    return _search_of(given), given
+
+
+def _search_of(given: dict[str, str]) -> Search:
+    """Raises InvalidRequest, which names the filter that has no such form."""
+
+    def read(name: str, kind: Any = str) -> Any:
+        return _one_of(name, given[name], kind)
+
+    return Search(
+        state=read("state", State),
+        model=read("model"),
+        reference=read("reference"),
+        batch_id=read("batch", _batch_id),
+        server=read("server"),
+        error_code=read("error", _not_cancelled if given["state"] == State.CANCELLED else str),
+        text=read("text", _with_words),
+        metadata=read("meta", _path_and_value),
+        created_after=aware("after", read("after", _time)),
+        created_before=aware("before", read("before", _time)),
     )
-    return search, given
+
+
+def _batch_id(text: str) -> UUID:
+    return UUID(text.strip().removeprefix("batch_"))
 
 
 def _path_and_value(text: str) -> tuple[tuple[str, ...], str]:
@@ -74,6 +90,12 @@ def _path_and_value(text: str) -> tuple[tuple[str, ...], str]:
     if not sign or not path:
         raise ValueError
     return tuple(path.split(".")), value
+
+
+def _not_cancelled(code: str) -> str:
+    if code != CANCELLED:
+        raise ValueError
+    return code
 
 
 def _with_words(text: str) -> str:
@@ -94,8 +116,9 @@ def _one_of(name: str, text: str, kind: Any) -> Any:
     except ValueError:
         expected = {
             "state": f"is one of {', '.join(State)}",
-            "batch": "is the id of a batch, a UUID",
+            "batch": "is the id of a batch, like batch_01a228f9e52e73e8908499a021d8a3fa",
             "text": "has no word: a letter or a digit at least is needed to look for",
+            "error": "is another code than that of cancelled tickets: leave it or the state empty",
             "meta": "is a path and a value, like source.name = tests",
         }
         raise invalid(name, expected.get(name, "is a time, like 2026-01-31T08:00")) from None
@@ -105,55 +128,41 @@ Searched = Annotated[tuple[Search, dict[str, str]], Depends(_searched)]
 
 
 @router.get("", dependencies=[READ])
-async def tickets(request: Request, searched: Searched, older_than: UUID | None = None) -> Response:
-    search, given = searched
+async def tickets(
+    request: Request,
+    given: Given,
+    older_than: UUID | None = None,
+    cancelled: int | None = None,
+    again: int | None = None,
+) -> Response:
+    """`cancelled` and `again` are how many were cancelled or run again, which is said once."""
     services, caller = services_of(request), caller_of(request)
+    try:
+        search = _search_of(given)
+    except InvalidRequest as error:
+        if wants_events(request):
+            raise
+        values = await _fields(request, given) | {"refused": error, "older_than": None, "form": form_token_of(request)}
+        return with_cookie(request, html(request.scope, "tickets.html", 422, **values))
 
     async def gather() -> dict[str, Any]:
         found, counted = await asyncio.gather(
             services.ticket_list.page(caller, search, PER_PAGE, older_than),
             services.ticket_list.count(caller, search),
         )
-        return {
-            "found": found,
-            "counted": counted,
-            "given": given,
-            "search": search,
-            "looked_at": LOOKED_AT,
-            "states": list(State),
-            "models": models,
-            "seen": seen,
-            "older_than": older_than,
-        }
+        said = {"cancelled": cancelled, "again": again, "refused": None}
+        return fields | said | {"found": found, "counted": counted, "search": search, "older_than": older_than}
 
-    # Not live: what the fields offer to choose from.
+    fields = await _fields(request, given)
+    return await page(request, "tickets.html", gather)
+
+
+async def _fields(request: Request, given: dict[str, str]) -> dict[str, Any]:
+    """The form of the filters; what its fields offer to choose from is not live."""
+    services, caller = services_of(request), caller_of(request)
     models: list[str] = []
     seen = Seen((), (), ())
     if not wants_events(request):
         models = sorted(name for name in await services.catalog.names() if caller.sees(name))
         seen = await services.ticket_list.seen(caller)
-    return await page(request, "tickets.html", gather)
-
-
-@router.get("/cancel", dependencies=[SUBMIT])
-async def ask_to_cancel(request: Request, searched: Searched) -> Response:
-    """Says how many would be cancelled before any is."""
-    search, given = searched
-    counted = await services_of(request).ticket_list.count(caller_of(request), search)
-    values: dict[str, Any] = {"counted": counted, "given": given, "most": MOST_COUNTED, "form": form_token_of(request)}
-    return with_cookie(request, html(request.scope, "cancel.html", **values))
-
-
-@router.post("/cancel", dependencies=[SUBMIT])
-async def cancel(request: Request, searched: Searched) -> Response:
-    """Cancels those that match and are not final; of more than MOST_COUNTED, the newest."""
-    search, given = searched
-    services, caller = services_of(request), caller_of(request)
-    ids = iter(await services.ticket_list.ids(caller, search))
-
-    async def work() -> None:
-        for id_ in ids:
-            await services.results.cancel(caller, id_)
-
-    await asyncio.gather(*(work() for _ in range(CANCELS_AT_ONCE)))
-    return RedirectResponse(f"{root_of(request)}{PREFIX}/tickets{query(given)}", 303, HEADERS)
+    return {"given": given, "states": list(State), "models": models, "seen": seen}

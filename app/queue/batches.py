@@ -13,7 +13,7 @@ from app.db.engine import Database
 from app.db.tables import batches
 from app.queue.audit import Action, Actor, recorded
 from app.queue.statements.keys import TAKE_OVER_OLD_KEY
-from app.queue.ticket import Idempotency
+from app.queue.ticket import CANCELLED, Idempotency
 
 COLUMNS = """id, owner_id, key_id, endpoint, input_file_id, metadata, status, errors, total, completed, failed,
     prompt_tokens, completion_tokens, output_file_id, error_file_id, output_seconds, created_at, expires_at,
@@ -60,16 +60,22 @@ SELECT k.pending_limit, (
 FROM api_keys k WHERE k.id = $1 AND k.pending_limit IS NOT NULL
 """
 
-# The first lines of those that failed so far; where these are very many, of some of them.
-FAILURES = """
+# The first lines of those that failed so far, and were not cancelled; where these are very many, of some of them.
+FAILURES = f"""
 SELECT batch_line, id, client_reference, error_code, error_message FROM (
     SELECT batch_line, id, client_reference, error_code, error_message FROM results
-    WHERE batch_id = $1 AND status = 'failed' LIMIT 1000
+    WHERE batch_id = $1 AND status = 'failed' AND error_code <> '{CANCELLED}' LIMIT 1000
 ) failed ORDER BY batch_line LIMIT $2
+"""
+# Of the first that are there, one that runs before one that waits.
+PENDING = """
+SELECT id FROM (SELECT id, attempt_token FROM results WHERE batch_id = $1 AND status = 'pending' LIMIT 1000) pending
+ORDER BY attempt_token IS NULL, id LIMIT 1
 """
 WITH_FAILURES = f"""
 SELECT {COLUMNS}, (SELECT filename FROM files f WHERE f.id = input_file_id) AS filename FROM batches
-WHERE owner_id = $1 AND id >= $2 AND (failed > 0 OR status = 'failed') ORDER BY id DESC LIMIT $3
+WHERE owner_id = $1 AND id >= $2 AND (failed > 0 AND status NOT IN ('cancelling', 'cancelled') OR status = 'failed')
+ORDER BY id DESC LIMIT $3
 """
 FAILED_LINES = "SELECT batch_line FROM results WHERE batch_id = $1 AND status = 'failed'"
 
@@ -141,8 +147,13 @@ class BatchStore:
             rows: list[Row] = await connection.fetch(FAILURES, id_, limit)
         return rows
 
+    async def pending(self, id_: UUID) -> UUID | None:
+        """A line of the batch that runs, or else one that waits; None where none does."""
+        row = await self._row(PENDING, id_)
+        return None if row is None else row["id"]
+
     async def with_failures(self, owner_id: int, since: UUID, limit: int) -> list[Row]:
-        """Batches of which something failed, with their `filename`, newest first; none older than the id `since`."""
+        """Batches with failures that nobody cancelled, with their `filename`, newest first, from the id `since` on."""
         async with self._database.hot() as connection:
             rows: list[Row] = await connection.fetch(WITH_FAILURES, owner_id, since, limit)
         return rows

@@ -25,7 +25,7 @@ from app.queue.housekeeping import (
     REMOVE_COMPARISONS,
     REMOVE_CONTEXTS,
 )
-from app.queue.statements.cancel import CANCEL, CANCELLING, SWEEP
+from app.queue.statements.cancel import CANCEL, CANCEL_MANY, CANCELLING, NOT_ASKED, SWEEP
 from app.queue.statements.channels import IDS_PER_NOTIFY
 from app.queue.statements.claim import CLAIM
 from app.queue.statements.keys import KEY_IN_USE
@@ -188,6 +188,16 @@ class QueueStore:
         """Asks for a cancel; a final result stays as it is. What another key made is noted in the audit log."""
         async with self._database.hot() as connection:
             count_final(await connection.fetch(CANCEL, id_, owner_id, actor.key_id, actor.name))
+
+    async def cancel_many(self, ids: Sequence[UUID], owner_id: int, actor: Actor = KEYLESS) -> int:
+        """As `cancel`, for those of them that are pending; returns of how many nobody had asked it before."""
+        async with self._database.hot() as connection:
+            rows = await connection.fetch(CANCEL_MANY, ids, owner_id, actor.key_id, actor.name)
+            count_final(rows)
+            left = await connection.fetch(NOT_ASKED, ids, owner_id)
+        for row in left:
+            await self.cancel(row["id"], owner_id, actor)
+        return len(rows) + len(left)
 
     async def position(self, model: str, rank: datetime, id_: UUID, owner_id: int = 0, wish: str = "") -> int:
         """The place among the owner's own results for a model with the same wish.

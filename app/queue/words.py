@@ -23,6 +23,8 @@ METADATA_LEAVES = 50
 SPANS = (16, 19, 22, 25, 28, 31, 34, 37)
 # Tickets without a row are looked for among so many of the owner's newest, and of the newest and oldest pending ones.
 LOOKED_AT = 500
+# Of all owners' tickets that ended since, so many at most are looked through for the owner's.
+UNREAD = 2000
 
 # Characters that Postgres' parser would make something else of than the end of a word, as in paths and addresses.
 JOINING = "/._-@:=<>&+~#%?'\"\\|*"
@@ -129,16 +131,26 @@ _NEWEST = "SELECT id FROM found WHERE id >= $3 AND id < $4 ORDER BY id DESC LIMI
 _COUNT = "SELECT count(*) FROM (SELECT FROM found WHERE id >= $3 AND id < $4 LIMIT $5) counted"
 
 _SPAN = "r.owner_id = $1 AND r.id >= $2 AND r.id < $3"
-# Those that have no row yet.
+# Those that have no row yet, and whether these are all that ended and all that wait or run.
 REST = f"""
-WITH newest AS MATERIALIZED (
+WITH unread AS MATERIALIZED (
+    SELECT id, owner_id FROM results WHERE completed_at IS NOT NULL
+      AND (completed_at, id) > ((SELECT completed_at FROM ticket_words_progress),
+                                (SELECT result_id FROM ticket_words_progress))
+    ORDER BY completed_at, id LIMIT {UNREAD}
+), ended AS MATERIALIZED (
+    SELECT id FROM unread WHERE owner_id = $1 AND id >= $2 AND id < $3 LIMIT {LOOKED_AT}
+), pending AS MATERIALIZED (
+    (SELECT r.id FROM results r WHERE {_SPAN} AND r.status = 'pending' ORDER BY r.id DESC LIMIT {LOOKED_AT})
+    UNION (SELECT r.id FROM results r WHERE {_SPAN} AND r.status = 'pending' ORDER BY r.id LIMIT {LOOKED_AT})
+), newest AS MATERIALIZED (
     SELECT r.id FROM results r WHERE {_SPAN} ORDER BY r.id DESC LIMIT {LOOKED_AT}
 ), looked AS MATERIALIZED (
     SELECT id FROM newest WHERE NOT EXISTS (SELECT FROM ticket_words w WHERE w.result_id = newest.id)
-    UNION (SELECT r.id FROM results r WHERE {_SPAN} AND r.status = 'pending' ORDER BY r.id DESC LIMIT {LOOKED_AT})
-    UNION (SELECT r.id FROM results r WHERE {_SPAN} AND r.status = 'pending' ORDER BY r.id LIMIT {LOOKED_AT})
+    UNION SELECT id FROM ended WHERE NOT EXISTS (SELECT FROM ticket_words w WHERE w.result_id = ended.id)
+    UNION SELECT id FROM pending
 )
-SELECT r.id FROM looked JOIN results r ON r.id = looked.id JOIN contexts c ON c.id = r.context_id,
+SELECT ARRAY(SELECT r.id FROM looked JOIN results r ON r.id = looked.id JOIN contexts c ON c.id = r.context_id,
 LATERAL (
     SELECT CASE WHEN r.status <> 'pending' THEN r.status WHEN r.attempt_token IS NULL THEN 'queued' ELSE 'running' END
 ) is_in (state)
@@ -152,8 +164,20 @@ WHERE ($4::text IS NULL OR is_in.state = $4) AND ($5::text IS NULL OR r.model = 
       WHERE said.text ILIKE ALL ($13::text[])
         AND to_tsvector('simple', {spaced("said.text")}) @@ plainto_tsquery('simple', {spaced("$12::text")})
   ))
-ORDER BY r.id DESC
+  AND ($15::text IS NULL OR r.error_code IS DISTINCT FROM $15)
+ORDER BY r.id DESC) AS ids,
+(SELECT count(*) FROM unread) < {UNREAD} AND (SELECT count(*) FROM ended) < {LOOKED_AT} AS all_ended,
+(SELECT count(*) FROM pending) < 2 * {LOOKED_AT} AS all_pending
 """  # noqa: S608
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """Tickets without a row; whether all that ended were looked at, and all that wait or run."""
+
+    ids: list[UUID]
+    all_ended: bool
+    all_pending: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +191,8 @@ class Wanted:
     model: str | None = None
     server: str | None = None
     error_code: str | None = None
+    # Those with this one are left out.
+    but_error_code: str | None = None
     reference: str | None = None
     batch_id: UUID | None = None
     metadata: tuple[Sequence[str], str] | None = None
@@ -188,7 +214,8 @@ class Wanted:
         if self.metadata is not None:
             path, value = self.metadata
             named[f"meta.{'.'.join(path)}"] = value
-        return [_lexeme(name, value) for name, value in named.items() if value is not None]
+        without = [] if self.but_error_code is None else [f"!{_lexeme('error', self.but_error_code)}"]
+        return [*(_lexeme(name, value) for name, value in named.items() if value is not None), *without]
 
 
 def _lexeme(name: str, value: str) -> str:
@@ -221,11 +248,11 @@ class WordStore:
             statement, arguments = _asked(wanted, bits, spans, _COUNT)
             return int(await connection.fetchval(statement, *arguments, limit))
 
-    async def rest(self, wanted: Wanted, patterns: Sequence[str]) -> list[UUID]:
+    async def rest(self, wanted: Wanted, patterns: Sequence[str]) -> Rest:
         """Those that have no row yet, newest first; each of the `patterns`, as LIKE has them, is in the text."""
         path, value = (None, None) if wanted.metadata is None else (list(wanted.metadata[0]), wanted.metadata[1])
         async with self._database.hot() as connection:
-            rows = await connection.fetch(
+            row = await connection.fetchrow(
                 REST,
                 wanted.owner_id,
                 wanted.lowest,
@@ -241,8 +268,9 @@ class WordStore:
                 wanted.text,
                 list(patterns),
                 wanted.of_chats,
+                wanted.but_error_code,
             )
-        return [row["id"] for row in rows]
+        return Rest(row["ids"], row["all_ended"], row["all_pending"])
 
 
 def _asked(wanted: Wanted, bits: int, spans: range, then: str) -> tuple[str, list[Any]]:

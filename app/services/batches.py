@@ -134,6 +134,10 @@ class Batches:
         await self.get(caller, id_)
         return await self._store.failures(id_, FAILURES_SHOWN)
 
+    async def pending(self, id_: UUID) -> UUID | None:
+        """A ticket of the batch that runs, or else one that waits; None where none does."""
+        return await self._store.pending(id_)
+
     async def files_so_far(self, batch: Row) -> dict[bool, Row]:
         """Of a batch of `get` that has not ended, the answers (True) and errors (False) so far, where there are any."""
         parts = await self._parts.parts(batch["id"])

@@ -13,6 +13,7 @@ from app.db.ids import lowest_at
 from app.queue.backlog import read_backlog
 from app.queue.batches import BatchStore
 from app.queue.minutes import MinuteStore
+from app.queue.ticket import CANCELLED
 from app.services.callers import Caller, Scope
 from app.services.catalog import SET_ASIDE, Catalog, CatalogEntry
 from app.services.hosts import CapacityView, Hosts, PoolView, budget_uses
@@ -65,14 +66,16 @@ class Span:
     """What ended, in steps of the same length, the oldest first; the last one is not over yet."""
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], began: datetime, step: timedelta, steps: int) -> None:
-        self.completed, self.failed = [0] * steps, [0] * steps
+        # What was cancelled on request did not fail.
+        self.completed, self.failed, self.cancelled = [0] * steps, [0] * steps, [0] * steps
         # Of answers, by model.
         self.tokens: dict[str, list[int]] = {}
         self._step = step.total_seconds()
         self._last_lasted = (datetime.now(UTC) - began).total_seconds() - self._step * (steps - 1)
         for row in rows:
             place = min((row["began"] - began) // step, steps - 1)
-            (self.failed if row["error_code"] else self.completed)[place] += row["tickets"]
+            ended = {"": self.completed, CANCELLED: self.cancelled}.get(row["error_code"], self.failed)
+            ended[place] += row["tickets"]
             self.tokens.setdefault(row["model"], [0] * steps)[place] += row["tokens"]
 
     def a_second(self, values: Sequence[int]) -> list[float]:
@@ -189,7 +192,7 @@ def _errors(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
     """The most frequent first."""
     counts: dict[str, int] = {}
     for row in rows:
-        if row["error_code"]:
+        if row["error_code"] not in ("", CANCELLED):
             counts[row["error_code"]] = counts.get(row["error_code"], 0) + row["tickets"]
     return sorted(counts.items(), key=lambda each: (-each[1], each[0]))
 

@@ -36,6 +36,8 @@ from app.services.ticket_words import TicketWords, upper_bound
 from app.services.wishes import Wish, Wishes
 
 LOOK_AGAIN_SECONDS = 2.0
+# In one transaction.
+CANCELLED_AT_ONCE = 500
 # Where a host would help.
 PLANNED_FOR = ("queued", "no_server")
 
@@ -234,6 +236,14 @@ class Results:
         """
         await self._store.cancel(id_, caller.owner_id, actor_of(caller))
         return await self.get(caller, id_)
+
+    async def cancel_many(self, caller: Caller, ids: Sequence[UUID]) -> int:
+        """Asks for the cancel of the caller's own among them that are not final; returns of how many it was new."""
+        cancelled = 0
+        for place in range(0, len(ids), CANCELLED_AT_ONCE):
+            part = ids[place : place + CANCELLED_AT_ONCE]
+            cancelled += await self._store.cancel_many(part, caller.owner_id, actor_of(caller))
+        return cancelled
 
     async def forget(self, ids: Collection[UUID]) -> None:
         """Removes the texts of results that are not kept, once their answers were delivered.

@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Select, Text, and_, cast, func, literal, s
 from app.db.engine import Database
 from app.db.ids import FIRST_ID, lowest_at
 from app.db.tables import contexts, results
+from app.queue.ticket import CANCELLED
 from app.queue.words import Wanted
 from app.services.callers import Caller
 from app.services.ticket_words import FoundIds, TicketWords, upper_bound
@@ -28,12 +29,13 @@ SEEN = ("error_code", "server", "client_reference")
 
 
 class State(StrEnum):
-    """Status and phase in one word."""
+    """Status and phase in one word; what was cancelled on request did not fail."""
 
     QUEUED = "queued"
     RUNNING = "running"
     COMPLETED = "completed"
     FAILED = "failed"
+    CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class Search:
             or self.error_code
             or self.text
             or self.metadata
-            or self.state is State.RUNNING
+            or self.state in (State.RUNNING, State.FAILED, State.CANCELLED)
             or sum(each is not None for each in ordered) > 1
         )
 
@@ -243,14 +245,16 @@ def _found(caller: Caller, search: Search, before: UUID | None = None) -> Select
 
 def _wanted(caller: Caller, search: Search, before: UUID | None = None) -> Wanted:
     since, until = search.created_after, search.created_before
+    cancelled = search.state is State.CANCELLED
     return Wanted(
         caller.owner_id,
         lowest=FIRST_ID if since is None else lowest_at(since),
         below=upper_bound(before, until),
-        state=search.state,
+        state=State.FAILED if cancelled else search.state,
         model=search.model,
         server=search.server,
-        error_code=search.error_code,
+        error_code=CANCELLED if cancelled else search.error_code,
+        but_error_code=CANCELLED if search.state is State.FAILED else None,
         reference=search.reference,
         batch_id=search.batch_id,
         metadata=search.metadata,
@@ -259,7 +263,7 @@ def _wanted(caller: Caller, search: Search, before: UUID | None = None) -> Wante
 
 
 def _in_state(state: State) -> ColumnElement[bool]:
-    if state in (State.COMPLETED, State.FAILED):
+    if state is State.COMPLETED:
         return results.c.status == state.value
     claimed = results.c.attempt_token.is_not(None)
     return and_(results.c.status == "pending", claimed if state is State.RUNNING else ~claimed)

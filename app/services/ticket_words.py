@@ -19,6 +19,7 @@ MAX_SECONDS = 0.1
 QUICK_SECONDS, SLOW_SECONDS = 0.005, 0.04
 # As many of a span are looked at together as make up the next longer one.
 TOGETHER = 8
+FINAL = ("completed", "failed")
 WORD = re.compile(r"[^\W_]+")
 
 
@@ -43,7 +44,7 @@ class TicketWords:
             return len(ids) >= limit
 
         until = await looked_back(wanted, look) if final else None
-        rest = await self._store.rest(wanted, patterns(wanted.text))
+        rest = (await self._store.rest(wanted, patterns(wanted.text))).ids
         if until is not None:
             rest = [id_ for id_ in rest if id_ >= lowest_at(until)]
         ids = sorted({*ids, *rest}, reverse=True)[:limit]
@@ -59,9 +60,11 @@ class TicketWords:
             return number > most
 
         until = await looked_back(wanted, look) if final else None
-        if number <= most:
-            number += len(await self._store.rest(wanted, patterns(wanted.text)))
-        return number, until is None
+        if number > most:
+            return number, True
+        rest = await self._store.rest(wanted, patterns(wanted.text))
+        all_ended = (until is None and rest.all_ended) or not final
+        return number + len(rest.ids), all_ended and (rest.all_pending or wanted.state in FINAL)
 
 
 async def looked_back(wanted: Wanted, look: Callable[[int, range], Awaitable[bool]]) -> datetime | None:

@@ -1,5 +1,7 @@
 """Batches in a real browser: a file is dropped, checked, sent, watched, and what failed of it tried again."""
 
+import csv
+import io
 import json
 from collections.abc import Callable
 from typing import Any
@@ -119,6 +121,9 @@ async def test_what_is_answered_so_far_can_be_downloaded(
     await page.click("button:has-text('Cancel')")
     await expect(head.locator(".badge")).to_have_text("cancelled")
     assert await downloaded("Answers") == ["quick"]
+    table = await visit.context.request.get(visit.base + str(await page.get_attribute("a:has-text('.csv')", "href")))
+    rows = csv.DictReader(io.StringIO(await table.text(), newline=""))
+    assert {row["client_reference"]: row["output"] for row in rows} == {"quick": "done", "hangs": ""}
     assert await downloaded("Errors") == ["hangs"]
 
 
@@ -161,6 +166,7 @@ async def test_a_plain_form_does_it_too(make_settings: Callable[..., Settings], 
             ("", sent("x.jsonl", b"\n \n"), 422, "no lines"),
             ("", sent("x.jsonl", b"\xff\xfe\x00"), 422, "is not JSON"),
             ("", sent("x.jsonl", jsonl(chat("a", "x", model="nothing"))), 422, "model_not_found"),
+            ("", sent("x.XLSX", b"PK"), 422, "is a workbook"),
             ("", sent("x.csv", b"a\n1,2\n"), 422, "has 2 cells"),
             ("", sent("x.csv", b"b\n1\n"), 422, "{a} is no column"),
             ("", sent("x.jsonl", b"x" * 3000), 413, "larger than 2,000 bytes"),
@@ -181,10 +187,12 @@ async def test_a_plain_form_does_it_too(make_settings: Callable[..., Settings], 
 
         # Nothing runs it here: it is cancelled as a whole.
         await eventually(begun, "the batch is loaded")
+        assert "None of them runs yet" in (await client.get(answer.headers["location"])).text
         form = {"form": data["form"]}
         assert (await client.post(f"{answer.headers['location']}/retry", data=form)).status_code == 409
         assert (await client.post(f"{answer.headers['location']}/cancel", data=form)).status_code == 303
-        assert "cancelling" in (await client.get(answer.headers["location"])).text
+        stopped = (await client.get(answer.headers["location"])).text
+        assert ("cancelling" in stopped, "None of them runs yet" in stopped) == (True, False)
         missing = await client.get(f"{answer.headers['location']}/files/output")
         assert (missing.status_code, "has no file of this kind" in missing.text) == (404, True)
 

@@ -74,7 +74,7 @@ async def test_a_stop_reaches_the_engine_and_what_was_written_stays(visit: Visit
     page = visit.page
     await expect(page.locator("#leaf [data-growing]")).to_contain_text("one")
     await page.click("#leaf >> text=Stop")
-    await expect(page.locator("#leaf .attention")).to_contain_text("cancelled")
+    await expect(page.locator("#leaf")).to_contain_text("It was stopped on request.")
     await expect(page.locator("#leaf .by-assistant")).to_contain_text("one")
     result = await visit.service.settled(id_)
     assert result["cancellation"]["engine_stopped_at"] is not None

@@ -69,7 +69,7 @@ async def test_a_stop_reaches_the_engine(visit: Visit) -> None:
     id_ = await compare(page, "[[sim:hang]]")
     await expect(page.locator(".column .badge.is-running")).to_have_count(2)
     await page.click("text=Stop all")
-    await expect(page.locator(".column .badge.is-failed")).to_have_count(2)
+    await expect(page.locator(".column .badge.is-cancelled")).to_have_count(2)
     entries = (await visit.service.client.get(f"/comparisons/{id_}")).json()["entries"]
     for entry in entries:
         result = await visit.service.settled(entry["result_id"])

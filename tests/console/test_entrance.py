@@ -305,3 +305,15 @@ async def test_a_link_from_elsewhere_finds_the_session(guarded: Service, make_ke
     assert (answer.status_code, 'http-equiv="refresh"' in answer.text) == (200, True)
     answer = await guarded.client.get("/console/tickets", headers={"Sec-Fetch-Site": "same-origin"})
     assert answer.status_code == 303
+
+
+async def test_a_session_that_ended_says_so_and_leads_back(guarded: Service) -> None:
+    client = guarded.client
+    headers = {"Referer": f"{client.base_url}/console/chat?at=1", "Sec-Fetch-Site": "same-origin"}
+    answer = await client.post("/console/chat", headers=headers)
+    assert answer.headers["location"] == "/console/login?to=%2Fconsole%2Fchat%3Fat%3D1&ended=yes"
+    assert "Your session has ended" in (await client.get(answer.headers["location"])).text
+    for others in ({}, {"Referer": "https://example.org/console/", "Sec-Fetch-Site": "cross-site"}):
+        answer = await client.get("/console/tickets", headers=others)
+        assert answer.headers["location"] == "/console/login?to=%2Fconsole%2Ftickets"
+    assert "Your session has ended" not in (await client.get(answer.headers["location"])).text

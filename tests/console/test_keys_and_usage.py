@@ -49,6 +49,8 @@ async def test_a_key_is_shown_once_and_ends_with_its_sessions(local: Visit, brow
     await page.fill("input[name=dollars_per_month]", "12.5")
     await page.click("button:has-text('Make the key')")
     key = await page.inner_text("#new-key")
+    await page.click("summary:has-text('How to use it')")
+    await expect(page.locator("pre").first).to_have_text(f"export OPENAI_BASE_URL={local.base}/v1 OPENAI_API_KEY={key}")
     await expect(page.locator("tbody th")).to_contain_text(HOSTILE)
     await expect(page.locator("tbody tr")).to_contain_text("Dollars a month: 12.50")
     assert await page.locator("main script").count() == 0

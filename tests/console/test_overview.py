@@ -46,6 +46,8 @@ async def test_owners_see_what_ended_of_theirs_and_admins_of_all(
     for name, completed, failed, code in (("alice", 3, 0, False), ("bob", 0, 5, True), ("root", 3, 5, True)):
         assert f"<b>{completed}</b> completed in the last hour" in seen[name], name
         assert f">{failed}</b> failed in the last hour" in seen[name], name
+        # No line where there is nothing to show.
+        assert ('class="line of-bad"' in seen[name]) == bool(failed), name
         assert ("&lt;b&gt;</a> 5" in seen[name]) == code, name
     # 9,000 in a quarter of an hour.
     assert 'aria-label="Tickets a second: up to 10/s;' in seen["alice"]
@@ -74,10 +76,17 @@ def test_the_last_step_of_a_line_is_taken_with_the_one_before() -> None:
     began = datetime.now(UTC) - 2 * step - timedelta(seconds=30)
     rows = [
         {"began": began + place * step, "model": "m", "error_code": error, "tickets": tickets, "tokens": 0}
-        for place, error, tickets in ((0, "", 60), (1, "", 120), (2, "", 60), (2, "x", 9), (7, "", 30))
+        for place, error, tickets in (
+            (0, "", 60),
+            (1, "", 120),
+            (2, "", 60),
+            (2, "x", 9),
+            (7, "", 30),
+            (1, "cancelled", 600),
+        )
     ]
     span = Span(rows, began, step, 3)
-    assert (span.completed, span.failed) == ([60, 120, 90], [0, 0, 9])
+    assert (span.completed, span.failed, span.cancelled) == ([60, 120, 90], [0, 0, 9], [0, 600, 0])
     first, second, last = span.a_second(span.completed)
     assert (first, second) == (1, 2)
     # 210 in a minute and a half.

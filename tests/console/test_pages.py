@@ -81,11 +81,25 @@ async def test_a_cancel_from_the_list_reaches_the_engine(visit: Visit) -> None:
     page = await visit.go("/console/tickets?model=chat")
     await page.click("text=Cancel what of them is not final")
     await expect(page.locator("main")).to_contain_text("3 tickets match: model = chat")
+    # Not in the number that was said.
+    later = await visit.service.send(model="chat", prompt="[[sim:hang]]")
     await page.click("button:has-text('Cancel them')")
-    await expect(page.locator("#live_rows .badge.is-failed")).to_have_count(3)
+    await expect(page.locator("main [role=status]")).to_have_text("3 tickets were cancelled.")
+    await expect(page).to_have_url(f"{visit.base}/console/tickets?model=chat")
+    await expect(page.locator("#live_rows .badge.is-cancelled")).to_have_count(3)
     for result in await asyncio.gather(*(visit.service.settled(id_) for id_ in ids)):
         assert result["error"]["code"] == "cancelled"
         assert result["cancellation"]["engine_stopped_at"] is not None
+    assert (await visit.service.result(later))["status"] == "pending"
+    # What was cancelled did not fail.
+    for state, found in (("cancelled", 3), ("failed", 0)):
+        await visit.go(f"/console/tickets?state={state}")
+        await expect(page.locator("#live_count")).to_contain_text(f"{found} tickets")
+        await expect(page.locator("#live_rows time")).to_have_count(found)
+    await visit.go()
+    await expect(page.locator("#live_counts")).to_contain_text("0 failed in the last hour")
+    await expect(page.locator("#live_counts")).to_contain_text("3 cancelled in the last hour")
+    await expect(page.locator("#live_errors")).to_have_text("None.")
 
 
 async def test_a_ticket_is_cancelled_and_run_again(visit: Visit) -> None:

@@ -3,9 +3,12 @@
 import csv
 import io
 import json
+from typing import Any
 
+import pytest
 from playwright.async_api import expect
 
+from app.queue import words
 from tests.console.conftest import Visit
 from tests.console.test_entrance import form_of, logged_in
 from tests.keys.conftest import MakeKey, bearer
@@ -26,7 +29,7 @@ async def test_what_matches_is_exported_and_run_again(visit: Visit) -> None:
     await page.fill("input[name=meta]", "source.name = a")
     await page.click("button:has-text('Search')")
     await expect(page.locator("#live_rows a")).to_have_count(1)
-    await expect(page.locator("#live_count")).to_contain_text("1 ticket, of all that ended")
+    await expect(page.locator("#live_count")).to_contain_text("1 ticket")
     await page.click("text=Export them")
     await expect(page.locator("main p").first).to_contain_text("1 ticket matches: meta = source.name = a. All of them")
     async with page.expect_download() as download:
@@ -40,9 +43,37 @@ async def test_what_matches_is_exported_and_run_again(visit: Visit) -> None:
     await page.click("text=Back")
     await page.click("text=Run them again")
     await page.click("button:has-text('Run them again')")
+    await expect(page.locator("main [role=status]")).to_contain_text("1 ticket was made")
     await expect(page.locator("#live_rows .badge.is-completed")).to_have_count(2)
-    answer = await service.client.get("/console/tickets?meta=nothing")
+    # What was typed stays, with what is wrong about it.
+    answer = await service.client.get("/console/tickets?meta=nothing&text=heron")
     assert (answer.status_code, "is a path and a value" in answer.text) == (422, True)
+    assert 'value="nothing"' in answer.text
+    assert 'value="heron"' in answer.text
+    for path in ("/export", "/cancel", "/retry"):
+        assert (await service.client.get(f"/console/tickets{path}?meta=nothing")).status_code == 422
+    assert (
+        await service.client.get("/console/tickets?batch=batch_01a228f9e52e73e8908499a021d8a3fa")
+    ).status_code == 200
+
+
+async def test_numbers_are_not_said_to_be_exact_before_all_was_looked_at(
+    service: Service, rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        await service.settled(await service.send(model="chat", prompt="Seen."))
+    # As after a minute in which dispatchers indexed nothing.
+    await rows.execute("UPDATE ticket_words_progress SET completed_at = '-infinity'")
+    await rows.execute("DELETE FROM ticket_words")
+
+    async def said(query: str) -> str:
+        text = (await service.client.get(f"/console/tickets?{query}")).text
+        return text.partition('id="live_count">')[2].partition("<b>")[0].strip()
+
+    assert await said("text=seen") == ""
+    small = words.REST.replace(f"LIMIT {words.UNREAD}", "LIMIT 2").replace(f"< {words.UNREAD}", "< 2")
+    monkeypatch.setattr(words, "REST", small)
+    assert (await said("text=seen"), await said("state=running")) == ("at least", "")
 
 
 async def test_a_form_sent_twice_runs_them_once_and_strangers_get_nothing(guarded: Service, make_key: MakeKey) -> None:

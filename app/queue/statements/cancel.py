@@ -41,6 +41,20 @@ FROM asked
 
 CANCEL = cancel_where("id = $1 AND owner_id = $2", recorded(Action.RESULT_CANCELLED, "asked", "$3", "$4"))
 
+# Those whose cancel nobody asked for yet; what is just being claimed or settled is left for another time.
+CANCEL_MANY = cancel_where(
+    """id = ANY (ARRAY(
+        SELECT p.id FROM results p
+        WHERE p.id = ANY ($1::uuid[]) AND p.owner_id = $2 AND p.status = 'pending' AND p.cancel_requested_at IS NULL
+        FOR UPDATE SKIP LOCKED
+    ))""",
+    recorded(Action.RESULT_CANCELLED, "asked", "$3", "$4"),
+)
+NOT_ASKED = """
+SELECT id FROM results
+WHERE id = ANY ($1::uuid[]) AND owner_id = $2 AND status = 'pending' AND cancel_requested_at IS NULL
+"""
+
 CANCELLING = "SELECT id FROM results WHERE status = 'pending' AND cancel_requested_at IS NOT NULL"
 
 # Results nobody runs whose time is over or whose cancel was asked for: settled without an engine.

@@ -10,13 +10,15 @@ from typing import NamedTuple
 import httpx
 
 from bench.figure import Figure
-from bench.stack import CONCURRENCY, Bench
+from bench.stack import CONCURRENCY, Bench, outputs_of
 
 SECONDS = 0.5
 MODEL = "half-second"
 COUNT = 20 * CONCURRENCY
 DISPATCHERS = (1, 2, 4)
 ROUNDS = 3
+# `tritonclient` alone has so many in flight: one never waits for the next.
+AHEAD = 2
 LOOK_SECONDS = 0.1
 # While there is a backlog: without the first requests, which find the engine empty, and those behind which none waits.
 EDGE = 2 * CONCURRENCY
@@ -36,9 +38,12 @@ class Drained(NamedTuple):
 
 
 async def busy(bench: Bench) -> Figure:
-    """The least of the medians counts. A machine that is busy otherwise makes the engine itself late."""
+    """The least of the medians counts. The engine itself is late too, as `tritonclient` beside it shows."""
     runs: dict[int, list[Drained]] = {count: [] for count in DISPATCHERS}
+    alone = []
     for _ in range(ROUNDS):
+        rate, _ = await outputs_of("bench.raw_client", bench.triton.grpc_url, MODEL, COUNT, CONCURRENCY + AHEAD, 1, 0)
+        alone.append(rate * SECONDS / CONCURRENCY)
         for count in DISPATCHERS:
             runs[count].append(await drained(bench, count))
     medians = {count: Drained(*map(statistics.median, zip(*found, strict=True))) for count, found in runs.items()}
@@ -52,8 +57,8 @@ async def busy(bench: Bench) -> Figure:
             f"{count}: {median.share:.3f}, {median.running:.1f} run and {median.waiting:.1f} wait in the engine"
             for count, median in medians.items()
         ),
-        f"{CONCURRENCY} slots",
-        {"runs": runs},
+        f"{CONCURRENCY} slots; `tritonclient` with {CONCURRENCY + AHEAD} in flight: {statistics.median(alone):.3f}",
+        {"runs": runs, "alone": alone},
     )
 
 

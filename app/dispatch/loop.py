@@ -275,7 +275,8 @@ class Dispatcher:
     def _written(self, tokens: Sequence[UUID]) -> None:
         self._event_writer.ended(tokens)
         for token in tokens:
-            self._runs.pop(token, None)
+            if (run := self._runs.pop(token, None)) is not None:
+                run.forget()
         if self._full:
             self._wake.set()
         if self._stopping and not self._runs:

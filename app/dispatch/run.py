@@ -94,6 +94,10 @@ class Run:
         """Bytes of its prompt and of its answer: what that may come to, or more where it already has."""
         return self.claim.prompt_bytes + max(self.claim.answer_bytes, self.answer.size)
 
+    def forget(self) -> None:
+        """Lets go of what refers back to it once it is over: the collector, which stops all others, need not look."""
+        self.task = self.choices = None
+
     def stop(self, reason: Stop) -> None:
         """Ends the generation; the engine stops within half a second. The first reason counts."""
         if self.stopped is None and not self.settling and self.task is not None:

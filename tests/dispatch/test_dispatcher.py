@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from app.config import Settings
+from app.dispatch.run import Run
 from app.engines.base import Endpoint, Request
 from app.engines.registry import open_engine
 from tests.engine import busy, generated
@@ -49,6 +51,22 @@ async def test_work_is_taken_up_without_any_notification(
             await asyncio.gather(cutting, return_exceptions=True)
             await connection.close()
     assert {result["status"] for result in results} == {"completed"}
+
+
+async def test_what_a_run_held_is_given_back_without_the_collector(service: Service) -> None:
+    """A full pass of the collector stops every run under way, the longer the more there is to find."""
+    await service.run(max_tokens=2)
+    gc.collect()
+    gc.disable()
+    try:
+        await asyncio.gather(*(service.run(max_tokens=2) for _ in range(5)))
+
+        async def gone() -> bool:
+            return not any(type(each) is Run for each in gc.get_objects())
+
+        await eventually(gone, "the runs are gone")
+    finally:
+        gc.enable()
 
 
 async def test_a_retryable_fault_is_tried_again_after_a_pause(service: Service) -> None:

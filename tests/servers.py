@@ -1,10 +1,12 @@
 """Real servers for tests: a tritonserver of our own on free ports."""
 
 import os
+import shutil
 import signal
 import subprocess
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,14 @@ class RunningTriton:
                 self._process.kill()
                 self._process.wait()
         clean_up_after(self.pid)
+
+
+def copied_models(folder: Path, names: Iterable[str]) -> Path:
+    """A repository of these models: the tests' own, or else the project's."""
+    for name in names:
+        own = TEST_MODELS / name
+        shutil.copytree(own if own.is_dir() else ROOT / "models" / name, folder / name)
+    return folder
 
 
 def start_triton(

@@ -1,6 +1,5 @@
 """A service whose chats are searched by meaning, with the real model that makes vectors, and a real browser."""
 
-import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,10 @@ import pytest_asyncio
 
 from app.config import Settings
 from app.services.sessions import form_token
-from nvidia_triton.local.settings import ROOT
 from tests.console.conftest import browser, visit
 from tests.console.test_entrance import COOKIE
 from tests.keys.conftest import make_key
-from tests.servers import TEST_MODELS, RunningTriton, start_triton
+from tests.servers import RunningTriton, copied_models, start_triton
 from tests.service import Service, eventually, running_api, running_dispatcher
 
 __all__ = ["browser", "make_key", "visit"]
@@ -25,10 +23,7 @@ MODELS = ("chat", "minilm", "embed")
 
 @pytest.fixture(scope="session")
 def served_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    for each in (TEST_MODELS / "chat", TEST_MODELS / "embed", ROOT / "models" / "minilm"):
-        shutil.copytree(each, folder / each.name)
-    return folder
+    return copied_models(tmp_path_factory.mktemp("models"), MODELS)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """The official client against the whole service, with models that chat and embed."""
 
-import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ import pytest_asyncio
 
 from app.config import Settings
 from app.db.engine import Database
-from nvidia_triton.local.settings import ROOT
-from tests.servers import TEST_MODELS, RunningTriton, start_triton
+from tests.servers import TEST_MODELS, RunningTriton, copied_models, start_triton
 from tests.service import Service
 
 Rows = Callable[[], Any]
@@ -22,10 +20,8 @@ MODELS = ("tiny", "slow", "chat", "embed", "embed-vllm", "minilm")
 @pytest.fixture(scope="session")
 def served_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tests' models, and of the project's own the one that embeds."""
-    folder = tmp_path_factory.mktemp("models")
-    for each in (*TEST_MODELS.iterdir(), ROOT / "models" / "minilm"):
-        shutil.copytree(each, folder / each.name)
-    return folder
+    names = sorted(each.name for each in TEST_MODELS.iterdir())
+    return copied_models(tmp_path_factory.mktemp("models"), (*names, "minilm"))
 
 
 @pytest.fixture(scope="session")

@@ -35,14 +35,13 @@ from app.api import settings as settings_routes
 from app.api import streams as streams_routes
 from app.api import usage as usage_routes
 from app.api import webhooks as webhooks_routes
+from app.api.application import Application
 from app.api.body_room import BodyRoom
 from app.api.dependencies import PROBLEM_CONTENT, Services
+from app.api.envelope import Envelope
 from app.api.faces import anthropic, protollm, semoss, semoss_generate, tgi, tgi_openai
-from app.api.head import Head
 from app.api.health import is_untraced
-from app.api.http10 import Application
 from app.api.local import Connections
-from app.api.measure import Measure
 from app.api.openai import (
     batches,
     chat,
@@ -58,9 +57,8 @@ from app.api.openai import (
 from app.api.openai import models as openai_models
 from app.api.problems import install_handlers, is_openai
 from app.api.proxy import Proxied
-from app.api.request_id import RequestId
 from app.api.schemas import Problem
-from app.api.security import Entrance, no_route, require_declared
+from app.api.security import no_route, require_declared
 from app.api.spool import Spool
 from app.background import Background
 from app.config import Settings, SettingsError, load_settings
@@ -147,7 +145,7 @@ CORS: dict[str, Any] = {
         *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
     ],
 }
-# What Entrance answers, wherever a path has a place for a text.
+# What Envelope answers, wherever a path has a place for a text.
 MALFORMED = {"description": "The path holds control characters", "content": PROBLEM_CONTENT}
 GRACEFUL_SECONDS = 10
 IMAGES_AT_ONCE = 32
@@ -178,10 +176,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # FastAPI's own: the OpenAPI document.
     open_paths = [route.path for route in app.routes if isinstance(route, Route)]
     app.router.default = no_route
-    app.add_middleware(Head)
-    app.add_middleware(Entrance)
-    app.add_middleware(Measure)
-    app.add_middleware(RequestId)
+    app.add_middleware(Envelope)
     if chosen.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=chosen.cors_origins, **CORS)
     app.add_middleware(Proxied, root_path=chosen.root_path, trusted=chosen.trusted_proxies)

@@ -19,6 +19,8 @@ from fastapi.dependencies.models import Dependant
 from fastapi.params import Form
 from starlette.requests import ClientDisconnect
 
+from app.api.headers import first_headers
+
 # A parameter of these types is one text of a path or a header.
 SINGLE = (str, int, float, bool, UUID, datetime, Enum, NoneType)
 CONTENT_TYPE, JSON = b"content-type", b"application/json"
@@ -68,7 +70,6 @@ class Arguments:
         self._needed = [(_named(each), Arguments(each)) for each in described.dependencies]
         self._path = list(_single(described.path_params))
         self._headers = [each._replace(key=each.key.lower().encode()) for each in _single(described.header_params)]
-        self._header_keys = {each.key for each in self._headers}
         self._query = list(_single(described.query_params))
         self._body = _body(described)
 
@@ -81,8 +82,7 @@ class Arguments:
         for each in self._path:
             values[each.name] = each.value(scope["path_params"][each.key])
         if self._headers:
-            # Of several with one name the first counts.
-            given = {name: value for name, value in reversed(scope["headers"]) if name in self._header_keys}
+            given = first_headers(scope)
             for each in self._headers:
                 text = given.get(each.key)
                 values[each.name] = each.default() if text is None else each.value(text.decode("latin-1"))
@@ -101,7 +101,7 @@ class Arguments:
         try:
             if not await request.body():
                 return field.default()
-            declared = next((value for name, value in request.scope["headers"] if name == CONTENT_TYPE), b"")
+            declared = first_headers(request.scope).get(CONTENT_TYPE, b"")
             if declared.partition(b";")[0].strip().lower() != JSON:
                 raise NotPlain
             return field.value(await request.json())

@@ -16,9 +16,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.application import BODY_HERE
 from app.api.arguments import Arguments, NotPlain, arguments_of
 from app.api.body_room import Share
 from app.api.coding import LARGE, coding_of, decompressed, too_large
+from app.api.headers import first_headers
 from app.config import Settings
 from app.errors import AppError, BodiesFull, BodyTooLarge, BodyTooSlow, UnsupportedMediaType
 from app.storable import TooManyValues, parsed_json
@@ -132,13 +134,15 @@ async def receive_body(
         BodyTooLarge: also later, from what is returned, for an upload of undeclared length.
         BodyTooSlow: it does not come; also later, from what is returned.
     """
-    receive = _timely(receive, settings.body_seconds)
+    headers = first_headers(scope)
+    if not scope["state"].get(BODY_HERE):
+        receive = _timely(receive, settings.body_seconds)
     most = settings.max_file_bytes + FORM_BYTES if upload else settings.max_body_bytes
-    declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+    declared = headers.get(b"content-length", b"")
     if declared.isdigit() and (len(declared) > LONGEST_LENGTH or int(declared) > most):
         await _swallow(receive, most)
         raise too_large(most, upload)
-    coding = coding_of(scope["headers"])
+    coding = coding_of(scope["headers"]) if b"content-encoding" in headers else ""
     if coding and upload:
         raise UnsupportedMediaType(f"A file is taken as it is: send it without Content-Encoding, which is {coding!r}.")
     if upload:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Self
 
 from app.config import Settings
 from app.errors import BodiesFull
@@ -21,14 +20,9 @@ class BodyRoom:
         self._room = settings.max_bodies_bytes
         self._held = 0
 
-    @contextmanager
-    def share(self) -> Iterator[Share]:
-        """What one request holds, nothing at first; all of it is free again at the end."""
-        share = Share(self)
-        try:
-            yield share
-        finally:
-            self._held -= share.held
+    def share(self) -> Share:
+        """What one request holds, nothing at first; all of it is free again at the end of a `with`."""
+        return Share(self)
 
     def exchange(self, held: int, size: int) -> None:
         room = self._room + (self._room // SMALL_SHARE if size <= SMALL_BODY else 0)
@@ -41,6 +35,9 @@ class BodyRoom:
             )
         self._held += size - held
 
+    def free(self, held: int) -> None:
+        self._held -= held
+
 
 class Share:
     """What one request holds, in bytes."""
@@ -48,6 +45,12 @@ class Share:
     def __init__(self, room: BodyRoom) -> None:
         self._room = room
         self.held = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._room.free(self.held)
 
     def hold(self, size: int) -> None:
         """Holds `size` bytes instead of what it held.

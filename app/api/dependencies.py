@@ -116,13 +116,13 @@ class Services:
 
 
 def services_of(request: Request) -> Services:
-    found: Services = request.state.services
+    found: Services = request.scope["state"]["services"]
     return found
 
 
 def caller_of(request: Request) -> Caller:
     """On whose behalf the request is made."""
-    caller: Caller = request.state.caller
+    caller: Caller = request.scope["state"]["caller"]
     return caller
 
 

@@ -95,6 +95,7 @@ def _was_sent_from_here(scope: Scope) -> bool:
     return hosts == 1
 
 
+@lru_cache(maxsize=1024)
 def _names_loopback(url: str) -> bool:
     try:
         return is_loopback(urlsplit(url).hostname or "")

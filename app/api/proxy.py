@@ -12,6 +12,7 @@ from typing import Any, cast
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+FORWARDED = b"x-forwarded-"
 PREFIX = re.compile(r"(/[\w.~-]+)+", re.ASCII)
 HOST = re.compile(r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", re.ASCII | re.IGNORECASE)
 
@@ -23,22 +24,26 @@ class Proxied:
     """
 
     def __init__(self, app: ASGIApp, root_path: str, trusted: Sequence[str]) -> None:
+        self._app = app
         self._root_path = root_path
         self._headers: Any = ProxyHeadersMiddleware(cast(Any, app), list(trusted))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app, root = self._app, self._root_path
         if scope["type"] in ("http", "websocket"):
-            client = scope.get("client")
-            root = self._root_path
-            if client is not None and client[0] in self._headers.trusted_hosts:
-                root = _last(scope, b"x-forwarded-prefix", PREFIX) or root
-                host = _last(scope, b"x-forwarded-host", HOST)
-                if host:
-                    others = [pair for pair in scope["headers"] if pair[0] != b"host"]
-                    scope["headers"] = [(b"host", host.encode()), *others]
+            # Most requests come without: then there is nothing to look for.
+            if any(name.startswith(FORWARDED) for name, _ in scope["headers"]):
+                app = self._headers
+                client = scope.get("client")
+                if client is not None and client[0] in self._headers.trusted_hosts:
+                    root = _last(scope, b"x-forwarded-prefix", PREFIX) or root
+                    host = _last(scope, b"x-forwarded-host", HOST)
+                    if host:
+                        others = [pair for pair in scope["headers"] if pair[0] != b"host"]
+                        scope["headers"] = [(b"host", host.encode()), *others]
             if root:
                 _put_below(scope, root)
-        await self._headers(scope, receive, send)
+        await app(scope, receive, send)
 
 
 def _last(scope: Scope, header: bytes, form: re.Pattern[str]) -> str:

@@ -6,7 +6,6 @@ The application does not start with a route that has none.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,23 +13,19 @@ from typing import Any
 from fastapi import FastAPI, Security
 from fastapi.params import Depends
 from fastapi.routing import iter_route_contexts
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
-from starlette.types import ASGIApp, Message, Receive, Send
+from starlette.types import Receive, Send
 from starlette.types import Scope as Connection
 
 from app.api.body import StrictJsonRoute, receive_body
 from app.api.dependencies import Services
-from app.api.problems import error_response
+from app.api.headers import first_headers
 from app.config import KeylessAccess
-from app.errors import MalformedPath
 from app.key_errors import ScopeMissing, Unauthorized
 from app.services.callers import ANONYMOUS, LOCAL, Caller, Scope
 from app.services.keys import KEY
 
-# Control characters, and what Unicode takes for the end of a line.
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 SCHEME = "key"
 
 
@@ -150,7 +145,7 @@ async def authenticate(services: Services, scope: Connection) -> Caller:
 
 def _given_key(scope: Connection) -> str:
     """The bearer token or, as Anthropic's clients send a key, `x-api-key`; a text that may be none."""
-    headers = {name: value for name, value in reversed(scope["headers"]) if name in (b"authorization", b"x-api-key")}
+    headers = first_headers(scope)
     scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
     token = token.strip() if scheme.lower() == "bearer" else ""
     other = headers.get(b"x-api-key", b"").decode("latin-1").strip()
@@ -180,32 +175,6 @@ def _require(caller: Caller, needed: Scope) -> None:
         f"This needs a key with the scope {needed}, and this one has {has}: have one made with "
         f'`make key NAME=... SCOPES="{has.replace(",", "")} {needed}"`.'
     )
-
-
-class Entrance:
-    """Before routing: refuses paths with control characters. On the way out: says what is left of the key's limits."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
-        async def with_limits(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                caller: Caller | None = scope["state"].get("caller")
-                if caller is not None and caller.limited:
-                    services: Services = scope["state"]["services"]
-                    MutableHeaders(scope=message).update(services.limits.headers(caller))
-            await send(message)
-
-        if CONTROL.search(scope["path"]):
-            error = MalformedPath("The path holds a control character, raw or as %00 to %1F, %7F or %C2%80 to %C2%9F.")
-            await error_response(scope, error)(scope, receive, send)
-            return
-        await self._app(scope, receive, with_limits)
 
 
 async def no_route(scope: Connection, receive: Receive, send: Send) -> None:

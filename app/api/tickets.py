@@ -1,6 +1,6 @@
 """The answer to whatever makes a ticket."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastapi import Request, Response
@@ -11,6 +11,7 @@ from app.api.schemas import Ticket
 from app.services.results import phase
 
 POLL_AGAIN_SECONDS = "1"
+_POLL_AGAIN = (b"retry-after", POLL_AGAIN_SECONDS.encode())
 
 
 class JsonBytes(Response):
@@ -18,8 +19,13 @@ class JsonBytes(Response):
 
     media_type = "application/json"
 
-    def __init__(self, model: BaseModel, status_code: int = 200, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(model.__pydantic_serializer__.to_json(model), status_code, headers)
+    def __init__(self, model: BaseModel, status_code: int = 200, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        """`headers` have names in lower case. Starlette's own steps would come to these."""
+        self.status_code = status_code
+        self.background = None
+        self.body = model.__pydantic_serializer__.to_json(model)
+        length = b"%d" % len(self.body)
+        self.raw_headers = [*headers, (b"content-length", length), (b"content-type", b"application/json")]
 
 
 def answer_with_ticket(request: Request, row: Mapping[str, Any], replayed: bool) -> Response:
@@ -35,6 +41,6 @@ def answer_with_ticket(request: Request, row: Mapping[str, Any], replayed: bool)
         status_url=url,
         cancel_url=f"{url}/cancel",
     )
-    response = JsonBytes(ticket, 202, {"Location": url, "Retry-After": POLL_AGAIN_SECONDS})
+    response = JsonBytes(ticket, 202, ((b"location", url.encode("latin-1")), _POLL_AGAIN))
     mark_replayed(response, replayed)
     return response

@@ -1,6 +1,8 @@
-"""HTTP/1.0 has no chunks: an answer of unknown length ends with its connection.
+"""What only the server knows of a request, taken where it can still be asked.
 
-Of uvicorn's two protocols h11 does that by itself. httptools, the default, chunks for everybody.
+- HTTP/1.0 has no chunks: an answer of unknown length ends with its connection. Of uvicorn's two protocols h11 does that
+  by itself. httptools, the default, chunks for everybody.
+- A body that is here already needs no clock while it is read.
 """
 
 from __future__ import annotations
@@ -9,14 +11,19 @@ from fastapi import FastAPI
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+# In a request's state: all of its body has come.
+BODY_HERE = "body_here"
+
 
 class Application(FastAPI):
     """Outside of all middleware, where `send` is still the server's own."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         cycle = getattr(send, "__self__", None)
-        if isinstance(cycle, RequestResponseCycle) and scope["http_version"] == "1.0":
-            send = _ended_by_close(cycle)
+        if isinstance(cycle, RequestResponseCycle):
+            scope["state"][BODY_HERE] = not cycle.more_body
+            if scope["http_version"] == "1.0":
+                send = _ended_by_close(cycle)
         await super().__call__(scope, receive, send)
 
 

@@ -29,6 +29,8 @@ class Columns:
         self._columns = tuple(columns)
         self.names = tuple(column.name for column in self._columns)
         self._get: Callable[[Any], Sequence[Any]] = attrgetter(*self.names)
+        # Where among the values those of any length are.
+        self.large = [n for n, each in enumerate(self._columns) if is_large(each)]
         self._encoders = [(n, encode) for n, each in enumerate(self._columns) if (encode := _encoder(each))]
 
     def __str__(self) -> str:
@@ -52,6 +54,10 @@ class Columns:
     def assigned(self, alias: str) -> str:
         """What was sent as columns of `alias`, as an UPDATE sets it."""
         return ", ".join(f"{each.name} = {alias}.{each.name}{_cast(each)}" for each in self._columns)
+
+    def attributes(self, row: Any) -> dict[str, Any]:
+        """The values by their names, as they are."""
+        return dict(zip(self.names, self._get(row), strict=True))
 
     def values(self, row: Any) -> list[Any]:
         """The values, as they are sent."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
@@ -55,7 +56,7 @@ class QueueStore:
     async def create_contexts(self, rows: Sequence[SubmissionRow]) -> set[UUID]:
         """As `create_context`, of what `context_row` gives; no two may bring the same key."""
         async with self._database.hot() as connection:
-            return {row[0] for row in await connection.fetch(CREATE_CONTEXT, *_columns(rows, lambda row: row))}
+            return {row[0] for row in await connection.fetch(CREATE_CONTEXT, *_arrays(rows))}
 
     async def key_in_use(self, owner_id: int, key: str) -> tuple[bytes, UUID] | None:
         """What an Idempotency-Key was used for: the digest of the request and the id it made."""
@@ -73,9 +74,9 @@ class QueueStore:
 
     async def submit_rows(self, rows: Sequence[SubmissionRow]) -> set[UUID]:
         """As `submit`, of what `submission_row` gives."""
-        columns = _columns(rows, lambda row: row)
+        arrays = _arrays(rows)
         async with self._database.hot() as connection:
-            ids = {row[0] for row in await connection.fetch(SUBMIT_UNFLUSHED, *columns)}
+            ids = {row[0] for row in await connection.fetch(SUBMIT_UNFLUSHED, *arrays)}
         # Also where none was stored: an earlier one with the same key is acknowledged then.
         try:
             async with self._database.hot() as connection:
@@ -276,6 +277,16 @@ def _columns(rows: Sequence[Any], fields: Any) -> list[list[Any]]:
     return [list(column) for column in zip(*map(fields, rows), strict=True)]
 
 
+def _arrays(rows: Sequence[SubmissionRow]) -> list[Sequence[Any]]:
+    """The rows as `unnest` takes them, which fills up what is short with nulls: a column without a value is empty."""
+    return [() if _is_empty(column) else column for column in zip(*rows, strict=True)]
+
+
+def _is_empty(column: Sequence[Any]) -> bool:
+    # What is not None is not compared: that is slow for ids.
+    return column[0] is None and column.count(None) == len(column)
+
+
 def _keyed(idempotency: Idempotency | None) -> tuple[str | None, bytes | None]:
     return (idempotency.key, idempotency.fingerprint) if idempotency else (None, None)
 
@@ -296,6 +307,20 @@ def submission_row(submission: Submission) -> SubmissionRow:
         prompt is not None,
         *(_NO_PROMPT if prompt is None else PROMPT.values(prompt)),
     )
+
+
+_SUBMISSION_TEXTS = itemgetter(*SUBMITTED.large, *(place - len(PROMPT.names) for place in PROMPT.large))
+_CONTEXT_TEXTS = itemgetter(*(place - len(PROMPT.names) for place in PROMPT.large))
+
+
+def submission_size(row: SubmissionRow) -> int:
+    """Characters of what may be long in a `submission_row`."""
+    return sum(map(len, filter(None, _SUBMISSION_TEXTS(row))))
+
+
+def context_size(row: SubmissionRow) -> int:
+    """Characters of what may be long in a `context_row`."""
+    return sum(map(len, filter(None, _CONTEXT_TEXTS(row))))
 
 
 def _claim(row: Any) -> Claim:

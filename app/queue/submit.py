@@ -19,19 +19,18 @@ class _Waiting(NamedTuple):
     row: SubmissionRow
     stored: asyncio.Future[bool]
 
-    @property
-    def size(self) -> int:
-        return sum(len(value) for value in self.row if isinstance(value, str))
-
 
 class Submitter:
     """A commit for many, and none waits for company: without load a row goes out at once, alone.
 
-    `store` writes rows in one statement and returns the ids of those it stored.
+    `store` writes rows in one statement and returns the ids of those it stored; `size` is what a row takes of it.
     """
 
-    def __init__(self, store: Callable[[Sequence[SubmissionRow]], Awaitable[set[UUID]]]) -> None:
+    def __init__(
+        self, store: Callable[[Sequence[SubmissionRow]], Awaitable[set[UUID]]], size: Callable[[SubmissionRow], int]
+    ) -> None:
         self._store = store
+        self._size = size
         self._waiting: list[_Waiting] = []
         self._writer: asyncio.Task[None] | None = None
 
@@ -52,7 +51,7 @@ class Submitter:
 
     async def _write_all(self) -> None:
         while self._waiting:
-            batch = next(statements_of(self._waiting, LARGEST_BATCH, lambda each: each.size))
+            batch = next(statements_of(self._waiting, LARGEST_BATCH, lambda each: self._size(each.row)))
             del self._waiting[: len(batch)]
             await write_apart(batch, self._write, _refused)
 

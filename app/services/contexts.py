@@ -17,7 +17,7 @@ from app.db.tables.contexts import Prompt
 from app.db.tables.declared import is_large
 from app.errors import AppError, BatchNotEnded, ContextInUse, ContextNotFound, ResultNotFound, ResultPending
 from app.queue.audit import Action
-from app.queue.store import QueueStore, context_row
+from app.queue.store import QueueStore, context_row, context_size
 from app.queue.submit import Submitter
 from app.queue.ticket import Status
 from app.services.audit import actor_of
@@ -85,7 +85,7 @@ class Contexts:
     def __init__(self, database: Database, store: QueueStore, settings: Settings) -> None:
         self._database = database
         self._store = store
-        self._submitter = Submitter(store.create_contexts)
+        self._submitter = Submitter(store.create_contexts, context_size)
         self._settings = settings
 
     async def create(

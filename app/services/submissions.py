@@ -15,7 +15,7 @@ from app.db.ids import time_of, uuid7
 from app.db.tables.contexts import Prompt
 from app.errors import InvalidParameters, LineDefective, Removed, ResultPending, invalid
 from app.queue import columns
-from app.queue.store import QueueStore, submission_row
+from app.queue.store import QueueStore, submission_row, submission_size
 from app.queue.submit import Submitter
 from app.queue.ticket import Idempotency, Status, Submission, rank_of
 from app.services.callers import Caller
@@ -65,7 +65,7 @@ class Submissions:
         self._wishes = wishes
         self._inputs = inputs
         self._store = store
-        self._submitter = Submitter(store.submit_rows)
+        self._submitter = Submitter(store.submit_rows, submission_size)
         self._contexts = contexts
         self._results = results
         self._catalog = catalog
@@ -304,14 +304,16 @@ class Submissions:
         return row_of(submission), False
 
     async def _store_within_limits(self, caller: Caller, submission: Submission) -> bool:
+        row, keyed = submission_row(submission), submission.idempotency is not None
+        if caller.pending_limit is None:
+            return await self._submitter.submit(submission.id, row, keyed=keyed)
         async with self._limits.storing(caller, (submission.id,)):
-            row, keyed = submission_row(submission), submission.idempotency is not None
             return await self._submitter.submit(submission.id, row, keyed=keyed)
 
 
 def row_of(submission: Submission) -> dict[str, Any]:
     """A new ticket as it is read, less what no answer to a submit shows."""
-    return {name: getattr(submission, name) for name in columns.SUBMITTED.names} | {
+    return columns.SUBMITTED.attributes(submission) | {
         "status": Status.PENDING,
         "attempt_token": None,
         "cancel_requested_at": None,

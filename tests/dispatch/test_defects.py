@@ -22,7 +22,7 @@ from app.db.tables.results import SettledColumns
 from app.dispatch.outbox import Outbox
 from app.queue import bulk
 from app.queue.bulk import statements_of
-from app.queue.store import QueueStore, submission_row
+from app.queue.store import QueueStore, submission_row, submission_size
 from app.queue.submit import Submitter
 from app.queue.ticket import Claim, Outcome, Release, Settlement, Status, Submission, rank_of
 from app.services.changed_settings import ChangedSettings
@@ -273,7 +273,7 @@ async def test_an_end_that_can_never_be_stored_is_left_to_its_lease(store: Queue
 
 
 async def test_one_ticket_that_cannot_be_stored_fails_alone(store: QueueStore) -> None:
-    submitter = Submitter(store.submit_rows)
+    submitter = Submitter(store.submit_rows, submission_size)
     made = [submission("fine") for _ in range(7)]
     made[3] = submission("fine", client_reference="\x00")
     answers = await asyncio.gather(
@@ -295,7 +295,7 @@ async def test_large_tickets_take_several_statements(
 ) -> None:
     """Postgres counts how many transactions stored the tickets."""
     monkeypatch.setattr(bulk, "MAX_STATEMENT_BYTES", 100_000)
-    submitter = Submitter(store.submit_rows)
+    submitter = Submitter(store.submit_rows, submission_size)
     made = [submission("x" * 30_000) for _ in range(9)]
     answers = await asyncio.gather(*(submitter.submit(each.id, submission_row(each)) for each in made))
     assert answers == [True] * 9

@@ -44,9 +44,10 @@ class _Field(NamedTuple):
         return value
 
     def default(self) -> Any:
-        if self.field.field_info.is_required():
+        kind = self.field.field_info
+        if kind.is_required():
             raise NotPlain
-        return self.field.get_default()
+        return None if kind.default is None else self.field.get_default()
 
 
 class Arguments:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import re
 import time
+from functools import lru_cache
 from random import getrandbits
 
+from prometheus_client import Histogram
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -76,4 +78,10 @@ class Envelope:
         finally:
             # The route's template, not the path: ids would make a series each.
             route = getattr(scope.get("route"), "path", "unmatched")
-            HTTP_SECONDS.labels(method_label(method), route, status).observe(time.monotonic() - started)
+            _seconds(method_label(method), route, status).observe(time.monotonic() - started)
+
+
+# As many as there are series; looking one up by its labels costs more than adding to it.
+@lru_cache(maxsize=4096)
+def _seconds(method: str, route: str, status: int) -> Histogram:
+    return HTTP_SECONDS.labels(method, route, status)

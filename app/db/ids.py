@@ -16,19 +16,19 @@ _counter = 0
 def uuid7() -> UUID:
     """A new id; ids of one process are strictly increasing, also within a millisecond."""
     global _last_ms, _counter
+    random = int.from_bytes(os.urandom(10))
     with _lock:
         now_ms = time.time_ns() // 1_000_000
         if now_ms > _last_ms:
             _last_ms = now_ms
-            _counter = int.from_bytes(os.urandom(2)) & 0x7FF
+            _counter = random >> 69
         else:
             _counter += 1
             if _counter > 0xFFF:
                 _last_ms += 1
                 _counter = 0
         ms, counter = _last_ms, _counter
-    random = int.from_bytes(os.urandom(8)) & ((1 << 62) - 1)
-    return UUID(int=(ms << 80) | (0x7 << 76) | (counter << 64) | (0b10 << 62) | random)
+    return UUID(int=(ms << 80) | (0x7 << 76) | (counter << 64) | (0b10 << 62) | random & ((1 << 62) - 1))
 
 
 def id_in_order(ms: int, place: int) -> UUID:

@@ -148,6 +148,8 @@ CORS: dict[str, Any] = {
 # What Envelope answers, wherever a path has a place for a text.
 MALFORMED = {"description": "The path holds control characters", "content": PROBLEM_CONTENT}
 GRACEFUL_SECONDS = 10
+# Objects made until the collector looks at the newest: with Python's 700 most of what it sees are requests under way.
+COLLECT_AFTER = 5000
 IMAGES_AT_ONCE = 32
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any]]]
@@ -307,6 +309,7 @@ def _lifespan(settings: Settings) -> Lifespan:
             # What was imported stays: the collector need not look at it again and again.
             gc.collect()
             gc.freeze()
+            gc.set_threshold(COLLECT_AFTER)
             yield {"services": services}
 
     return lifespan

@@ -9,6 +9,7 @@ import pytest
 from playwright.async_api import expect
 
 from app.queue import words
+from app.services import ticket_words
 from tests.console.conftest import Visit
 from tests.console.test_entrance import form_of, logged_in
 from tests.keys.conftest import MakeKey, bearer
@@ -60,6 +61,8 @@ async def test_what_matches_is_exported_and_run_again(visit: Visit) -> None:
 async def test_numbers_are_not_said_to_be_exact_before_all_was_looked_at(
     service: Service, rows: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A search that may take its time looks at all.
+    monkeypatch.setattr(ticket_words, "MAX_SECONDS", 30.0)
     for _ in range(3):
         await service.settled(await service.send(model="chat", prompt="Seen."))
     # As after a minute in which dispatchers indexed nothing.

@@ -95,10 +95,11 @@ class _Work:
 
     def for_deadlines(self) -> Need:
         """What finishes in time that which expires; only once waiting longer would miss it."""
-        due, need = 0.0, Need()
-        deadlines = [deadline for each in self.demand for deadline in each.deadlines]
-        for deadline in sorted(deadlines, key=lambda deadline: deadline.seconds):
-            due += deadline.tokens
+        need, of_models = Need(), dict[str, float]()
+        deadlines = [(deadline, each.model) for each in self.demand for deadline in each.deadlines]
+        for deadline, model in sorted(deadlines, key=lambda of: of[0].seconds):
+            of_models[model] = max(of_models.get(model, 0.0), deadline.tokens)
+            due = sum(of_models.values())
             short = backlog(deadline.seconds, due, self.supplies)
             spare = deadline.seconds - self.startup
             if short <= 0 or spare <= 0:
@@ -106,5 +107,6 @@ class _Work:
             if deadline.seconds - self.startup * SPREAD - short / self.rate > MARGIN:
                 continue
             if short / spare > need.tokens_per_second:
-                need = Need(short / spare, reason=f"{due:.0f} tokens expire in {minutes_in_words(deadline.seconds)}")
+                minutes = minutes_in_words(deadline.seconds)
+                need = Need(short / spare, reason=f"{due:.0f} tokens are due in {minutes}, when tickets expire")
         return need

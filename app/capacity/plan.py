@@ -69,7 +69,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Deadline:
-    """Tickets that expire: `tokens` are due in `seconds`."""
+    """Tickets that expire in `seconds`: `tokens` are theirs, and those of all that the claim takes before them."""
 
     seconds: float
     tokens: float

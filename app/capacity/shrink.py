@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
 
 from app.capacity.forecast import emptied, rate, ready_in, startup, supply
 from app.capacity.machines import ranked
@@ -156,7 +157,12 @@ def patience(pool: Pool, measured: Measured) -> float:
     spells = measured.quiet.get(pool.name, ())
     if len(spells) < KNOWN:
         return IDLE
-    start = startup(pool, measured)
+    return _cheapest_stay(tuple(spells), startup(pool, measured))
+
+
+@lru_cache(maxsize=64)
+def _cheapest_stay(spells: tuple[float, ...], start: float) -> float:
+    """Of the stays that make a difference; asked again and again for the same spells."""
     tried = sorted({IDLE, 0.0, *(each for each in spells if each <= IDLE)}, reverse=True)
     return min(tried, key=lambda stay: _without_work(spells, stay, start))
 

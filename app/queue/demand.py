@@ -67,15 +67,32 @@ SELECT pool, seconds FROM (
     ) latest JOIN unnest($1::text[], $2::text[]) AS p(model, pool) USING (model)
 ) spells WHERE seconds >= {QUIET_SECONDS} ORDER BY created_at DESC
 """  # noqa: S608
-DEADLINES = """
-SELECT model, greatest(extract(epoch FROM expires_at - now()), 0)::float8 AS seconds, count(*) AS tickets
-FROM (
-    SELECT model, date_bin('10 s', expires_at, 'epoch') AS expires_at FROM (
-        SELECT model, expires_at, attempt_token FROM results
+# In the order of the claim: an owner's by their rank, and owners in turn by their weights. It costs nothing where no
+# ticket expires.
+DEADLINES = f"""
+WITH expiring AS MATERIALIZED (
+    SELECT DISTINCT model FROM (
+        SELECT model, attempt_token FROM results
         WHERE status = 'pending' AND expires_at IS NOT NULL ORDER BY expires_at LIMIT 10000
     ) first WHERE attempt_token IS NULL AND model = ANY ($1::text[])
-) binned GROUP BY model, expires_at ORDER BY expires_at
-"""
+)
+SELECT e.model, greatest(extract(epoch FROM d.expires_at - now()), 0)::float8 AS seconds, d.tickets
+FROM expiring e CROSS JOIN LATERAL (
+    SELECT date_bin('10 s', placed.expires_at, 'epoch') AS expires_at, max(place) AS tickets
+    FROM (
+        SELECT expires_at, row_number() OVER (ORDER BY turn) AS place FROM (
+            SELECT q.expires_at, row_number() OVER (PARTITION BY q.owner_id ORDER BY q.rank)::float8
+                / coalesce(o.weight, 1) AS turn
+            FROM (
+                SELECT r.owner_id, r.rank, r.expires_at FROM results r
+                WHERE r.status = 'pending' AND r.model = e.model AND (r.wish = '' OR r.wish LIKE 'kinds:%triton%')
+                    AND (r.attempt_token IS NULL OR r.available_at <= now())
+                LIMIT {MOST_COUNTED}
+            ) q LEFT JOIN owners o ON o.id = q.owner_id
+        ) queued
+    ) placed WHERE expires_at IS NOT NULL GROUP BY 1
+) d ORDER BY d.expires_at
+"""  # noqa: S608
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +100,7 @@ class ModelDemand:
     """`oldest`: seconds. `tokens`: of one answer, on average; of a model without history, half of what is asked for.
 
     `arrived`: tickets of the last ten minutes; `last` and `before`: of the last 15 seconds and those before.
-    `deadlines`: seconds until tickets expire, and how many.
+    `deadlines`: seconds until tickets expire, and how many run until the last of them does, those before it included.
     """
 
     model: str

@@ -93,6 +93,23 @@ def test_a_batch_that_was_sent_at_once_rents_for_its_work_and_no_more() -> None:
     assert 2 <= len(rented) <= 8
 
 
+def test_hosts_are_rented_for_tickets_that_would_expire_behind_older_work() -> None:
+    # Three quarters of an hour of one host, and then what has forty minutes.
+    older = [Arrival(number / 100, 300) for number in range(3600)]
+    urgent = [Arrival(1200.0 + number, 300, expires_in=2400) for number in range(20)]
+    trace = few(*older, *urgent, target_wait=8 * HOUR)
+    run = World(trace, SEED, machines=Machines(trace.pool, SEED, fails=0)).run(policy(trace.pool))
+    assert (run.rented > 1, run.expired, run.left) == (True, 0, 0)
+
+
+def test_a_ticket_that_expires_overtakes_no_more_than_the_claim_lets_it() -> None:
+    # It is due a minute after 1.2 s, and so stands behind the first two.
+    arrivals = [Arrival(0.0, 300), Arrival(1.0, 300), Arrival(1.5, 300), Arrival(2.0, 300, expires_in=59.2)]
+    first = World(few(*arrivals), SEED).look(10.0)
+    (due,) = first.demand[POOL.models[0]].deadlines
+    assert (due.seconds, due.tokens) == (50.0, 3 * 300)
+
+
 def test_a_locked_host_stays() -> None:
     trace = few(Arrival(0.0, 400), seconds=4 * HOUR)
     world = World(trace, SEED)

@@ -1,7 +1,8 @@
 """Simulated time: tickets come and are run, hosts start, work, fail and end, and whatever bills is written down.
 
 What is simplified: a ticket runs at its host's tokens a second over its slots, however many run beside it; a free slot
-takes the oldest ticket at once; a decision is made every `every` seconds and carried out without delay.
+takes the first ticket at once, all being one owner's; a decision is made every `every` seconds and carried out without
+delay.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ EVERY = 10.0
 ARRIVED_SECONDS = 600.0
 LATELY_SECONDS = 15.0
 QUIET_SECONDS = 60.0
+# As PRIORITY_AGEING_SECONDS: a ticket that expires sooner counts as if it had come so much earlier.
+AGEING_SECONDS = 60.0
 LEAST_FULL_SECONDS = 60.0
 SPELLS = 50
 # So long after a trace has ended what it asked for may still be worked off.
@@ -180,7 +183,7 @@ class World:
                 self.now = arrival
                 if self._next and arrival - arrivals[self._next - 1].at >= QUIET_SECONDS:
                     self._quiet.append(arrival - arrivals[self._next - 1].at)
-                self.queue.append(self._next)
+                self._enqueue(self._next)
                 self._waiting[arrivals[self._next].model] += 1
                 self._next += 1
             else:
@@ -196,6 +199,18 @@ class World:
     def _advance(self) -> None:
         for each in self._ledgers:
             each.advance(START + self.now)
+
+    def _enqueue(self, number: int) -> None:
+        """Where the claim comes to it."""
+        if not self.queue or self._rank(number) > self._rank(self.queue[-1]):
+            self.queue.append(number)
+        else:
+            self.queue.insert(bisect_left(self.queue, self._rank(number), key=self._rank), number)
+
+    def _rank(self, number: int) -> tuple[float, int]:
+        ticket = self.trace.arrivals[number]
+        sooner = AGEING_SECONDS - ticket.expires_in if ticket.expires_in is not None else 0.0
+        return ticket.at - max(sooner, 0.0), number
 
     def _assign(self) -> None:
         arrivals = self.trace.arrivals
@@ -270,7 +285,7 @@ class World:
         _add(self._worked, host)
         # What ran there runs again elsewhere, before what came later.
         for number in sorted(host.running, reverse=True):
-            self.queue.appendleft(number)
+            self._enqueue(number)
             model = self.trace.arrivals[number].model
             self._running[model] -= 1
             self._waiting[model] += 1
@@ -311,8 +326,8 @@ class World:
         oldest, deadlines = 0.0, list[Deadline]()
         if self._waiting[model]:
             arrivals = self.trace.arrivals
-            waiting = self.queue if len(self.pool.models) > 1 else (self.queue[0],)
-            oldest = now - next(arrivals[each].at for each in waiting if arrivals[each].model == model)
+            waiting = (arrivals[each].at for each in self.queue if arrivals[each].model == model)
+            oldest = now - (min(waiting) if self._expiring else next(waiting))
             if self._expiring:
                 deadlines = self._deadlines(model, usual)
         return Demand(
@@ -328,11 +343,12 @@ class World:
 
     def _deadlines(self, model: str, usual: float) -> list[Deadline]:
         """In steps of ten seconds."""
-        counts: Counter[float] = Counter()
-        for each in map(self.trace.arrivals.__getitem__, self.queue):
-            if each.model == model and each.expires_in is not None:
-                counts[(each.at + each.expires_in) // 10 * 10] += 1
-        return [Deadline(max(at - self.now, 0.0), count * usual) for at, count in sorted(counts.items())]
+        places: dict[float, int] = {}
+        queued = [each for each in map(self.trace.arrivals.__getitem__, self.queue) if each.model == model]
+        for place, each in enumerate(queued, 1):
+            if each.expires_in is not None:
+                places[(each.at + each.expires_in) // 10 * 10] = place
+        return [Deadline(max(at - self.now, 0.0), place * usual) for at, place in sorted(places.items())]
 
     def _measured(self) -> Measured:
         worked = {gpu: list(each) for gpu, each in self._worked.items()}

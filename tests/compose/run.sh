@@ -100,7 +100,7 @@ for version in 3.13 3.11; do
     rm -rf "$root-$version"
 done
 
-say "building the stand-ins for postgres, tritonserver and a rented server"
+say "building the stand-ins for postgres, tritonserver, a rented server and a machine of one's own"
 standins="$scratch/standins"
 cp -r tests/compose/standins "$standins"
 cp -r nvidia_triton models "$standins"
@@ -112,10 +112,12 @@ build() {
 build --target postgres -t postgres:18 "$standins"
 build --target triton -t "nvcr.io/nvidia/tritonserver:$TRITON_TAG-vllm-python-py3" "$standins"
 build --target instance -t instance "$standins"
+build --target machine -t machine "$standins"
 
 say "building Dockerfile"
 build --target app -t triton-tickets .
 build --target tunnel -t triton-tickets-tunnel .
+build --target capacity -t triton-tickets-capacity .
 stop_daemon
 
 say "starting dockerd in a network of its own"

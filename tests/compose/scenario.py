@@ -38,11 +38,14 @@ class Project:
         self.environment = {name: os.environ[name] for name in kept} | {"HOME": str(scratch)}
         v2 = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode == 0
         command = ["docker", "compose"] if v2 else ["docker-compose"]
-        self._compose = [*command, "--env-file", str(settings), "-p", PROJECT]
+        self._command = [*command, "--env-file", str(settings), "-p", PROJECT]
+        # More files of compose, as `docker-compose.override.yml` would be.
+        self.overrides: list[str] = []
         self.kept: dict[str, Any] = {}
 
     def compose(self, *arguments: str, profile: str = "gpu") -> None:
-        _run([*self._compose, "--profile", profile, *arguments], self.environment)
+        files = [word for file in ("docker-compose.yml", *self.overrides) for word in ("-f", file)]
+        _run([*self._command, *files, "--profile", profile, *arguments], self.environment)
 
     def up(self, *services: str, profile: str = "gpu") -> None:
         self.compose("up", "-d", "--no-build", *services, profile=profile)
@@ -76,6 +79,15 @@ class Project:
         wait(f"{service} runs again", 30, restarted)
         say(f"{service} runs again after {time.monotonic() - started:.1f} s")
         assert self.containers()[service]["Id"] == before["Id"]
+
+    def cli(self, name: str, *arguments: str) -> str:
+        """What the controller's container says of `capacity` or `hosts`."""
+        container = self.containers()["capacity"]["Id"]
+        return self.docker("exec", container, "python", "-m", f"app.cli.{name}", *arguments)
+
+    def host_states(self) -> list[str]:
+        rows = [line.split() for line in self.cli("hosts").splitlines() if line.startswith("triton-tickets-")]
+        return [row[2] for row in rows]
 
     def submit(self, *, tokens: int = 20) -> str:
         context = request("POST", "/contexts/", {"content": "Name three uses of a paper clip."})
@@ -340,9 +352,58 @@ def the_tunnel_comes_back_when_its_server_restarts(project: Project) -> None:
 
 
 @check
+def a_host_is_rented_for_a_ticket_and_ended_after_it(project: Project) -> None:
+    """A machine of one's own, by the commands that docs/vast.md has for an example."""
+    project.compose("stop", "tunnel", profile="vast")
+    public = project.key.with_suffix(".pub").read_text().strip()
+    alias = ["--network", f"{PROJECT}_default", "--network-alias", "workstation.lan"]
+    machine = ["--name", "machine", "--shm-size", "256m", "-e", f"AUTHORIZED_KEY={public}", "machine"]
+    project.docker("run", "-d", *alias, *machine)
+    project.overrides = [str(_pools(project.scratch))]
+    project.up(profile="capacity")
+    wait("a controller leads", 60, lambda: "decides" in project.cli("capacity"))
+    result = completed(project.submit(), seconds=180)
+    (server,) = servers(result)
+    assert str(server).startswith("capacity:"), server
+    wait("the host has ended", 120, lambda: project.host_states() == ["gone"])
+    said = _logs(project, "capacity", lines=1000)
+    for words in ("leads", "wanted", "loading", "ready", "draining", "host has ended"):
+        assert words in said, f"{words} is not in:\n{said}"
+
+
+@check
+def a_killed_controller_comes_back_and_leads(project: Project) -> None:
+    project.kill("capacity")
+    completed(project.submit(), seconds=180)
+    assert len(project.host_states()) == 2, project.cli("hosts")
+    project.compose("stop", "capacity", profile="capacity")
+    assert project.containers()["capacity"]["State"]["ExitCode"] == 0
+
+
+def _pools(scratch: Path) -> Path:
+    """What has compose use a definition with a pool, and its commands."""
+    document = Path("docs/vast.md").read_text()
+    program = scratch / "machines.py"
+    program.write_text(document.split("```python\n", 1)[1].split("```", 1)[0])
+    program.chmod(0o755)
+    pool = document.split("```yaml\npools:\n", 1)[1].split("```", 1)[0].replace("qwen2.5-7b-instruct", "demo")
+    definition = Path("nvidia_triton/vastai_instance_definition.yaml").read_text()
+    changed = scratch / "definition.yaml"
+    changed.write_text(definition.replace("pools: []", f"pools:\n{pool}    idle_minutes: 0.1"))
+    override = scratch / "override.yml"
+    volumes = [
+        f"{program}:/srv/machines.py:ro",
+        f"{changed}:/srv/nvidia_triton/vastai_instance_definition.yaml:ro",
+    ]
+    # JSON is YAML.
+    override.write_text(json.dumps({"services": {"capacity": {"volumes": volumes}}}))
+    return override
+
+
+@check
 def down_with_volumes_leaves_nothing(project: Project) -> None:
-    project.docker("rm", "-f", "-v", "instance")
-    for profile in ("gpu", "vast"):
+    project.docker("rm", "-f", "-v", "instance", "machine")
+    for profile in ("gpu", "vast", "capacity"):
         project.compose("down", "-v", "--remove-orphans", profile=profile)
     assert project.containers() == {}
     label = ["-q", "--filter", f"label=com.docker.compose.project={PROJECT}"]
@@ -374,10 +435,10 @@ def main(scratch: Path) -> int:
     return int(failed > 0)
 
 
-def _logs(project: Project, service: str) -> str:
+def _logs(project: Project, service: str, lines: int = 25) -> str:
     container = project.containers()[service]["Id"]
     done = subprocess.run(
-        ["docker", "logs", "--tail", "25", container],
+        ["docker", "logs", "--tail", str(lines), container],
         env=project.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
     )  # fmt: skip
     return done.stdout

@@ -111,8 +111,8 @@ hosts: install ## list the hosts that are or were rented: make hosts [FOLLOW=1],
 capacity: install ## what is wanted of hosts, what is decided, and why: make capacity [FOLLOW=1]
 	@exec $(LOCAL).database app.cli.capacity $${FOLLOW:+--follow}
 
-simulate: install ## try the policy of hosts in simulated time: make simulate [TRACE=day|batch|trickle|dead|file] [SEED="1 2 3"] (docs/capacity.md)
-	@exec $(BIN)/python -m app.capacity.simulation $${TRACE:+--trace "$$TRACE"} $${SEED:+--seed $$SEED}
+simulate: install ## try the policy of hosts in simulated time: make simulate [TRACE=day|batch|trickle|dead|file] [SEED="1 2 3"] [FRONTIER=1] (docs/capacity.md)
+	@exec $(BIN)/python -m app.capacity.simulation $${TRACE:+--trace "$$TRACE"} $${SEED:+--seed $$SEED} $${FRONTIER:+--frontier}
 
 webhook-secret: install ## print what signs webhooks: make webhook-secret OWNER=alice (ROTATE=1 makes a new one)
 	@$(LOCAL).database app.cli.webhooks $${OWNER:+"$$OWNER"} $${ROTATE:+--rotate}

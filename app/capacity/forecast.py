@@ -8,6 +8,7 @@ from app.capacity.plan import Host, Measured, Pool, State
 
 # A host that takes longer than expected is expected to be ready this soon, in seconds.
 LATE = 30.0
+MINUTE = 60.0
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,11 @@ class Supply:
 def rate(pool: Pool, gpu: str, measured: Measured) -> float:
     """Tokens a second of a busy host with that GPU."""
     return measured.tokens_per_second.get((pool.name, gpu)) or pool.tokens_per_second
+
+
+def leisure(pool: Pool) -> float:
+    """From 0 to 1: below 1 where `target_wait` is below a minute, so hosts are paid for that work for less."""
+    return min(pool.target_wait / MINUTE, 1.0)
 
 
 def startup(pool: Pool, measured: Measured) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
-from app.capacity.forecast import Supply, backlog, emptied, rate, startup, supply
+from app.capacity.forecast import Supply, backlog, emptied, leisure, rate, startup, supply
 from app.capacity.plan import Demand, Host, Measured, Pool, State
 from app.capacity.reasons import hosts_in_words, minutes_in_words
 
@@ -16,7 +16,7 @@ ROUNDING = 0.15
 SPREAD = 1.25
 # Seconds by which a host is started before it would be too late: the time from one decision to the next, twice.
 MARGIN = 120.0
-# A host has work for this part of what its start takes, at the least.
+# A host has work for this part of what its start takes, at the least; where there is leisure.
 WORK = 0.5
 # Tokens a second that any host does.
 SOME = 1e-9
@@ -82,7 +82,7 @@ class _Work:
                 reason=f"a host is rented in {minutes_in_words(slack)} at the latest, to meet a wait of "
                 f"{minutes_in_words(target)}"
             )
-        window = max(target - self.startup - oldest, WORK * self.startup, target / 4)
+        window = max(target - self.startup - oldest, WORK * leisure(self.pool) * self.startup, target / 4)
         short = left / window + self.arriving - self.working
         if self.supplies and short <= ROUNDING * self.rate:
             return Need()

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 
-from app.capacity.forecast import emptied, rate, ready_in, startup, supply
+from app.capacity.forecast import emptied, leisure, rate, ready_in, startup, supply
 from app.capacity.machines import ranked
 from app.capacity.plan import Demand, Destroy, Drain, Host, Market, Measured, Pool, State
 from nvidia_triton.providers.base import Offer
 
 # The rest can do without a host where what comes in takes this part of what they can do, and what waits is done within
-# this part of `target_wait`.
-LOAD = 0.9
+# that part of `target_wait`. Without leisure, so much of the first.
+LOAD, HURRIED = 0.9, 0.75
 QUEUE = 0.25
 # Beside others that can do the work, a host goes after this many seconds without any.
 SURPLUS = 60.0
@@ -76,7 +76,7 @@ def cheaper(
         offer
         for offer in ranked(pool, market.offers, measured, without)
         if _pays(host, offer.price, work.startup)
-        and work.usual <= LOAD * measured.tokens_per_second.get((pool.name, offer.gpu), 0.0)
+        and work.usual <= work.load * measured.tokens_per_second.get((pool.name, offer.gpu), 0.0)
     ]
     return min(fit, key=lambda offer: offer.price, default=None)
 
@@ -110,6 +110,7 @@ class _Work:
         self.running = sum(each.running for each in demand)
         self.waits = any(each.waiting for each in demand)
         self.startup = startup(pool, measured)
+        self.load = LOAD * (HURRIED + (1 - HURRIED) * leisure(pool))
         self.lately = sum(each.lately for each in demand)
         self.usual = sum(each.arriving for each in demand)
         # Less, of late, could be a pause; more is what hosts are rented for.
@@ -121,8 +122,8 @@ class _Work:
         working = sum(rate(self.pool, host.gpu, self.measured) for host in ready)
         return (
             bool(ready)
-            and arriving <= LOAD * working
-            and self.running <= LOAD * self.pool.slots * len(ready)
+            and arriving <= self.load * working
+            and self.running <= self.load * self.pool.slots * len(ready)
             and self.tokens <= QUEUE * self.pool.target_wait * working
         )
 
@@ -132,7 +133,7 @@ class _Work:
         if not others:
             return not self.waits
         supplies = supply(self.now, self.pool, others, self.measured)
-        if self.arriving > LOAD * sum(each.rate for each in supplies):
+        if self.arriving > self.load * sum(each.rate for each in supplies):
             return False
         return emptied(self.tokens, supplies, self.arriving) < ready_in(self.now, self.pool, host, self.measured) / 2
 

@@ -118,6 +118,14 @@ def test_more_work_rents_more_up_to_max() -> None:
     assert full.waiting[0].reason is WaitReason.MAX_HOSTS
 
 
+def test_target_wait_below_a_minute_rents_more_and_keeps_more() -> None:
+    hurried = replace(POOL, target_wait=10)
+    assert len(rents(plan(waiting=99, tokens=400_000, pool=hurried))) > len(rents(plan(waiting=99, tokens=400_000)))
+    two = (host("a", running=2), host("b", running=1))
+    assert plan(*two, arriving=800).actions != ()
+    assert plan(*two, arriving=800, pool=hurried).actions == ()
+
+
 def test_long_target_wait_gathers_work_first() -> None:
     patient = replace(POOL, target_wait=7200)
     found = plan(waiting=1, tokens=300, pool=patient, oldest=60)

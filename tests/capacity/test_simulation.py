@@ -7,9 +7,11 @@ from xml.etree import ElementTree
 import pytest
 
 from app.capacity.plan import Action, Drain, Rent
-from app.capacity.simulation.charts import picture
+from app.capacity.simulation.charts import frontier, picture
 from app.capacity.simulation.controllers import RIVALS, policy
 from app.capacity.simulation.figures import Figures, beside, verdict
+from app.capacity.simulation.frontier import Setting, matches
+from app.capacity.simulation.frontier import verdict as met
 from app.capacity.simulation.hindsight import cheapest
 from app.capacity.simulation.ledger import Ledger
 from app.capacity.simulation.market import Machines
@@ -163,6 +165,25 @@ def test_pictures_are_well_formed() -> None:
     run = World(trace, SEED).run(policy(trace.pool))
     root = ElementTree.fromstring(picture("A & B", {"the policy": run.samples, "none": run.samples[:1]}))
     assert len(root.findall("{http://www.w3.org/2000/svg}path")) == 6
+
+
+def test_a_rival_is_met_by_the_cheapest_setting_that_is_as_quick() -> None:
+    figures = Figures(1.0, 0, 100, 0, 0, 0, 0, 0, 0)
+    quick, usual, slow = Setting(10.0), Setting(60.0), Setting(900.0, 1)
+    settings = {
+        quick: replace(figures, dollars=3.0, p95=10),
+        usual: figures,
+        slow: replace(figures, dollars=0.5, p95=300, unanswered=1),
+    }
+    rivals = {"as quick": replace(figures, dollars=1.1, p95=97), "quicker": replace(figures, dollars=2.0, p95=50)}
+    as_quick, quicker = matches(settings, rivals)
+    assert (as_quick.setting, as_quick.good, quicker.setting, quicker.cost) == (usual, True, quick, 1.5)
+    assert met({"day": [as_quick]}) == "equal or better at every rival's wait"
+    assert met({"day": [as_quick, quicker]}).endswith("day, quicker (1.50 of its cost at a p95 wait of 50 s)")
+    (none,) = matches({usual: figures}, {"at once": replace(figures, p95=0)})
+    assert (none.setting, none.good, str(slow)) == (None, False, "target_wait 900 s, min 1")
+    drawn = ElementTree.fromstring(frontier("A & B", {"the policy": [(0.0, 2.0), (90.0, 1.0)]}, {"R": (5.0, 3.0)}))
+    assert len(drawn.findall("{http://www.w3.org/2000/svg}circle")) == 3
 
 
 def test_what_is_equal_and_what_is_better() -> None:

@@ -12,15 +12,20 @@ WIDTH, HEIGHT = 760, 150
 LEFT, RIGHT, TOP, GAP = 56, 8, 44, 30
 # Points of a line; of each span of time the greatest value counts.
 POINTS = 300
+# Seconds that 95 of 100 tickets waited at most, and dollars.
+Point = tuple[float, float]
 STYLE = """
 svg { font: 12px system-ui, sans-serif; background: #fff; }
 text { fill: #444; } .grid { stroke: #ddd; } path { fill: none; stroke-width: 1.5; }
 .l0 { stroke: #0969da; stroke-width: 2.5; } .l1 { stroke: #9a6700; } .l2 { stroke: #cf222e; } .l3 { stroke: #8250df; }
+circle { stroke: none; } circle.l0 { fill: #0969da; } circle.l1 { fill: #9a6700; }
+circle.l2 { fill: #cf222e; } circle.l3 { fill: #8250df; }
 text.l0, text.l1, text.l2, text.l3 { stroke: none; } text.l0 { fill: #0969da; font-weight: 600; }
 text.l1 { fill: #9a6700; } text.l2 { fill: #cf222e; } text.l3 { fill: #8250df; }
 @media (prefers-color-scheme: dark) {
   svg { background: #0d1117; } text { fill: #b0b8c1; } .grid { stroke: #30363d; }
   .l0 { stroke: #4493f8; } .l1 { stroke: #d29922; } .l2 { stroke: #f85149; } .l3 { stroke: #ab7df8; }
+  circle.l0 { fill: #4493f8; } circle.l1 { fill: #d29922; } circle.l2 { fill: #f85149; } circle.l3 { fill: #ab7df8; }
   text.l0 { fill: #4493f8; } text.l1 { fill: #d29922; } text.l2 { fill: #f85149; } text.l3 { fill: #ab7df8; }
 }
 """
@@ -44,6 +49,53 @@ def picture(title: str, runs: Mapping[str, Sequence[Sample]]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
         f'aria-label="{escape(title)}, simulated: {escape(said)}"><style>{STYLE}</style>'
         f'<text x="{LEFT}" y="15">{escape(title)} (a simulation)</text>{legend}{"".join(panels)}</svg>\n'
+    )
+
+
+def frontier(title: str, lines: Mapping[str, Sequence[Point]], points: Mapping[str, Point]) -> str:
+    """Dollars over the p95 wait: lines over a knob, each by its name, and single points."""
+    of_lines = [each for line in lines.values() for each in line]
+    every = [*of_lines, *points.values()]
+    bottom, right = TOP + 2 * HEIGHT, WIDTH - RIGHT
+    dollars = _ticks(max(each[1] for each in every))
+    waits = [0, 10, 60, 600, 3600, 6 * 3600, 24 * 3600]
+    longest = log10(1 + max(each[0] for each in every) * 1.6)
+
+    def place(wait: float) -> float:
+        return round(LEFT + 8 + log10(1 + wait) / longest * (right - LEFT - 8), 1)
+
+    def height(of: float) -> float:
+        return round(bottom - of / dollars[-1] * (2 * HEIGHT - 18), 1)
+
+    grid = "".join(
+        f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{height(each):.0f}" y2="{height(each):.0f}"/>'
+        f'<text x="{LEFT - 6}" y="{height(each) + 4:.0f}" text-anchor="end">${each:g}</text>'
+        for each in dollars
+    )
+    named = ("0", "10 s", "1 min", "10 min", "1 h", "6 h", "24 h")
+    under = "".join(
+        f'<text x="{place(wait):.0f}" y="{bottom + 16}" text-anchor="middle">{name}</text>'
+        for wait, name in zip(waits, named, strict=True)
+        if log10(1 + wait) <= longest
+    )
+    drawn = ""
+    for number, line in enumerate(lines.values()):
+        dots = "".join(f'<circle class="l0" cx="{place(x)}" cy="{height(y)}" r="3"/>' for x, y in line)
+        dashed = ' stroke-dasharray="4 3"' if number else ""
+        drawn += f'<path class="l0"{dashed} d="M{" ".join(f"{place(x)},{height(y)}" for x, y in line)}"/>{dots}'
+    for number, (name, (x, y)) in enumerate(points.items(), 1):
+        end = ' text-anchor="end"' if place(x) > WIDTH / 2 else ""
+        away = -8 if end else 8
+        drawn += (
+            f'<circle class="l{number}" cx="{place(x)}" cy="{height(y)}" r="5"/>'
+            f'<text class="l{number}" x="{place(x) + away}" y="{height(y) - 8}"{end}>{escape(name)}</text>'
+        )
+    legend = "; ".join(f"{'dashed' if number else 'line'}: {name}" for number, name in enumerate(lines))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom + 26}" role="img" '
+        f'aria-label="{escape(title)}, simulated: dollars over the p95 wait"><style>{STYLE}</style>'
+        f'<text x="{LEFT}" y="15">{escape(title)}: dollars over the p95 wait (a simulation)</text>'
+        f'<text class="l0" x="{LEFT}" y="34">{escape(legend)}</text>{grid}{under}{drawn}</svg>\n'
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import ceil
 
 from app.capacity.machines import avoided, paused_until, ranked
@@ -21,10 +22,13 @@ IDLE = 600.0
 
 
 def policy(pool: Pool, budget: Budget | None = None) -> Controller:
+    # What `min` keeps goes with the last ticket of the trace, as the host of `AlwaysOn` does.
+    at_the_end = replace(pool, min_hosts=0, idle_minutes=0.0) if pool.min_hosts else pool
+
     def controller(view: View) -> Sequence[Action]:
         return decide(
             view.now,
-            [pool],
+            [at_the_end if view.over else pool],
             view.demand,
             view.hosts,
             {pool.name: view.market},

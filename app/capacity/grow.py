@@ -18,6 +18,9 @@ SPREAD = 1.25
 MARGIN = 120.0
 # A host has work for this part of what its start takes, at the least; where there is leisure.
 WORK = 0.5
+# Work of fewer starts than this gathers first, where it may wait: of more, a start is a small part, and the sooner it
+# begins, the fewer and the cheaper the hosts that do it in time.
+GATHERED = 4.0
 # Tokens a second that any host does.
 SOME = 1e-9
 
@@ -64,7 +67,8 @@ class _Work:
         rates = [each for (name, _), each in measured.tokens_per_second.items() if name == pool.name and each]
         self.rate = sum(rates) / len(rates) if rates else rate(pool, "", measured)
         self.tokens = sum(each.tokens for each in demand)
-        self.arriving = sum(each.lately for each in demand)
+        # Where tickets may wait for several starts, what comes in is seen in time once it waits.
+        self.arriving = 0.0 if pool.target_wait > GATHERED * self.startup else sum(each.lately for each in demand)
 
     def for_wait(self) -> Need:
         """What brings the wait down to `target_wait`, as far as hosts that start now still can."""
@@ -77,7 +81,7 @@ class _Work:
         if self.supplies and left <= target * self.working:
             return Need(reason=f"the wait will be below {minutes_in_words(target)} before another host would be ready")
         slack = target - oldest - self.startup * SPREAD - self.tokens / self.rate - MARGIN
-        if not self.supplies and slack > 0:
+        if not self.supplies and slack > 0 and self.tokens < GATHERED * self.startup * self.rate:
             return Need(
                 reason=f"a host is rented in {minutes_in_words(slack)} at the latest, to meet a wait of "
                 f"{minutes_in_words(target)}"

@@ -136,6 +136,14 @@ def test_long_target_wait_gathers_work_first() -> None:
     assert rents(urgent) == ["1"]
 
 
+def test_work_of_many_starts_does_not_gather_and_a_host_that_does_it_in_time_is_enough() -> None:
+    patient = replace(POOL, target_wait=72_000)
+    # Of ten hours and 20 s of them: what else comes meanwhile waits its own time.
+    batch: dict[str, Any] = {"waiting": 50_000, "tokens": 36e6, "pool": patient, "oldest": 20, "lately": 50_000.0}
+    assert rents(plan(**batch)) == ["1"]
+    assert rents(plan(host(state=State.BOOTING, age=10), **batch)) == []
+
+
 def test_deadline_rents_beside_a_busy_host() -> None:
     patient = replace(POOL, target_wait=7200)
     due = (Deadline(900, 1_500_000),)

@@ -24,7 +24,7 @@ class Setting:
         return f"target_wait {wait}" + (f", min {self.min_hosts}" if self.min_hosts else "")
 
 
-WAITS = (5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 900.0, HOUR, 4 * HOUR, 16 * HOUR, 20 * HOUR)
+WAITS = (5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 900.0, *(hours * HOUR for hours in (1, 4, 16, 24, 30)))
 SETTINGS = (*map(Setting, WAITS), *(Setting(wait, 1) for wait in (10.0, 30.0, 60.0)))
 
 

@@ -361,6 +361,8 @@ def a_host_is_rented_for_a_ticket_and_ended_after_it(project: Project) -> None:
     project.docker("run", "-d", *alias, *machine)
     project.overrides = [str(_pools(project.scratch))]
     project.up(profile="capacity")
+    # It was made anew, as its dependencies changed.
+    project.wait_healthy("api")
     wait("a controller leads", 60, lambda: "decides" in project.cli("capacity"))
     result = completed(project.submit(), seconds=180)
     (server,) = servers(result)

@@ -24,7 +24,7 @@ BACKLOG = 5_000
 OPEN = 10
 # Those that change most while tickets run.
 LIVE = ("/", "/tickets", "/tickets?state=running", "/models", "/usage")
-CALLS = 20
+CALLS = 40
 LONGEST_SECONDS = 0.2
 LARGEST_BYTES = 100_000
 # Each filter alone, and several together; words that most have, many, few and none; what is far back; and what each of

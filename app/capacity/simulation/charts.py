@@ -10,6 +10,8 @@ from app.capacity.simulation.world import Sample
 
 WIDTH, HEIGHT = 760, 150
 LEFT, RIGHT, TOP, GAP = 56, 8, 44, 30
+# Of the name of a point.
+NAME_WIDTH, NAME_HEIGHT = 90, 14
 # Points of a line; of each span of time the greatest value counts.
 POINTS = 300
 # Seconds that 95 of 100 tickets waited at most, and dollars.
@@ -83,12 +85,17 @@ def frontier(title: str, lines: Mapping[str, Sequence[Point]], points: Mapping[s
         dots = "".join(f'<circle class="l0" cx="{place(x)}" cy="{height(y)}" r="3"/>' for x, y in line)
         dashed = ' stroke-dasharray="4 3"' if number else ""
         drawn += f'<path class="l0"{dashed} d="M{" ".join(f"{place(x)},{height(y)}" for x, y in line)}"/>{dots}'
+    named_at: list[Point] = []
     for number, (name, (x, y)) in enumerate(points.items(), 1):
         end = ' text-anchor="end"' if place(x) > WIDTH / 2 else ""
-        away = -8 if end else 8
+        across, up = round(place(x) + (-8 if end else 8), 1), round(height(y) - 8, 1)
+        # Above the names of others that would be in its place.
+        while any(abs(across - other) < NAME_WIDTH and abs(up - level) < NAME_HEIGHT for other, level in named_at):
+            up = round(up - NAME_HEIGHT, 1)
+        named_at.append((across, up))
         drawn += (
             f'<circle class="l{number}" cx="{place(x)}" cy="{height(y)}" r="5"/>'
-            f'<text class="l{number}" x="{place(x) + away}" y="{height(y) - 8}"{end}>{escape(name)}</text>'
+            f'<text class="l{number}" x="{across}" y="{up}"{end}>{escape(name)}</text>'
         )
     legend = "; ".join(f"{'dashed' if number else 'line'}: {name}" for number, name in enumerate(lines))
     return (

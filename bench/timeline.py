@@ -21,6 +21,7 @@ from rich.table import Table
 
 from app.queue.statements.channels import QUEUED_CHANNEL, SETTLED_CHANNEL
 from bench.http_load import BODY, Connection
+from bench.measure import p99
 from bench.stack import Bench, running_bench
 from tests.service import Process
 
@@ -114,7 +115,7 @@ def show(calls: Sequence[tuple[float, float, float, float]], api: Marks, worker:
     for column in ("part", "ms", "p99"):
         table.add_column(column)
     for name, values in parts.items():
-        table.add_row(name, f"{statistics.median(values):.2f}", f"{statistics.quantiles(values, n=100)[98]:.1f}")
+        table.add_row(name, f"{statistics.median(values):.2f}", f"{p99(values):.1f}")
     Console(width=100).print(table)
     began, ended = calls[0][0], calls[-1][3]
     for name, marks in (("API", api), ("dispatcher", worker)):

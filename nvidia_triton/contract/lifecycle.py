@@ -17,6 +17,7 @@ from nvidia_triton.contract.wire import read
 
 # More than any engine makes while a cancel is on its way.
 LONG = {"temperature": 0, "ignore_eos": True, "max_tokens": 1500}
+SHORT = {"temperature": 0, "ignore_eos": True, "max_tokens": 64}
 GENERATED = "vllm:generation_tokens"
 POLL_SECONDS = 0.25
 # The counter stands still for this long once the engine has stopped; a busy CPU makes a token in less.
@@ -106,9 +107,14 @@ async def _state(subject: Subject) -> str:
 
 
 async def _unload(subject: Subject) -> str:
-    """Half of the requests are cancelled, half are read to the end; then nothing keeps the model from unloading."""
-    sampling = {"max_tokens": 64, "ignore_eos": True}
-    streams = [subject.client.stream(subject.model, PROMPT, stream=True, sampling=sampling) for _ in range(IN_FLIGHT)]
+    """Half of the requests are cancelled, half are read to the end; then nothing keeps the model from unloading.
+
+    Those cancelled are long: a cancel that comes with the last message makes Triton keep the request.
+    """
+    streams = [
+        subject.client.stream(subject.model, PROMPT, stream=True, sampling=LONG if number % 2 else SHORT)
+        for number in range(IN_FLIGHT)
+    ]
 
     async def end(number: int) -> None:
         pairs = streams[number]

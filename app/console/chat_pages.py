@@ -13,13 +13,12 @@ from fastapi.responses import RedirectResponse
 from app.api.dependencies import caller_of, root_of, services_of
 from app.api.holding import make_ticket
 from app.api.security import READ, SUBMIT, WORK
-from app.api.sse import EventStream
 from app.console.asking import LONGEST, Word, text_models
 from app.console.chat_asked import FIELDS, AskedForm, prepared_of, uuid_or_none
 from app.console.chat_view import SHOWN, models_that_see, shown
 from app.console.entrance import PREFIX, PageRoute, form_token_of, with_cookie
 from app.console.following import ticket_followed
-from app.console.pages import page, wants_events
+from app.console.pages import event_stream, page, wants_events
 from app.console.render import HEADERS, html
 from app.errors import AppError, invalid
 from app.services.chats import AFTER, FROM, reference
@@ -73,7 +72,7 @@ async def chat(request: Request, chat_id: UUID, at: UUID | None = None) -> Respo
 
     if wants_events(request):
         values = await gather()
-        return EventStream(ticket_followed(request, TEMPLATE, values["leaf"], gather))
+        return event_stream(ticket_followed(request, TEMPLATE, values["leaf"], gather))
     return await page(request, TEMPLATE, gather)
 
 

@@ -15,11 +15,10 @@ from app.api.comparison_schemas import MAX_ENTRIES, ComparisonCreate
 from app.api.comparisons import send_comparison
 from app.api.dependencies import caller_of, root_of, services_of
 from app.api.security import READ, SUBMIT, WORK
-from app.api.sse import EventStream
 from app.console.asking import LONGEST, Text, Word, number_of, text_models
 from app.console.entrance import PREFIX, PageRoute, form_token_of, with_cookie
 from app.console.following import Heard, followed
-from app.console.pages import page, wants_events
+from app.console.pages import event_stream, page, wants_events
 from app.console.render import HEADERS, html, state_of
 from app.errors import AppError, NotFound, invalid
 from app.openai.requests import checked
@@ -178,7 +177,7 @@ async def comparison(request: Request, comparison_id: UUID) -> Response:
         return await _shown(request, comparison_id, {})
 
     if wants_events(request):
-        return EventStream(_followed(request, comparison_id))
+        return event_stream(_followed(request, comparison_id))
     return await page(request, TEMPLATE, gather)
 
 

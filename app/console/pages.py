@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from app.api.dependencies import caller_of, root_of, services_of
 from app.api.sse import EventStream, event_bytes
 from app.console.entrance import cookie_of, form_token_of, with_cookie
 from app.console.render import ENVIRONMENT, common, html
+from app.errors import DatabaseUnavailable
 
 LIVE = "live_"
 EACH = "each_"
@@ -36,8 +37,20 @@ async def page(request: Request, template: str, gather: Gather) -> Response:
     gives follows from the address and the caller alone: it is made once for all browsers that have both in common.
     """
     if wants_events(request):
-        return EventStream(_changes(request, template, gather))
+        return event_stream(_changes(request, template, gather))
     return with_cookie(request, html(request.scope, template, form=form_token_of(request), **await gather()))
+
+
+def event_stream(events: AsyncGenerator[bytes]) -> EventStream:
+    """Ends where Postgres is out of reach: the browser comes again."""
+
+    async def while_available() -> AsyncGenerator[bytes]:
+        with suppress(DatabaseUnavailable):
+            async with aclosing(events):
+                async for event in events:
+                    yield event
+
+    return EventStream(while_available())
 
 
 async def _changes(request: Request, template: str, gather: Gather) -> AsyncGenerator[bytes]:

@@ -12,10 +12,9 @@ from pydantic_core import to_json
 from app.api.dependencies import caller_of, root_of, services_of
 from app.api.schemas import Result
 from app.api.security import READ, SUBMIT, WORK
-from app.api.sse import EventStream
 from app.console.entrance import PREFIX, PageRoute
 from app.console.following import ticket_followed
-from app.console.pages import page, wants_events
+from app.console.pages import event_stream, page, wants_events
 from app.console.render import HEADERS, state_of
 from app.queue.statements.position import POSITION_LIMIT
 from app.queue.ticket import Status
@@ -32,7 +31,7 @@ async def ticket(request: Request, result_id: UUID) -> Response:
         return await _shown(request, result_id)
 
     if wants_events(request):
-        return EventStream(ticket_followed(request, TEMPLATE, result_id, gather))
+        return event_stream(ticket_followed(request, TEMPLATE, result_id, gather))
     return await page(request, TEMPLATE, gather)
 
 

@@ -22,6 +22,7 @@ from tests.keys.conftest import MakeKey, bearer
 from tests.openai.response_kit import emit
 from tests.service import Service
 
+HOSTILE = "<script>alert(1)</script>"
 READS, SUBMITS, ADMINS, OPEN = Scope.READ, Scope.SUBMIT, Scope.ADMIN, None
 PAGES: dict[tuple[str, str], Scope | None] = {
     ("GET", "/console"): READS,
@@ -317,3 +318,31 @@ async def test_a_session_that_ended_says_so_and_leads_back(guarded: Service) -> 
         answer = await client.get("/console/tickets", headers=others)
         assert answer.headers["location"] == "/console/login?to=%2Fconsole%2Ftickets"
     assert "Your session has ended" not in (await client.get(answer.headers["location"])).text
+
+
+async def test_what_was_typed_stands_in_its_form_again_after_the_session_ended(
+    guarded: Service, make_key: MakeKey, browser: Browser, rows: Any
+) -> None:
+    key = await make_key()
+    async with visiting(browser, guarded) as visit:
+        page = await visit.go("/console/login?to=/console/chat")
+        message, temperature = page.locator("textarea[name=message]"), page.locator("input[name=temperature]")
+        log_in = page.locator("main >> button:has-text('Log in')")
+        await page.fill("input[name=key]", key)
+        await log_in.click()
+        await message.fill(f"Long in the making. {HOSTILE}")
+        await page.click("summary:has-text('Instructions')")
+        await temperature.fill("0.25")
+        await rows.execute("DELETE FROM console_sessions")
+        await page.click("button:has-text('Send')")
+        await expect(page.locator("[role=alert]")).to_contain_text("what you typed then stands in its form again")
+        await page.fill("input[name=key]", "sk-wrong")
+        await log_in.click()
+        await expect(page.locator("[role=alert]")).to_contain_text("not known here")
+        await page.fill("input[name=key]", key)
+        await log_in.click()
+        await expect(message).to_have_value(f"Long in the making. {HOSTILE}")
+        await expect(temperature).to_have_value("0.25")
+        # Once.
+        await page.reload()
+        await expect(message).to_have_value("")

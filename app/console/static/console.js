@@ -13,6 +13,8 @@ function localise(part) {
   }
 }
 
+// A stream that was refused is asked for again after so long.
+const REFUSED_SECONDS = 3;
 let stream = null;
 // When the page was last known to be as it is.
 let current = new Date();
@@ -62,10 +64,29 @@ function follow() {
   });
   stream.addEventListener("ended", () => leave(""));
   stream.addEventListener("error", () => {
-    const since = sameDay.format(current);
-    const closed = stream && stream.readyState === EventSource.CLOSED;
-    say(closed ? `not live since ${since}: load the page again` : `reconnecting… as of ${since}`);
+    say(`reconnecting… as of ${sameDay.format(current)}`);
+    if (stream?.readyState === EventSource.CLOSED) followLater();
   });
+}
+
+// A browser opens a stream again that broke off, but none that was answered with an error, which may pass too.
+async function followLater() {
+  const refused = stream;
+  await new Promise((wait) => setTimeout(wait, 1000 * REFUSED_SECONDS));
+  if (stream !== refused) return;
+  const asking = new AbortController();
+  const headers = { Accept: "text/event-stream" };
+  const answer = await fetch(refused.url, { headers, signal: asking.signal }).catch(() => null);
+  asking.abort();
+  if (stream !== refused) return;
+  if (answer && answer.status >= 400 && answer.status < 500 && answer.status !== 429) {
+    say(`not live since ${sameDay.format(current)}: load the page again`);
+  } else if (answer?.ok) {
+    stream = null;
+    follow();
+  } else {
+    followLater();
+  }
 }
 
 function leave(text) {
@@ -153,6 +174,49 @@ document.addEventListener("click", async (event) => {
 });
 document.addEventListener("visibilitychange", () => (document.hidden ? leave("paused") : follow()));
 addEventListener("pagehide", () => leave(""));
+
+// What was typed into a form is kept in this tab until a page says what became of it. Where the session has ended, the
+// log-in comes first, and then the form's own page, where it stands in the form again.
+const SENT = "sent";
+const loggingIn = document.querySelector("input[type=password][name=key]") !== null;
+
+// A file cannot be put back, and a secret is not kept.
+function typed(form) {
+  return [...form.elements].filter((field) => field.matches("textarea, select, input:not([type=hidden], [type=password], [type=file])"));
+}
+
+function keep(form) {
+  const values = typed(form).map((field) => (field.type === "checkbox" || field.type === "radio" ? field.checked : field.value));
+  const place = [...document.forms].indexOf(form);
+  try {
+    sessionStorage.setItem(SENT, JSON.stringify({ page: location.pathname + location.search, action: form.action, place, values }));
+  } catch {
+    // More than a browser keeps.
+    sessionStorage.removeItem(SENT);
+  }
+}
+
+function putBack() {
+  const sent = JSON.parse(sessionStorage.getItem(SENT) ?? "null");
+  sessionStorage.removeItem(SENT);
+  const form = sent && document.forms[sent.place];
+  const cameFromLogIn = document.referrer && new URL(document.referrer).pathname.endsWith("/console/login");
+  if (!form || !cameFromLogIn || form.action !== sent.action || location.pathname + location.search !== sent.page) return;
+  const fields = typed(form);
+  if (fields.length !== sent.values.length) return;
+  fields.forEach((field, number) => {
+    const value = sent.values[number];
+    if (typeof value === "boolean") field.checked = value;
+    else field.value = value;
+  });
+  for (let around = form; around; around = around.parentElement) if (around.matches("details")) around.open = true;
+  form.querySelectorAll("details").forEach((part) => { part.open = true; });
+}
+
+document.addEventListener("submit", (event) => {
+  if (!loggingIn && event.target.method === "post") keep(event.target);
+});
+if (!loggingIn) putBack();
 
 // What was just done is said once: a page that is loaded again does not say it again.
 const said = document.querySelector("[data-once]");

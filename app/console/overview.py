@@ -52,6 +52,8 @@ def charts_of(span: Span, ends: tuple[str, str]) -> tuple[Markup, Markup]:
         Line("completed", "good", span.a_second(span.completed)),
         Line("failed", "bad", span.a_second(span.failed)),
     ]
+    if span.submitted_known:
+        tickets.insert(0, Line("submitted", "plain", span.a_second(span.submitted)))
     busiest = sorted(span.tokens, key=lambda model: (-sum(span.tokens[model]), model))
     tokens = [
         Line(shortened(model), kind, span.a_second(span.tokens[model]))
@@ -71,5 +73,7 @@ def path_to(concern: Concern) -> str:
     """The page, below the console, that tells more of it."""
     if concern.about == "pool":
         return "/hosts"
+    if concern.about == "dispatchers":
+        return "/logs?process=dispatcher"
     folder = {"model": "models", "server": "servers", "batch": "batches"}[concern.about]
     return f"/{folder}/{quote(concern.subject)}"

@@ -21,7 +21,10 @@ FROM models m CROSS JOIN LATERAL (
            count(*) AS pending,
            coalesce(extract(epoch FROM now() - min(created_at) FILTER (
                WHERE attempt_token IS NULL OR available_at <= now()
-           )), 0)::float8 AS oldest
+           )), 0)::float8 AS oldest,
+           coalesce(extract(epoch FROM now() - min(available_at) FILTER (
+               WHERE available_at <= now() AND wish = ''
+           )), 0)::float8 AS unclaimed
     FROM results r WHERE r.status = 'pending' AND r.model = m.model
 ) p
 WHERE m.model IS NOT NULL
@@ -31,13 +34,18 @@ DELIVERIES = "SELECT count(*) FROM webhook_deliveries WHERE due_at IS NOT NULL"
 
 @dataclass(frozen=True, slots=True)
 class ModelBacklog:
-    """Tickets by what they do; `oldest` is the age in seconds of the oldest that does not run, 0 where all run."""
+    """Tickets by what they do; `oldest` is the age in seconds of the oldest that does not run, 0 where all run.
+
+    `unclaimed` is for how many seconds a dispatcher could have claimed the one that has been due longest, of those that
+    any server may run; 0 where none is due.
+    """
 
     model: str
     running: int
     backing_off: int
     queued: int
     oldest: float
+    unclaimed: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,7 @@ async def read_backlog(database: Database) -> Backlog:
                 row["backing_off"],
                 row["pending"] - row["running"] - row["backing_off"],
                 row["oldest"],
+                row["unclaimed"],
             )
             for row in rows
         ],

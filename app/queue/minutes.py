@@ -1,4 +1,7 @@
-"""What ended minute by minute, from the sums of closed minutes and what was appended since; see housekeeping.py."""
+"""What ended minute by minute, from the sums of closed minutes and what was appended since; see housekeeping.py.
+
+What was submitted is counted by the ids, which begin with the time.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from app.db.engine import Database
+from app.db.ids import lowest_at
 
 # One statement, so that a row that is summed meanwhile is seen once.
 _COUNTED = """
@@ -22,6 +26,12 @@ SELECT date_bin($2, minute, $1) AS began, model, error_code, sum(tickets)::int8 
 FROM ({counted}) counted GROUP BY 1, 2, 3
 """
 OF_ALL = _SUMS.format(counted=_COUNTED.format(mine=""))
+_SUBMITTED = """
+SELECT date_trunc('minute', uuid_extract_timestamp(id)) AS minute, count(*) AS tickets FROM results
+WHERE id >= $1 AND id < $2 {mine} GROUP BY 1
+"""
+SUBMITTED = _SUBMITTED.format(mine="")
+SUBMITTED_BY_OWNER = _SUBMITTED.format(mine="AND owner_id = $3")
 OF_OWNER = _SUMS.format(counted=_COUNTED.format(mine="AND owner_id = $3"))
 
 
@@ -40,3 +50,15 @@ class MinuteStore:
             else:
                 rows = await connection.fetch(OF_OWNER, since, step, owner_id)
         return rows
+
+    async def submitted(self, since: datetime, until: datetime, owner_id: int | None) -> dict[datetime, int]:
+        """Tickets that came between, by minute, of those still kept; without an `owner_id`, of all owners.
+
+        Reads an index entry for each.
+        """
+        async with self._database.hot() as connection:
+            if owner_id is None:
+                rows = await connection.fetch(SUBMITTED, lowest_at(since), lowest_at(until))
+            else:
+                rows = await connection.fetch(SUBMITTED_BY_OWNER, lowest_at(since), lowest_at(until), owner_id)
+        return {row["minute"]: row["tickets"] for row in rows}

@@ -24,6 +24,10 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Steps of the lines, and how many.
 HOUR = (timedelta(minutes=1), 60)
 DAY = (timedelta(minutes=15), 96)
+# Minutes of submits are counted anew until they are so old: what a batch stores comes after its ids were made.
+OPEN_MINUTES = timedelta(minutes=2)
+# Tickets that could have been claimed for so many seconds while none runs say that no dispatcher is there.
+UNCLAIMED_SECONDS = 15.0
 # The day of an owner is counted anew after so many seconds; so many are held.
 DAY_SECONDS, MOST_DAYS = 30.0, 1000
 # Of the last day, the newest that had failures.
@@ -43,21 +47,27 @@ FROM results WHERE owner_id = $1 AND status = 'pending' GROUP BY model
 
 @dataclass(frozen=True, slots=True)
 class ModelNow:
-    """Tickets of a model; `oldest` in seconds, of those that wait. `entry` is None for a model nobody ever served."""
+    """Tickets of a model; `oldest` in seconds, of those that wait. `entry` is None for a model nobody ever served.
+
+    `unclaimed` as in a ModelBacklog, 0 where they are of one owner.
+    """
 
     name: str
     waiting: int
     running: int
     oldest: float
+    unclaimed: float
     reason: str
     entry: CatalogEntry | None
 
 
 @dataclass(frozen=True, slots=True)
 class Concern:
-    """What a person should look at: a model by name, a server or a batch by id, or the pool of hosts by name."""
+    """What a person should look at: a model by name, a server or a batch by id, the pool of hosts by name, or the
+    dispatchers.
+    """
 
-    about: Literal["model", "server", "batch", "pool"]
+    about: Literal["model", "server", "batch", "pool", "dispatchers"]
     subject: str
     text: str
 
@@ -70,6 +80,9 @@ class Span:
         self.completed, self.failed, self.cancelled = [0] * steps, [0] * steps, [0] * steps
         # Of answers, by model.
         self.tokens: dict[str, list[int]] = {}
+        # What came in, where it was counted; not all of it is known until it was counted back to the beginning.
+        self.submitted: list[int] = []
+        self.submitted_known = False
         self._step = step.total_seconds()
         self._last_lasted = (datetime.now(UTC) - began).total_seconds() - self._step * (steps - 1)
         for row in rows:
@@ -86,6 +99,10 @@ class Span:
     @property
     def tickets_a_second(self) -> float:
         return self.a_second(self.completed)[-1] + self.a_second(self.failed)[-1]
+
+    @property
+    def submitted_a_second(self) -> float:
+        return self.a_second(self.submitted)[-1] if self.submitted else 0.0
 
     @property
     def tokens_a_second(self) -> float:
@@ -130,19 +147,24 @@ class Overviews:
         self._batches = BatchStore(database)
         self._minutes = MinuteStore(database)
         self._pending = LatelyRead(self._read_pending)
+        self._submitted = LatelyRead(self._read_submitted)
+        # Minutes that no further ticket can be of.
+        self._over: dict[int | None, dict[datetime, int]] = {}
         self._days: dict[int | None, tuple[float, Span]] = {}
         self._catalog = catalog
         self._servers = servers
         self._hosts = hosts
 
-    async def _read_pending(self, whose: int | None) -> dict[str, tuple[int, int, float]]:
-        """How many wait and run of each model, and the seconds that the oldest waits."""
+    async def _read_pending(self, whose: int | None) -> dict[str, tuple[int, int, float, float]]:
+        """How many wait and run of each model, the seconds that the oldest waits, and for how many one is unclaimed."""
         if whose is None:
-            models = (await read_backlog(self._database)).models
-            return {each.model: (each.queued + each.backing_off, each.running, each.oldest) for each in models}
+            return {
+                each.model: (each.queued + each.backing_off, each.running, each.oldest, each.unclaimed)
+                for each in (await read_backlog(self._database)).models
+            }
         async with self._database.hot() as connection:
             rows = await connection.fetch(PENDING, whose)
-        return {row["model"]: (row["waiting"], row["running"], row["oldest"]) for row in rows}
+        return {row["model"]: (row["waiting"], row["running"], row["oldest"], 0.0) for row in rows}
 
     async def look(self, caller: Caller) -> Overview:
         of_all = Scope.ADMIN in caller.scopes
@@ -153,7 +175,7 @@ class Overviews:
         models = [
             ModelNow(
                 name,
-                *pending.get(name, (0, 0, 0.0)),
+                *pending.get(name, (0, 0, 0.0, 0.0)),
                 self._catalog.waiting_reason(name),
                 served.get(name),
             )
@@ -165,8 +187,10 @@ class Overviews:
         capacity = await self._hosts.capacity() if of_all else None
         concerns = [*_of_models(models), *map(_of_batch, batches)]
         if capacity is not None:
-            concerns = [*_of_servers(servers), *_of_pools(capacity), *concerns]
+            concerns = [*_of_dispatchers(models), *_of_servers(servers), *_of_pools(capacity), *concerns]
         hour, day_span = Span(recent, began, *HOUR), await self._day(whose)
+        (submitted, hour.submitted_known), (step, steps) = await self._submitted.get(whose), HOUR
+        hour.submitted = [submitted.get(began + place * step, 0) for place in range(steps)]
         return Overview(models, servers, hour, day_span, _errors(recent), of_all, concerns, capacity)
 
     async def _ended(
@@ -176,6 +200,28 @@ class Overviews:
         now = datetime.now(UTC)
         began = now - (now - EPOCH) % step - step * (steps - 1)
         return began, await self._minutes.ended(began, step, owner_id)
+
+    async def _read_submitted(self, whose: int | None) -> tuple[dict[datetime, int], bool]:
+        """How many tickets came in each minute, and whether it is all of the last hour.
+
+        Minutes that are over are counted once: at first the newest, then with each call twice as many before them.
+        """
+        now = datetime.now(UTC)
+        step, steps = HOUR
+        began = now - (now - EPOCH) % step - step * (steps - 1)
+        over = {minute: tickets for minute, tickets in self._over.get(whose, {}).items() if minute >= began}
+        first = min(over, default=began + step * (steps - 4))
+        earliest = max(began, first - step * len(over))
+        counted = over | await self._minutes.submitted(max(over, default=first - step) + step, now, whose)
+        if earliest < first:
+            counted |= await self._minutes.submitted(earliest, first, whose)
+        if len(self._over) >= MOST_DAYS:
+            self._over.clear()
+        minutes = (began + place * step for place in range(steps))
+        self._over[whose] = {
+            each: counted.get(each, 0) for each in minutes if earliest <= each <= now - OPEN_MINUTES - step
+        }
+        return counted, earliest == began
 
     async def _day(self, owner_id: int | None) -> Span:
         until, span = self._days.get(owner_id, (0.0, None))
@@ -205,6 +251,16 @@ def _of_models(models: Sequence[ModelNow]) -> Iterator[Concern]:
             yield Concern("model", model.name, f"{tickets} for {model.name}, which no server has ready{_because(why)}")
         elif model.entry is not None and model.entry.state == SET_ASIDE:
             yield Concern("model", model.name, f"{model.name} is down{_because(why)}")
+
+
+def _of_dispatchers(models: Sequence[ModelNow]) -> Iterator[Concern]:
+    """What servers could run and nobody takes; a dispatcher that runs something is there."""
+    idle = [model for model in models if model.reason == "queued" and model.unclaimed >= UNCLAIMED_SECONDS]
+    if idle and not any(model.running for model in models):
+        waiting = sum(model.waiting for model in idle)
+        tickets = "1 ticket waits" if waiting == 1 else f"{waiting:,} tickets wait"
+        text = f"{tickets} for models that are ready, and none runs: no dispatcher takes them. Is one running?"
+        yield Concern("dispatchers", "", text)
 
 
 def _of_servers(servers: Sequence[ServerView]) -> Iterator[Concern]:

@@ -1,8 +1,12 @@
 """The overview's lines over an hour and a day."""
 
+import asyncio
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
+import httpx
 from playwright.async_api import Browser, expect
 
 from app.queue.store import QueueStore
@@ -10,8 +14,8 @@ from app.services.callers import Scope
 from app.services.overview import Span
 from tests.console.conftest import visiting
 from tests.console.test_entrance import logged_in
-from tests.keys.conftest import MakeKey
-from tests.service import Service
+from tests.keys.conftest import MakeKey, bearer
+from tests.service import Service, eventually
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -69,6 +73,49 @@ async def test_the_lines_are_live_before_and_after_the_sums_are_made(
         await service.run(model="chat", max_tokens=2)
         await expect(counts).to_contain_text("2 completed in the last hour")
         assert (visit.faults, visit.elsewhere) == ([], [])
+
+
+async def test_what_comes_in_is_counted_before_it_ends(guarded: Service, make_key: MakeKey, rows: Any) -> None:
+    alice, bob, root = await make_key("alice"), await make_key("bob"), await make_key("root", scopes=tuple(Scope))
+    guarded.client.headers.update(bearer(alice))
+    id_ = await guarded.send(model="chat")
+    await rows.execute(
+        "INSERT INTO results (id, context_id, model, parameters, owner_id, rank, created_at, available_at)"
+        " SELECT uuidv7(-interval '20 minutes' + n * interval '1 ms'), context_id, model, parameters, owner_id, rank,"
+        " created_at, now() + interval '1 day' FROM results, generate_series(1, 600) n WHERE id = $1",
+        UUID(id_),
+    )
+    for key, peak in ((alice, True), (bob, False), (root, True)):
+        async with logged_in(guarded, key) as client:
+
+            async def counted(client: httpx.AsyncClient = client) -> str | None:
+                # Back to the beginning of the hour not at once.
+                text = (await client.get("/console/")).text
+                return text if "; submitted" in text else None
+
+            text = await eventually(counted, "what came in is counted")
+            # 600 in a minute, or in two where the minute ends between them.
+            assert bool(re.search(r'"Tickets a second: up to (10|[5-9]\S*)/s; submitted', text)) == peak
+            assert ('class="line of-plain"' in text) == peak
+
+
+async def test_tickets_that_no_dispatcher_takes_need_a_look(api: Service, rows: Any) -> None:
+    await api.send(model="chat")
+
+    async def said() -> bool:
+        return "1 ticket waits for models that are ready, and none runs" in (await api.client.get("/console/")).text
+
+    async def waits() -> bool:
+        return "<b>1</b> waiting" in (await api.client.get("/console/")).text
+
+    await eventually(waits, "it is counted")
+    assert not await said()
+    # One that another server may not run says nothing of dispatchers.
+    await rows.execute("UPDATE results SET available_at = now() - interval '20 s', wish = 'server:elsewhere'")
+    await asyncio.sleep(1)
+    assert not await said()
+    await rows.execute("UPDATE results SET wish = ''")
+    await eventually(said, "it needs a look")
 
 
 def test_the_last_step_of_a_line_is_taken_with_the_one_before() -> None:

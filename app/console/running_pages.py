@@ -79,8 +79,9 @@ async def logs(
 
 
 @router.get("/settings")
-async def settings(request: Request) -> Response:
-    return await _settings(request)
+async def settings(request: Request, text: Word = "") -> Response:
+    """Those whose names and meanings have all the words of `text`."""
+    return await _settings(request, text=text)
 
 
 @router.post("/settings/{setting}")
@@ -99,12 +100,15 @@ async def reset(request: Request, setting: Name) -> Response:
 
 
 async def _settings(
-    request: Request, given: Mapping[str, str] | None = None, refused: AppError | None = None
+    request: Request, given: Mapping[str, str] | None = None, refused: AppError | None = None, text: str = ""
 ) -> Response:
     """`given` is what was typed, by the setting's name."""
     services = services_of(request)
+    words = text.lower().split()
+    listed = await services.changed_settings.list()
     values = {
-        "settings": await services.changed_settings.list(),
+        "settings": [each for each in listed if all(word in f"{each.name} {each.meaning}".lower() for word in words)],
+        "text": text,
         "meaning": await services.meaning.state(),
         "choices": CHOICES,
         "given": given or {},

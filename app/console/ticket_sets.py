@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import io
 from collections.abc import AsyncIterator, Mapping
@@ -19,15 +18,14 @@ from app.console.render import HEADERS, html, query
 from app.console.tickets import Searched
 from app.console.usage_pages import FORMULA
 from app.db.ids import uuid7
-from app.errors import LineDefective, Removed, ResultNotFound, ResultPending
+from app.errors import AppError
 from app.openai.batch_lines import json_line
 from app.services.ticket_list import EXPORTED, EXPORTED_OF_PROMPT, MOST_COUNTED, Search
 
-RETRIES_AT_ONCE = 8
+# Each is read with its answer.
+RETRIED_AT_ONCE = 32
 NAMES = (*EXPORTED, *EXPORTED_OF_PROMPT)
 MEDIA_TYPES = {"jsonl": "application/jsonl", "csv": "text/csv; charset=utf-8"}
-# Such a ticket is left out of those that are run again.
-NOT_AGAIN = (ResultPending, ResultNotFound, LineDefective, Removed)
 NOT_OF_NEW = ("state", "error", "server", "after", "before")
 
 router = APIRouter(prefix=f"{PREFIX}/tickets", route_class=PageRoute, include_in_schema=False)
@@ -121,19 +119,19 @@ async def retry(request: Request, searched: Searched, once: Once = "") -> Respon
     search, given = searched
     services, caller = services_of(request), caller_of(request)
     form = UUID(once) if once else uuid7()
-    ids = iter(await services.ticket_list.ids(caller, search, form))
+    ids = await services.ticket_list.ids(caller, search, form)
     made = 0
-
-    async def work() -> None:
-        nonlocal made
-        for id_ in ids:
-            try:
-                await services.submissions.retry(caller, id_, f"console-{form.hex}-{id_}")
-            except NOT_AGAIN:
-                continue
-            made += 1
-
-    await asyncio.gather(*(work() for _ in range(RETRIES_AT_ONCE)))
+    for place in range(0, len(ids), RETRIED_AT_ONCE):
+        part = ids[place : place + RETRIED_AT_ONCE]
+        try:
+            made += await services.submissions.retry_many(caller, part, f"console-{form.hex}")
+        except AppError as error:
+            if made:
+                error.detail = (
+                    f"{made:,} of them were run again before this: {error.detail} Go back and send the form again "
+                    "later for the others; none is run again twice."
+                )
+            raise
     # Of the filters those that the tickets match which were made just now.
     return _listed(request, {name: value for name, value in given.items() if name not in NOT_OF_NEW}, again=made)
 

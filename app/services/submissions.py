@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -13,10 +14,11 @@ from pydantic_core import PydanticCustomError
 from app.config import Settings
 from app.db.ids import time_of, uuid7
 from app.db.tables.contexts import Prompt
-from app.errors import InvalidParameters, LineDefective, Removed, ResultPending, invalid
+from app.errors import ContextNotFound, InvalidParameters, LineDefective, Removed, ResultPending, invalid
 from app.queue import columns
+from app.queue.bulk import statements_of
 from app.queue.store import QueueStore, submission_row, submission_size
-from app.queue.submit import Submitter
+from app.queue.submit import LARGEST_BATCH, Submitter
 from app.queue.ticket import Idempotency, Status, Submission, rank_of
 from app.services.callers import Caller
 from app.services.catalog import Catalog
@@ -40,6 +42,8 @@ OF_ONE_TICKET = {
     "conversation_id",
 }
 
+# Why a result cannot be tried again, where many are.
+NOT_AGAIN = (ResultPending, LineDefective, Removed, InvalidParameters)
 NO_PARAMETERS = "are for texts, and this context holds tensors: what a model is told besides is an input of its own"
 
 
@@ -217,6 +221,41 @@ class Submissions:
             IdempotencyMismatch: the key came with another request before.
         """
         old = await self._results.get(caller, id_)
+        tracing.link(old["trace_parent"])
+        return await self._store_once(caller, replace(self._again(caller, old, idempotency_key), streamed=streamed))
+
+    async def retry_many(self, caller: Caller, ids: Collection[UUID], idempotency_key: str) -> int:
+        """As `retry` for each of them, by few statements; returns how many new tickets there are, made before or now.
+
+        The key of each is `idempotency_key` and its id. Those that cannot be tried again are left out.
+
+        Raises:
+            PendingLimitReached: none of them was stored.
+        """
+        submissions = []
+        found = await self._results.get_many(caller, ids)
+        for id_ in ids:
+            with suppress(KeyError, *NOT_AGAIN):
+                submissions.append(self._again(caller, found[id_], f"{idempotency_key}-{id_}"))
+        made = 0
+        rows = {submission.id: submission_row(submission) for submission in submissions}
+        for part in statements_of(submissions, LARGEST_BATCH, lambda each: submission_size(rows[each.id])):
+            async with self._limits.storing(caller, [submission.id for submission in part]):
+                stored = await self._store.submit_rows([rows[submission.id] for submission in part])
+            for submission in part:
+                if submission.id in stored:
+                    SUBMITTED.labels(model_label(submission.model)).inc()
+                    made += 1
+                else:
+                    # Made before, or its context is gone.
+                    with suppress(*NOT_AGAIN, ContextNotFound):
+                        await self._store_once(caller, submission)
+                        made += 1
+        return made
+
+    def _again(self, caller: Caller, old: Mapping[str, Any], idempotency_key: str | None) -> Submission:
+        """Raises what `retry` does of a result that there is."""
+        id_ = old["id"]
         if not Status(old["status"]).final:
             raise ResultPending(f"Result {id_} is pending and will be run: wait for its end, or cancel it first.")
         if old["error_code"] == LineDefective.code:
@@ -245,9 +284,8 @@ class Submissions:
             retry_of=id_,
             idempotency=idempotency_of(idempotency_key, "retry", id_),
         )
-        tracing.link(old["trace_parent"])
         asked = {name: old[name] for name in columns.SUBMITTED.names if name not in OF_ONE_TICKET}
-        return await self._store_once(caller, replace(new, **asked | {"webhook": webhook}, streamed=streamed))
+        return replace(new, **asked | {"webhook": webhook})
 
     def ticket(
         self,

@@ -3,18 +3,21 @@
 import csv
 import io
 import json
+from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 import pytest
 from playwright.async_api import expect
 
+from app.config import Settings
 from app.queue import words
 from app.services import ticket_words
 from tests.console.conftest import Visit
 from tests.console.test_entrance import form_of, logged_in
 from tests.keys.conftest import MakeKey, bearer
 from tests.openai.response_kit import emit
-from tests.service import Service
+from tests.service import Service, eventually, running_api
 
 LONG = "=1+1 " + "long answer " * 40
 
@@ -77,6 +80,38 @@ async def test_numbers_are_not_said_to_be_exact_before_all_was_looked_at(
     small = words.REST.replace(f"LIMIT {words.UNREAD}", "LIMIT 2").replace(f"< {words.UNREAD}", "< 2")
     monkeypatch.setattr(words, "REST", small)
     assert (await said("text=seen"), await said("state=running")) == ("at least", "")
+
+
+async def test_what_a_limit_stops_can_be_gone_on_with(
+    make_settings: Callable[..., Settings], make_key: MakeKey, rows: Any
+) -> None:
+    key = await make_key("alice", pending_limit=40)
+    async with running_api(make_settings(auth_required=True)) as service:
+        service.client.headers.update(bearer(key))
+        id_ = await service.send(model="chat")
+        await rows.execute(
+            "INSERT INTO results (id, context_id, model, parameters, owner_id, rank, created_at, available_at,"
+            " started_at, completed_at, status, output, finish_reason, prompt_tokens, completion_tokens, attempt_count,"
+            " dispatcher, server) SELECT uuidv7(-n * interval '1 s'), context_id, model, parameters, owner_id, rank,"
+            " now(), now(), now(), now(), 'completed', 'x', 'stop', 1, 1, 1, 'd', 's' FROM results,"
+            " generate_series(1, 60) n WHERE id = $1",
+            UUID(id_),
+        )
+        async with logged_in(service, key) as client:
+            text = (await client.get("/console/tickets/retry?state=completed")).text
+            data = {"form": form_of(text), "once": text.partition('name="once" value="')[2][:32]}
+            stopped = await client.post("/console/tickets/retry?state=completed", data=data)
+            assert stopped.status_code == 429
+            assert "32 of them were run again before this: This key may have 40 tickets pending" in stopped.text
+            await rows.execute("UPDATE api_keys SET pending_limit = 100")
+
+            async def all_made() -> bool:
+                answer = await client.post("/console/tickets/retry?state=completed", data=data)
+                return answer.headers.get("location", "").endswith("?again=60")
+
+            await eventually(all_made, "the limit is read anew")
+        assert await rows.fetchval("SELECT count(DISTINCT retry_of) FROM results") == 60
+        assert await rows.fetchval("SELECT count(*) FROM results WHERE retry_of IS NOT NULL") == 60
 
 
 async def test_a_form_sent_twice_runs_them_once_and_strangers_get_nothing(guarded: Service, make_key: MakeKey) -> None:

@@ -10,11 +10,11 @@ function isTable() {
   return /\.(csv|tsv)$/i.test(file.files[0]?.name ?? "");
 }
 
-function report(text) {
+function report(text, kind = "attention") {
   const said = document.createElement("p");
   said.textContent = text;
-  said.className = "attention";
-  said.setAttribute("role", "alert");
+  said.className = kind;
+  if (kind === "attention") said.setAttribute("role", "alert");
   document.getElementById("report").replaceChildren(said);
 }
 
@@ -33,6 +33,8 @@ async function check() {
   }
   asked = new AbortController();
   const { signal } = asked;
+  // What was said of the file before counts no longer.
+  report(`Checking ${file.files[0].name}…`, "note");
   const place = document.getElementById("report");
   place.setAttribute("aria-busy", "true");
   try {

@@ -6,6 +6,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 from app.db.ids import uuid7
+from app.db.tables import metadata
 from app.services.health import MIGRATIONS, revisions
 from tests.conftest import alembic, with_database
 from tests.postgres_server import RunningPostgres
@@ -43,6 +44,21 @@ async def test_the_tables_are_what_the_migrations_make(empty_url: str) -> None:
     assert alembic(empty_url, "upgrade", "head").returncode == 0
     check = alembic(empty_url, "check")
     assert check.returncode == 0, check.stdout + check.stderr
+
+
+async def test_the_tables_have_the_storage_that_their_definitions_name(database_url: str) -> None:
+    """Which the check of alembic does not compare."""
+    connection = await asyncpg.connect(database_url)
+    rows = await connection.fetch(
+        "SELECT relname, coalesce(reloptions, '{}') AS options FROM pg_class"
+        " WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'"
+    )
+    await connection.close()
+    stored = {row["relname"]: dict(option.split("=") for option in row["options"]) for row in rows}
+    for name, table in metadata.tables.items():
+        options = table.dialect_options["postgresql"]["with"] or {}
+        defined = {key: str(value) for key, value in options.items()}
+        assert stored[name] == defined, name
 
 
 @pytest.mark.parametrize(

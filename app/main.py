@@ -75,7 +75,7 @@ from app.prompts.templates import Templates
 from app.prompts.tokenizers import Tokenizers
 from app.queue.changed_settings import SETTINGS_CHANNEL
 from app.queue.deliveries import DeliveryStore
-from app.queue.events import EVENTS_CHANNEL
+from app.queue.events import ROWS_CHANNEL
 from app.queue.notify import Listener, SettledBoard, all_of
 from app.queue.outputs import OutputStore
 from app.queue.servers import SERVERS_CHANNEL, ServerStore
@@ -292,7 +292,7 @@ def _lifespan(settings: Settings) -> Lifespan:
                 settings.listen_arguments,
                 {
                     SETTLED_CHANNEL: all_of(board.received, streams.announced, pulse.announced),
-                    EVENTS_CHANNEL: streams.announced,
+                    ROWS_CHANNEL: streams.rows_announced,
                     SERVERS_CHANNEL: catalog.servers_announced,
                     SETTINGS_CHANNEL: changed_settings.announced,
                 },

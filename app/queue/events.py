@@ -6,7 +6,7 @@ an earlier attempt had said, or says something else, and how many tokens its tex
 model that takes tensors, an entry is an output of a response, with its number.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
@@ -17,19 +17,24 @@ from uuid import UUID
 from app.db.engine import Database
 from app.queue import locks
 
-EVENTS_CHANNEL = "results_events"
+ROWS_CHANNEL = "results_event_rows"
 STREAM_CHANNEL = "results_stream"
 
 ROWS_PER_READ = 1000
 # As they are stored, of all results together, or one row.
 BYTES_PER_READ = 1024 * 1024
 ROWS_PER_DROP = 2000
+# Postgres takes less than 8,000 bytes in a notification, and a line of one goes on where there were fewer than this. A
+# larger row is told without its choices.
+NOTIFIED_BYTES = 4000
+NOTIFIED_CHOICES_BYTES = 3900
 
 # The rows of results stay locked until this commits, so that no event can follow a settle or another claim. What is
 # locked at the moment is left for the next time: waiting for it could end in a deadlock with renewals and settles.
 # The first event of a run waits for the disk, and takes the claim along, which did not: a crash of Postgres must not
 # forget a claim whose words somebody has read. Later events need not wait, their dispatcher can write them again. A
 # token means that the result is pending; asking for that as well would invite a scan of the whole queue.
+# What was written goes along with the notifications: followers read only what these do not tell.
 WRITE = f"""
 WITH unflushed AS MATERIALIZED (
     SELECT CASE WHEN $5::bool THEN set_config('synchronous_commit', 'off', true) END
@@ -50,9 +55,18 @@ WITH unflushed AS MATERIALIZED (
            ), h.attempt_count, g.choices::jsonb
     FROM held h JOIN given g ON g.id = h.id AND g.token = h.attempt_token
     ON CONFLICT (result_id, sequence) DO NOTHING
-    RETURNING result_id, sequence
+    RETURNING result_id, sequence, choices::text
+), lines AS (
+    SELECT result_id, sequence, concat_ws(
+               ' ', result_id, sequence, CASE WHEN octet_length(choices) <= {NOTIFIED_CHOICES_BYTES} THEN choices END
+           ) AS line
+    FROM written
+), parts AS (
+    SELECT *, sum(octet_length(line) + 1) OVER (ORDER BY result_id, sequence) / {NOTIFIED_BYTES} AS part FROM lines
 ), woken AS (
-    SELECT pg_notify('{EVENTS_CHANNEL}', string_agg(DISTINCT result_id::text, ',')) FROM written HAVING count(*) > 0
+    SELECT pg_notify('{ROWS_CHANNEL}', p.payload) FROM (
+        SELECT string_agg(line, chr(10) ORDER BY result_id, sequence) AS payload FROM parts GROUP BY part ORDER BY part
+    ) p
 )
 SELECT h.attempt_token AS token, max(w.sequence) AS sequence, (SELECT count(*) FROM woken)
 FROM held h LEFT JOIN written w ON w.result_id = h.id
@@ -146,6 +160,13 @@ class Stored:
     rows: list[tuple[int, list[dict[str, Any]]]]
     final: bool
     more: bool
+
+
+def rows_told(payload: str) -> Iterator[tuple[UUID, int, str | None]]:
+    """The rows of a notification as (result, sequence, choices as JSON), in order; a large one without its choices."""
+    for line in payload.split("\n"):
+        id_, sequence, *choices = line.split(" ", 2)
+        yield UUID(id_), int(sequence), choices[0] if choices else None
 
 
 class EventStore:

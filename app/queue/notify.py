@@ -1,6 +1,7 @@
 """One LISTEN connection a process, which reconnects, and a fan-out to whoever waits here.
 
-NOTIFY only wakes: whoever is woken reads the tables, and whoever waits also looks by itself now and then.
+NOTIFY only wakes: whoever is woken reads the tables, and whoever waits also looks by itself now and then. Rows of
+streams go along as a copy of what the table has, which spares the read.
 """
 
 from __future__ import annotations

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from app.queue.events import Stored
 from app.services.replay import Addition, Delta, Replay
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """`sequence` is the same for every process and every time it is read."""
 
     sequence: int
@@ -34,7 +33,7 @@ class End:
 
 
 class Channel:
-    """Grows by reading; followers keep their own places in it, so that a slow one costs no memory."""
+    """Grows by what is told and read; followers keep their own places in it, so that a slow one costs no memory."""
 
     def __init__(self, id_: UUID) -> None:
         self.id = id_
@@ -60,9 +59,25 @@ class Channel:
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
 
+    def has(self, sequence: int) -> bool:
+        """Whether nothing is to be had from this row."""
+        return self.end is not None or sequence <= self.sequence
+
+    def expects(self, sequence: int) -> bool:
+        """Whether this row is the next one, of a result whose rows before were all read."""
+        return self.primed and sequence == self.sequence + 1
+
+    def append(self, sequence: int, choices: Sequence[Mapping[str, Any]]) -> None:
+        """The row that it expects."""
+        self._add(sequence, self._replay.add(choices))
+        self.wake()
+
     def take(self, stored: Stored, final: Mapping[str, Any] | None) -> None:
         """What a read found, `final` being the row of a result that has ended."""
         for sequence, choices in stored.rows:
+            if sequence <= self.sequence:
+                # It was told while the statement was under way.
+                continue
             if sequence != self.sequence + 1 and not stored.final:
                 # A crash of Postgres forgot one; its dispatcher writes it again.
                 break

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from app.queue.ticket import Status
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(NamedTuple):
     """What one choice goes on with; `logprobs` are those of the tokens of `text`, where they were asked for.
 
     `tokens` is how many the choice has come to with it, None where that was not told.
@@ -23,12 +22,11 @@ class Delta:
     prompt_tokens: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Addition:
+class Addition(NamedTuple):
     """What an event adds: to texts, or whole responses of a model that takes tensors, as their result has `outputs`."""
 
-    deltas: list[Delta] = field(default_factory=list)
-    outputs: list[Mapping[str, Any]] = field(default_factory=list)
+    deltas: list[Delta]
+    outputs: list[Mapping[str, Any]]
 
     def __bool__(self) -> bool:
         return bool(self.deltas or self.outputs)

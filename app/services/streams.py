@@ -8,12 +8,14 @@ from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import UUID
 
+from pydantic_core import from_json
+
 from app.config import Settings
 from app.db.engine import Database
 from app.errors import DatabaseUnavailable, InvalidRequest, ResultNotFound, StreamExpired, StreamRestarted
 from app.queue.bulk import statements_of
 from app.queue.columns import RESULT, STORED_BYTES
-from app.queue.events import EventStore, Stored
+from app.queue.events import EventStore, Stored, rows_told
 from app.services.callers import Caller
 from app.services.channels import Channel, End, Event
 from app.services.pages import SLICE_BYTES
@@ -36,7 +38,10 @@ FINAL_ROWS = f"SELECT {RESULT} FROM results WHERE id = ANY ($1::uuid[])"  # noqa
 
 
 class Streams:
-    """Reads the events of all results that are followed in this process, many to a statement."""
+    """The events of all results that are followed in this process: as notifications tell them, or read.
+
+    One statement reads what is missing of many.
+    """
 
     def __init__(self, database: Database, results: Results, settings: Settings) -> None:
         self._database = database
@@ -77,6 +82,25 @@ class Streams:
         if self._channels:
             ids = [UUID(text) for text in payload.split(",")] if payload else list(self._channels)
             self._look(id_ for id_ in ids if id_ in self._channels)
+
+    def rows_announced(self, payload: str) -> None:
+        """Takes what a notification tells of new rows, or nothing for 'look for yourselves'.
+
+        Where a row is not told or is not the next one, what is there is read.
+        """
+        if not payload:
+            self.announced("")
+        elif self._channels:
+            now = asyncio.get_running_loop().time()
+            for id_, sequence, choices in rows_told(payload):
+                channel = self._channels.get(id_)
+                if channel is None or channel.has(sequence):
+                    continue
+                if choices is not None and channel.expects(sequence):
+                    channel.append(sequence, from_json(choices))
+                    channel.looked = now
+                else:
+                    self._look([id_])
 
     def close(self) -> None:
         """The process stops: streams end where they are, and their clients go on elsewhere."""

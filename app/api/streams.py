@@ -1,5 +1,6 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import fields
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -16,6 +17,7 @@ from app.services.streams import Delta, End, Event, Following
 
 RETRY_MILLISECONDS = 1000
 LARGEST_SEQUENCE = 2**31 - 1
+DELTA_FIELDS = [field.name for field in fields(Delta)]
 
 router = APIRouter(prefix="/results", tags=["results"], route_class=GuardedRoute, dependencies=[READ])
 
@@ -77,8 +79,7 @@ def said_of(event: Event, result_id: UUID) -> tuple[str, dict[str, Any]]:
         outputs = [OutputTensor.of(result_id, output).model_dump(mode="json") for output in event.added.outputs]
         return "outputs", {"sequence": event.sequence, "outputs": outputs}
     deltas = [
-        {name: value for name, value in zip(Delta._fields, delta, strict=True) if value is not None}
-        for delta in event.deltas
+        {name: value for name in DELTA_FIELDS if (value := getattr(delta, name)) is not None} for delta in event.deltas
     ]
     return "delta", {"sequence": event.sequence, "deltas": deltas}
 

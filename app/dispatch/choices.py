@@ -214,15 +214,16 @@ class Choices:
             with generation_span(claim.model, self.lane.server.url, request.parameters, request.task):
                 async with aclosing(self.lane.server.engine.run(request)) as chunks:
                     async for chunk in chunks:
+                        tokens = sum(chunk.completion_tokens)
                         self.lane.moved()
-                        speed.add(sum(chunk.completion_tokens), final=chunk.final)
+                        speed.add(tokens, final=chunk.final)
                         if self._answer.size + chunk.size > self._settings.max_answer_bytes:
                             raise _too_large(self._settings.max_answer_bytes, request.task)
                         self._answer.add(chunk, choice)
                         if not chunk.final or self._answer.choices > 1:
                             # The last words of an answer come with its settle.
                             self._spoke()
-                        pace.add(sum(chunk.completion_tokens))
+                        pace.add(tokens)
                         if self._stopping and not chunk.final and pace.seconds_left() > STOP_SECONDS / 2:
                             raise asyncio.CancelledError
         except EngineError as error:

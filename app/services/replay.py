@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from app.queue.ticket import Status
 
 
-class Delta(NamedTuple):
+@dataclass(slots=True)
+class Delta:
     """What one choice goes on with; `logprobs` are those of the tokens of `text`, where they were asked for.
 
     `tokens` is how many the choice has come to with it, None where that was not told.

@@ -119,6 +119,7 @@ class Connection:
         stream = self._ask_all(request, timeout=run_timeout, metadata=tuple(outgoing().items()) or None)
         watch = _Watch(stream)
         said_all = False
+        last: service_pb2.ModelInferResponse | None = None
         try:
             watch.wait(first_timeout or idle_timeout)
             while True:
@@ -133,13 +134,12 @@ class Connection:
                 if message.error_message:
                     said_all = True
                     raise classify(message.error_message)
-                response = message.infer_response
-                said_all = is_final(response)
-                yield response
+                last = message.infer_response
+                yield last
                 watch.wait(idle_timeout)
         finally:
             watch.end()
-            if said_all:
+            if said_all or (last is not None and is_final(last)):
                 self._end(stream)
             else:
                 stream.cancel()

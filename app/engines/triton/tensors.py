@@ -16,12 +16,12 @@ BF16 = "BF16"
 
 # Of what a message holds besides texts; all numbers are little-endian.
 _NUMBERS = {
-    "UINT32": ("I", 4),
-    "INT32": ("i", 4),
-    "FP32": ("f", 4),
-    "UINT64": ("Q", 8),
-    "INT64": ("q", 8),
-    "FP64": ("d", 8),
+    "UINT32": struct.Struct("<I"),
+    "INT32": struct.Struct("<i"),
+    "FP32": struct.Struct("<f"),
+    "UINT64": struct.Struct("<Q"),
+    "INT64": struct.Struct("<q"),
+    "FP64": struct.Struct("<d"),
 }
 _FLAGS = (b"\x00", b"\x01")
 
@@ -104,10 +104,12 @@ def numbers_of(content: Content) -> tuple[float, ...]:
         ValueError: it is none.
     """
     datatype, raw = content
-    code, size = _NUMBERS.get(datatype, ("", 0))
-    if not size or not raw or len(raw) % size:
+    number = _NUMBERS.get(datatype)
+    if number is None or not raw or len(raw) % number.size:
         raise ValueError(f"{datatype} of {len(raw)} bytes where a number belongs")
-    return struct.unpack(f"<{len(raw) // size}{code}", raw)
+    if len(raw) == number.size:
+        return number.unpack(raw)
+    return tuple(value for (value,) in number.iter_unpack(raw))
 
 
 def contents_of(response: service_pb2.ModelInferResponse) -> dict[str, Content]:

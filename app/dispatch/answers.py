@@ -9,10 +9,10 @@ from app.tasks.infer import Responses
 from app.tasks.outputs import OutputFile
 
 
-def answer_of(made: Accumulator) -> SettledColumns:
+def answer_of(made: Accumulator, provenance: dict[str, Any] | None) -> SettledColumns:
     """The texts or tensors so far; `outputs` where the one text does not say it all."""
     if isinstance(made, Responses):
-        return SettledColumns(answer=made.document())
+        return SettledColumns(answer=made.document(), provenance=provenance)
     # Postgres text has no NUL; an engine may well emit one.
     texts = [text.replace("\x00", "\ufffd") for text in made.joined()]
     reasons = [reason or "" for reason in made.finish_reasons] if made.finished else []
@@ -34,6 +34,7 @@ def answer_of(made: Accumulator) -> SettledColumns:
         finish_reason=_at(reasons, 0),
         prompt_tokens=made.prompt_tokens,
         completion_tokens=made.completion_tokens,
+        provenance=provenance,
     )
 
 

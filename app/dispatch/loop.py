@@ -28,7 +28,7 @@ from app.queue.slots import SlotStore
 from app.queue.store import QueueStore
 from app.queue.ticket import Claim, Outcome, Release, Settlement, Status, backoff_seconds
 from app.telemetry import logger
-from app.telemetry.metrics import ATTEMPT_SECONDS, LEASES_LOST, model_label
+from app.telemetry.metrics import ATTEMPT_SECONDS, LEASES_LOST, of_model
 
 log = logger("dispatch")
 
@@ -117,6 +117,8 @@ class Dispatcher:
             self._event_writer.doubt()
 
     def _stream(self, ids: Collection[UUID]) -> None:
+        if not ids:
+            return
         for run in list(self._runs.values()):
             if run.claim.id in ids and not run.streamed:
                 run.streamed = True
@@ -256,7 +258,7 @@ class Dispatcher:
             self._outbox.put(end)
         self._slots.end(run.claim, end)
         self._wake.set()
-        ATTEMPT_SECONDS.labels(model_label(run.claim.model)).observe(time.monotonic() - started)
+        of_model(ATTEMPT_SECONDS, run.claim.model).observe(time.monotonic() - started)
         if end is None:
             LEASES_LOST.inc()
             log.warning("lease lost, the run was stopped", result=run.claim.id)

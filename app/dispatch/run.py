@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NamedTuple
 from uuid import UUID
@@ -185,7 +185,7 @@ def _after_answer(run: Run, settings: Settings) -> Settlement | Release:
         status=Status.COMPLETED,
         outcome=Outcome.COMPLETED,
         server=server_of(run),
-        answer=replace(answer_of(run.answer), provenance=provenance_of(run.choices)),
+        answer=answer_of(run.answer, provenance_of(run.choices)),
         files=files_of(run.answer),
         size=run.answer.size,
         gpu_seconds=used.seconds,
@@ -242,7 +242,7 @@ def _failed(
         status=Status.FAILED,
         outcome=outcome,
         server=server_of(run),
-        answer=replace(answer_of(run.answer), provenance=provenance_of(run.choices)),
+        answer=answer_of(run.answer, provenance_of(run.choices)),
         files=files_of(run.answer),
         size=run.answer.size,
         error_code=code,

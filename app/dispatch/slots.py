@@ -16,6 +16,8 @@ from app.queue.ticket import Claim, Release, Settlement
 
 RETRY_SECONDS = 0.5
 AT_ONCE = 500
+# What ends within this time is given back together. Until then this process's own claims use it all the same.
+PAUSE_SECONDS = 0.01
 
 
 class Slots:
@@ -85,6 +87,7 @@ class Slots:
         """Gives slots back until cancelled; many at once under load."""
         while True:
             await self._filled.wait()
+            await asyncio.sleep(PAUSE_SECONDS)
             if not await self.flush():
                 await asyncio.sleep(RETRY_SECONDS)
 

@@ -3,7 +3,7 @@
 import time
 
 from app.telemetry import tracing
-from app.telemetry.metrics import FIRST_TOKEN_SECONDS, TOKEN_SECONDS, model_label
+from app.telemetry.metrics import FIRST_TOKEN_SECONDS, TOKEN_SECONDS, of_model
 
 
 class Speed:
@@ -21,9 +21,9 @@ class Speed:
         if tokens and self._first_at is None and not final:
             self._first_at = now
             tracing.event("gen_ai.first_token")
-            FIRST_TOKEN_SECONDS.labels(model_label(self._model)).observe(now - self._started)
+            of_model(FIRST_TOKEN_SECONDS, self._model).observe(now - self._started)
             # Those of the first message came together: the pace is that of the messages after it.
             return
         self._tokens += tokens
         if final and self._first_at is not None and self._tokens > 0:
-            TOKEN_SECONDS.labels(model_label(self._model)).observe((now - self._first_at) / self._tokens)
+            of_model(TOKEN_SECONDS, self._model).observe((now - self._first_at) / self._tokens)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from app.queue.ticket import Claim, Release, Settlement, Status
@@ -21,12 +21,22 @@ REQUESTED = {
 }
 
 
-@contextmanager
-def attempt_span(claim: Claim) -> Iterator[Callable[[Settlement | Release | None], None]]:
+Ended = Callable[[Settlement | Release | None], None]
+_UNTRACED: AbstractContextManager[Ended] = nullcontext(lambda _end: None)
+_NO_SPAN: AbstractContextManager[None] = nullcontext()
+
+
+def attempt_span(claim: Claim) -> AbstractContextManager[Ended]:
     """Around an attempt, in the trace of the request that submitted the ticket; yields what takes its end.
 
     A ticket without one, as a line of a batch is, begins a trace of its own. Later attempts are beside the first.
     """
+    # As this is around every ticket, nothing is made ready for traces that are off.
+    return _attempt_span(claim) if tracing.is_on() else _UNTRACED
+
+
+@contextmanager
+def _attempt_span(claim: Claim) -> Iterator[Ended]:
     attributes = {"gen_ai.request.model": claim.model, "tickets.result_id": str(claim.id)}
     if claim.trace_parent is not None and claim.queued_seconds is not None:
         now = time.time()
@@ -68,6 +78,8 @@ def generation_span(
     model: str, server: str, parameters: dict[str, Any], task: str
 ) -> AbstractContextManager[Span | None]:
     """Around one request to an engine, which is told of it."""
+    if not tracing.is_on():
+        return _NO_SPAN
     operation = "embeddings" if task == "embed" else "text_completion"
     address, _, port = server.rpartition(":")
     attributes: dict[str, Any] = {

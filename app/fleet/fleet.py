@@ -220,7 +220,9 @@ class Fleet:
         candidates = [lane for lane in lanes if lane is not None and self._has_room(lane, self.ahead_of(lane))]
         if not candidates:
             return None
-        lane = min(candidates, key=lambda each: (each.server.in_flight, each.server.price_rank))
+        lane = candidates[0]
+        if len(candidates) > 1:
+            lane = min(candidates, key=lambda each: (each.server.in_flight, each.server.price_rank))
         self._take(lane)
         return lane
 
@@ -236,12 +238,12 @@ class Fleet:
             lane.begin()
         lane.in_flight += 1
         lane.turnover.started()
-        IN_FLIGHT.labels(lane.server.url, lane.model).inc()
+        lane.in_flight_gauge.inc()
 
     def release(self, lane: Lane) -> None:
         lane.in_flight -= 1
         lane.turnover.ended()
-        IN_FLIGHT.labels(lane.server.url, lane.model).dec()
+        lane.in_flight_gauge.dec()
         self.freed()
 
     def show_slots(self) -> None:

@@ -9,13 +9,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from uuid import UUID
+
+from prometheus_client import Gauge
 
 from app.engines.base import Disposition, Engine, EngineError, ModelState
 from app.fleet.listing import ACTIVE
 from app.fleet.servers import ServerEntry
 from app.fleet.shares import Shares
 from app.fleet.turnover import Turnover
+from app.telemetry.metrics import IN_FLIGHT
 
 
 @dataclass(eq=False)
@@ -45,6 +49,10 @@ class Lane:
     # For how many slots there are rows in Postgres.
     slots_made: int = 0
     try_again: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @cached_property
+    def in_flight_gauge(self) -> Gauge:
+        return IN_FLIGHT.labels(self.server.url, self.model)
 
     @property
     def open(self) -> bool:

@@ -14,7 +14,7 @@ from app.telemetry.metrics import (
     PROMPT_TOKENS,
     QUEUE_SECONDS,
     SETTLED,
-    model_label,
+    of_model,
 )
 
 Rows = Iterable[Mapping[str, Any]]
@@ -24,7 +24,7 @@ def count_claims(rows: Rows) -> None:
     """Takes `model`, `age` in seconds, and whether it is the `first_claim` of the ticket."""
     for row in rows:
         if row["first_claim"]:
-            QUEUE_SECONDS.labels(model_label(row["model"])).observe(row["age"])
+            of_model(QUEUE_SECONDS, row["model"]).observe(row["age"])
 
 
 def count_final(rows: Rows) -> None:
@@ -35,14 +35,14 @@ def count_final(rows: Rows) -> None:
     ended: Counter[tuple[str, str, str]] = Counter()
     spent: Counter[tuple[str, str]] = Counter()
     for row in rows:
-        model, status = model_label(row["model"]), row["status"]
+        model, status = row["model"], row["status"]
         if status == Status.PENDING:
             continue
         ended[model, status, row["error_code"] or ""] += 1
-        E2E_SECONDS.labels(model, status).observe(row["seconds"])
+        of_model(E2E_SECONDS, model, status).observe(row["seconds"])
         _add(spent, model, row)
     for labels, count in ended.items():
-        SETTLED.labels(*labels).inc(count)
+        of_model(SETTLED, *labels).inc(count)
     _count_spent(spent)
 
 
@@ -50,8 +50,8 @@ def count_returned(rows: Rows) -> None:
     """Takes `model`, `error_code`, `gpu_seconds` and `cost` of attempts that go back into the queue."""
     spent: Counter[tuple[str, str]] = Counter()
     for row in rows:
-        model = model_label(row["model"])
-        ATTEMPTS_RETURNED.labels(model, row["error_code"] or "").inc()
+        model = row["model"]
+        of_model(ATTEMPTS_RETURNED, model, row["error_code"] or "").inc()
         _add(spent, model, row)
     _count_spent(spent)
 
@@ -72,4 +72,4 @@ def _add(spent: Counter[tuple[str, str]], model: str, row: Mapping[str, Any]) ->
 
 def _count_spent(spent: Counter[tuple[str, str]]) -> None:
     for (column, model), value in spent.items():
-        _SPENT[column].labels(model).inc(value)
+        of_model(_SPENT[column], model).inc(value)

@@ -148,7 +148,7 @@ class QueueStore:
 
     async def settle(self, settlements: Sequence[Settlement]) -> set[UUID]:
         """Writes final states; returns the ids that were still claimed under their token."""
-        columns = _columns(settlements, settlement_row)
+        columns = _arrays([settlement_row(each) for each in settlements])
         files = [
             (end.id, file.response, file.name, file.element, file.media_type, file.data)
             for end in settlements

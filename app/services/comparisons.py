@@ -40,7 +40,7 @@ from app.services.retention import removed_or
 from app.services.submissions import Submissions
 from app.services.wishes import ANY, Wish
 from app.tasks.generate import SamplingParameters
-from app.telemetry.metrics import SUBMITTED, model_label
+from app.telemetry.metrics import SUBMITTED, of_model
 
 Row = Mapping[str, Any]
 
@@ -160,7 +160,7 @@ class Comparisons:
                 if new.prompt is None:
                     await self._contexts.get(caller, context_id)
         for ticket in tickets:
-            SUBMITTED.labels(model_label(ticket.model)).inc()
+            of_model(SUBMITTED, ticket.model).inc()
         return new.id, False
 
     async def get(self, caller: Caller, id_: UUID) -> Comparison:

@@ -27,7 +27,7 @@ from app.services.line_gathering import Gathered
 from app.services.line_reading import read
 from app.services.lines import LineError, Prepare
 from app.telemetry import logger
-from app.telemetry.metrics import SUBMITTED, model_label
+from app.telemetry.metrics import SUBMITTED, of_model
 
 log = logger("batches")
 
@@ -110,7 +110,7 @@ class Loader:
                 return
             await self._store.load(batch, spool, gathered.refused_row)
         for model, count in gathered.models.items():
-            SUBMITTED.labels(model_label(model)).inc(count)
+            of_model(SUBMITTED, model).inc(count)
         log.info(
             "batch loaded",
             batch=batch["id"],

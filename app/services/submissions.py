@@ -34,7 +34,7 @@ from app.tasks.embed import EmbeddingParameters
 from app.tasks.generate import SamplingParameters
 from app.tasks.infer import INFER, InferParameters
 from app.telemetry import tracing
-from app.telemetry.metrics import SUBMITTED, model_label
+from app.telemetry.metrics import SUBMITTED, of_model
 
 # What a retry has anew: everything else it takes from the ticket it tries again.
 OF_ONE_TICKET = {
@@ -244,7 +244,7 @@ class Submissions:
                 stored = await self._store.submit_rows([rows[submission.id] for submission in part])
             for submission in part:
                 if submission.id in stored:
-                    SUBMITTED.labels(model_label(submission.model)).inc()
+                    of_model(SUBMITTED, submission.model).inc()
                     made += 1
                 else:
                     # Made before, or its context is gone.
@@ -338,7 +338,7 @@ class Submissions:
                     await self._inputs.require(submission.model, context["inputs"])
                     parameters = InferParameters().for_engine(0)
                     submission = replace(submission, task=INFER, parameters=parameters)
-        SUBMITTED.labels(model_label(submission.model)).inc()
+        of_model(SUBMITTED, submission.model).inc()
         return row_of(submission), False
 
     async def _store_within_limits(self, caller: Caller, submission: Submission) -> bool:

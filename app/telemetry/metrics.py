@@ -6,6 +6,8 @@ Labels have a bound: no ids, no owners, no text of a client. Times are in second
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from typing import TypeVar
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
@@ -140,6 +142,7 @@ BUDGET_DOLLARS = Snapshot(
 )
 
 _models: set[str] = set()
+Metric = TypeVar("Metric", Counter, Histogram)
 
 
 def model_label(model: str) -> str:
@@ -149,6 +152,12 @@ def model_label(model: str) -> str:
             return OTHER
         _models.add(model)
     return model
+
+
+@lru_cache(maxsize=4096)
+def of_model(metric: Metric, model: str, *labels: str) -> Metric:
+    """The series of a model: to look one up by its labels costs more than to add to it."""
+    return metric.labels(model_label(model), *labels)
 
 
 def method_label(method: str) -> str:

@@ -61,6 +61,11 @@ def start(service: str, endpoint: str | None) -> None:
     _tracer = _provider.get_tracer("triton-tickets")
 
 
+def is_on() -> bool:
+    """Whether this process sends traces."""
+    return _tracer is not None
+
+
 async def stop() -> None:
     """Sends what is left; a receiver that is away keeps nobody for longer than 2 s."""
     global _provider, _tracer

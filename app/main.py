@@ -35,7 +35,7 @@ from app.api import settings as settings_routes
 from app.api import streams as streams_routes
 from app.api import usage as usage_routes
 from app.api import webhooks as webhooks_routes
-from app.api.application import Application
+from app.api.application import Application, HttpProtocol
 from app.api.body_room import BodyRoom
 from app.api.dependencies import PROBLEM_CONTENT, Services
 from app.api.envelope import Envelope
@@ -373,7 +373,7 @@ def main() -> int:
         host=settings.api_host,
         port=settings.api_port,
         loop="uvloop",
-        http="httptools",
+        http=HttpProtocol,
         access_log=False,
         log_level=settings.log_level.lower(),
         timeout_graceful_shutdown=GRACEFUL_SECONDS,

@@ -18,6 +18,7 @@ import httpx
 import uvicorn
 
 from app import worker
+from app.api.application import HttpProtocol
 from app.config import Settings
 from app.main import Server, create_app
 
@@ -92,6 +93,7 @@ async def running_api(settings: Settings, host: str = "127.0.0.1") -> AsyncItera
     listening.bind((host, 0))
     config = uvicorn.Config(
         create_app(settings),
+        http=HttpProtocol,
         proxy_headers=False,
         log_config=None,
         access_log=False,

@@ -3,16 +3,83 @@
 - HTTP/1.0 has no chunks: an answer of unknown length ends with its connection. Of uvicorn's two protocols h11 does that
   by itself. httptools, the default, chunks for everybody.
 - A body that is here already needs no clock while it is read.
+- A head has a bound, in bytes and in time: httptools takes any, and copies what it has with every part of a header.
+- Who leaves while a body is read gets no answer, and that is no fault of ours.
 """
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
+
 from fastapi import FastAPI
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 # In a request's state: all of its body has come.
 BODY_HERE = "body_here"
+# Of the first line and the headers of a request.
+MAX_HEAD_BYTES = 64 * 1024
+HEAD_SECONDS = 30.0
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """A connection whose requests have heads of up to MAX_HEAD_BYTES, that come within HEAD_SECONDS."""
+
+    _in_head = True
+    _head_bytes = 0
+    _clock: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._start_clock()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_clock()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        began_before = self._in_head
+        super().data_received(data)
+        if not self._in_head:
+            return
+        if self._clock is None:
+            self._start_clock()
+        # What came with the end of the request before is no longer than one read.
+        self._head_bytes += len(data) if began_before else 0
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(431, f"The request's first line and headers are longer than {MAX_HEAD_BYTES:,} bytes.")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head, self._head_bytes = True, 0
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._stop_clock()
+        super().on_headers_complete()
+
+    def _start_clock(self) -> None:
+        self._clock = self.loop.call_later(HEAD_SECONDS, self._too_slow)
+
+    def _stop_clock(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+
+    def _too_slow(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            # The request before it is still answered, and nothing is read meanwhile.
+            self._start_clock()
+        else:
+            self._refuse(408, f"The request's first line and headers took longer than {HEAD_SECONDS:g} seconds.")
+
+    def _refuse(self, status: int, detail: str) -> None:
+        if not self.transport.is_closing():
+            headers = f"content-type: text/plain; charset=utf-8\r\ncontent-length: {len(detail)}\r\nconnection: close"
+            self.transport.write(STATUS_LINE[status] + f"{headers}\r\n\r\n{detail}".encode("ascii"))
+            self.transport.close()
 
 
 class Application(FastAPI):
@@ -24,7 +91,8 @@ class Application(FastAPI):
             scope["state"][BODY_HERE] = not cycle.more_body
             if scope["http_version"] == "1.0":
                 send = _ended_by_close(cycle)
-        await super().__call__(scope, receive, send)
+        with suppress(ClientDisconnect):
+            await super().__call__(scope, receive, send)
 
 
 def _ended_by_close(cycle: RequestResponseCycle) -> Send:

@@ -101,9 +101,9 @@ async def _draft(request: Request, file: UploadFile | None, given: Given) -> Dra
         raise invalid("file", "is a workbook of a spreadsheet program: save its table as CSV in UTF-8, and choose that")
     prepare = preparing(replace(services, images=None))
     if name.lower().endswith((".csv", ".tsv")):
-        table = CsvRequests(file.file, _asking(given))
+        table = CsvRequests(file.file, _asking(given), services.settings.max_body_bytes)
         endpoint, lines = endpoint_of(b""), table.lines
-        count, shown = table.problems()
+        count, shown = await table.problems()
         checked = Checked(0, {}, 0, shown, count)
         if not count:
             checked = await services.batch_checks.check(caller, endpoint, lines(), file.size, prepare)

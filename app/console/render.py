@@ -40,6 +40,9 @@ HEADERS = {
 # A link from elsewhere comes without the cookie, which is for our pages alone: from this one the browser sends it.
 ONCE_MORE = '<!doctype html><meta http-equiv="refresh" content="0"><title>Tickets</title>'
 MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
+WITHOUT_TABLES = MarkdownIt("commonmark", {"html": False}).enable("strikethrough")
+# What a longer text or a larger table takes to make would keep all other requests waiting.
+MAX_MARKDOWN_CHARS, MAX_CELLS = 50_000, 20_000
 TAGS = {
     *("a", "blockquote", "br", "code", "del", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p", "pre"),
     *("s", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul"),
@@ -53,8 +56,14 @@ def asset_version(name: str) -> str:
 
 
 def markdown(text: str) -> Markup:
-    """What a model wrote, as HTML that can do nothing."""
-    return Markup(CLEANER.clean(MARKDOWN.render(text)))  # noqa: S704 - cleaned
+    """What a model wrote, as HTML that can do nothing; a long text is shown as it stands."""
+    if len(text) > MAX_MARKDOWN_CHARS:
+        return Markup('<div class="text">{}</div>').format(text)
+    lines = text.splitlines()
+    # A row has as many cells as the head of its table, however short it is.
+    cells = len(lines) * max((line.count("|") for line in lines), default=0)
+    parser = MARKDOWN if cells <= MAX_CELLS else WITHOUT_TABLES
+    return Markup(CLEANER.clean(parser.render(text)))  # noqa: S704 - cleaned
 
 
 def moment(value: datetime | None) -> Markup:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,32 +37,50 @@ class Asking:
 class CsvRequests:
     """The rows of a CSV as lines of a batch's input; the file is read anew each time.
 
+    A row and a prompt have `most_chars` characters at most: a template may name a long cell thousands of times.
+
     Raises:
         InvalidRequest: the file is no table with a header, or the template names what is no column of it.
     """
 
-    def __init__(self, file: IO[bytes], asking: Asking) -> None:
+    def __init__(self, file: IO[bytes], asking: Asking, most_chars: int) -> None:
         self._file = file
         self._asking = asking
+        self._most_chars = most_chars
+        # How often the template names each column, and what it has besides.
+        self._places = Counter(_names(asking.template))
+        self._rest = len(PLACE.sub(lambda place: "{" if place.group(1) is None else "", asking.template))
         with _text(file) as text:
-            first = text.readline()
+            first = text.readline(most_chars)
         # Whatever separates most of the header's names; spreadsheets choose it by country.
         self._delimiter = max(DELIMITERS, key=first.count)
         self.columns = next((row for _, row in self._read()), [])
         self._require_columns()
         self._require_template()
 
-    def problems(self) -> tuple[int, list[dict[str, Any]]]:
-        """How many rows do not fit the header, and the first of them, as the lines of a batch are refused."""
+    async def problems(self) -> tuple[int, list[dict[str, Any]]]:
+        """How many rows can be no request, and the first of them, as the lines of a batch are refused."""
         count = 0
         shown: list[dict[str, Any]] = []
+        pace = Pace()
         for number, row in self._rows():
-            if len(row) != len(self.columns):
+            await pace.step()
+            if (problem := self._problem(row)) is not None:
                 count += 1
                 if count <= PROBLEMS_SHOWN:
-                    message = f"The row has {len(row):,} cells, and the header has {len(self.columns):,}."
-                    shown.append({"line": number, "code": "cells_do_not_fit", "message": message, "param": None})
+                    code, message = problem
+                    shown.append({"line": number, "code": code, "message": message, "param": None})
         return count, shown
+
+    def _problem(self, row: Sequence[str]) -> tuple[str, str] | None:
+        """Its code, and a sentence; None where there is none."""
+        if len(row) != len(self.columns):
+            return "cells_do_not_fit", f"The row has {len(row):,} cells, and the header has {len(self.columns):,}."
+        cells = dict(zip(self.columns, row, strict=True))
+        chars = self._rest + sum(times * len(cells[name]) for name, times in self._places.items())
+        if chars > self._most_chars:
+            return "prompt_too_long", f"Its prompt would have {chars:,} characters: {self._most_chars:,} are allowed."
+        return None
 
     def prompts(self, most: int) -> list[str]:
         """Of the first rows."""
@@ -69,7 +88,8 @@ class CsvRequests:
         for _, row in self._rows():
             if len(prompts) == most:
                 break
-            prompts.append(self._prompt(row))
+            if self._problem(row) is None:
+                prompts.append(self._prompt(row))
         return prompts
 
     async def lines(self) -> AsyncIterator[bytes]:
@@ -103,24 +123,23 @@ class CsvRequests:
         if not any(name.strip() for name in self.columns):
             raise invalid("file", "has no header: its first line names the columns")
         self.columns = [name.strip() for name in self.columns]
-        twice = next((name for name in self.columns if self.columns.count(name) > 1), None)
-        if twice is not None:
-            raise invalid("file", f"names the column {_short(twice)!r} twice")
+        if twice := [name for name, times in Counter(self.columns).items() if times > 1]:
+            raise invalid("file", f"names the column {_short(twice[0])!r} twice")
 
     def _require_template(self) -> None:
         template = self._asking.template
         there = ", ".join(f"{{{_short(name)}}}" for name in self.columns[:NAMES_SHOWN])
         if not template.strip():
             raise invalid("template", f"write the prompt of each row; the columns are {there}")
-        names = [place.group(1).strip() for place in PLACE.finditer(template) if place.group(1) is not None]
-        for name in names:
-            if name not in self.columns:
+        columns = set(self.columns)
+        for name in self._places:
+            if name not in columns:
                 raise invalid(
                     "template",
                     f"{{{_short(name)}}} is no column, and the columns are {there}; the braces themselves are written "
                     "{{ and }}",
                 )
-        if not names:
+        if not self._places:
             raise invalid("template", f"names no column, so all prompts would be the same; the columns are {there}")
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
@@ -130,11 +149,21 @@ class CsvRequests:
                 yield number, row
 
     def _read(self) -> Iterator[tuple[int, list[str]]]:
-        number = -1
+        number, chars = -1, 0
         with _text(self._file) as text:
+
+            def lines() -> Iterator[str]:
+                nonlocal chars
+                while line := text.readline(self._most_chars + 1):
+                    chars += len(line)
+                    if chars > self._most_chars:
+                        most = f"{self._most_chars:,}"
+                        raise invalid("file", f"row {number + 1:,} is no CSV, or is longer than {most} characters")
+                    yield line
+
             try:
-                for row in csv.reader(text, delimiter=self._delimiter, strict=True):
-                    number += 1
+                for row in csv.reader(lines(), delimiter=self._delimiter, strict=True):
+                    number, chars = number + 1, 0
                     yield number, row
             except csv.Error as error:
                 raise invalid("file", f"row {number + 1:,} is no CSV: {error}") from None
@@ -152,6 +181,11 @@ def _text(file: IO[bytes]) -> Iterator[TextIOWrapper]:
     finally:
         if not file.closed:
             text.detach()
+
+
+def _names(template: str) -> Iterator[str]:
+    """The columns that a template names, as often as it does."""
+    return (place.group(1).strip() for place in PLACE.finditer(template) if place.group(1) is not None)
 
 
 def _not_utf8() -> InvalidRequest:

@@ -5,6 +5,7 @@ from uuid import uuid4
 
 from playwright.async_api import Browser, expect
 
+from app.console.render import markdown
 from tests.console.conftest import Visit, visiting
 from tests.openai.response_kit import emit
 from tests.service import Service, eventually
@@ -167,3 +168,13 @@ async def test_times_are_those_of_the_readers_zone(service: Service, browser: Br
         assert title is not None
         assert "GMT+5:30" in title
         assert "UTC" not in await shown.inner_text()
+
+
+def test_answers_that_would_take_long_to_make_are_shown_without_markdown() -> None:
+    table = "|a|b|\n|-|-|\n" + "|x|y|\n" * 1000
+    assert markdown(table).count("<td>") == 2000
+    # A row of two characters has 2,000 cells here.
+    wide = f"|{'a|' * 2000}\n|{'-|' * 2000}\n" + "|a\n" * 2000
+    assert len(markdown(wide)) < 2 * len(wide)
+    long = "**<b>**" * 10_000
+    assert markdown(long) == f'<div class="text">{"**&lt;b&gt;**" * 10_000}</div>'

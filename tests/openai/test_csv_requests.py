@@ -9,10 +9,12 @@ import pytest
 from app.errors import InvalidRequest
 from app.openai.csv_requests import Asking, CsvRequests
 
+MOST_CHARS = 1_000_000
+
 
 def requests(data: str | bytes, template: str = "Say {text}", **asking: Any) -> CsvRequests:
     file = BytesIO(data.encode() if isinstance(data, str) else data)
-    return CsvRequests(file, Asking("tiny", template, **asking))
+    return CsvRequests(file, Asking("tiny", template, **asking), MOST_CHARS)
 
 
 async def written(table: CsvRequests) -> list[dict[str, Any]]:
@@ -35,7 +37,7 @@ async def written(table: CsvRequests) -> list[dict[str, Any]]:
 async def test_a_row_becomes_a_prompt(data: str, template: str, prompts: list[str]) -> None:
     table = requests(data, template)
     assert table.prompts(10) == prompts
-    assert table.problems() == (0, [])
+    assert await table.problems() == (0, [])
     for _ in range(2):
         lines = await written(table)
         assert [line["body"]["messages"][-1]["content"] for line in lines] == prompts
@@ -74,8 +76,32 @@ async def test_what_is_wrong_is_said(data: str | bytes, template: str, said: str
     assert said in refused.value.detail
 
 
-def test_rows_that_do_not_fit_the_header_are_named() -> None:
-    count, shown = requests("a,text\n1,2\n3\n4,5,6\n").problems()
+async def test_rows_that_do_not_fit_the_header_are_named() -> None:
+    count, shown = await requests("a,text\n1,2\n3\n4,5,6\n").problems()
     assert (count, [problem["line"] for problem in shown]) == (2, [2, 3])
     assert "1 cells" not in shown[1]["message"]
-    assert requests("text\n" + "1,2\n" * 500).problems()[0] == 500
+    assert (await requests("text\n" + "1,2\n" * 500).problems())[0] == 500
+
+
+async def test_a_long_cell_that_is_named_often_makes_no_prompt() -> None:
+    long = "x" * 100_000
+    table = requests(f"text\nshort\n{long}\nlast\n", "{text}" * 10 + "{{}}")
+    count, (shown,) = await table.problems()
+    assert (count, shown["line"], shown["code"]) == (1, 2, "prompt_too_long")
+    assert "1,000,002 characters: 1,000,000 are allowed" in shown["message"]
+    assert [len(prompt) for prompt in table.prompts(3)] == [52, 42]
+    # Two fewer.
+    assert await requests(f"text\n{long}\n", "{text}" * 10).problems() == (0, [])
+
+
+@pytest.mark.parametrize("row", ["1," * 600_000, "1," * 300_000 + '"\n",' + "1," * 300_000], ids=["line", "lines"])
+async def test_a_row_without_end_is_not_read_whole(row: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        await written(requests(f"text\nx\n{row}\n"))
+    assert "row 2 is no CSV, or is longer than 1,000,000 characters" in refused.value.detail
+
+
+async def test_a_header_of_many_columns_is_read_at_once() -> None:
+    names = [f"c{number}" for number in range(100_000)]
+    table = requests(",".join(names) + "\n" + "1," * 99_999 + "1\n", "{c99999}")
+    assert (await table.problems(), table.prompts(1)) == ((0, []), ["1"])

@@ -19,7 +19,7 @@ from app.config import Settings
 from app.db.engine import Database, open_database
 from app.queue.store import QueueStore
 from tests.llama import RunningLlama
-from tests.postgres_server import RunningPostgres, start_postgres
+from tests.postgres_server import RunningPostgres, folder_in_memory, start_postgres
 from tests.servers import RunningTriton, start_triton
 from tests.service import Service, running_api, running_dispatcher
 
@@ -77,9 +77,10 @@ def alembic(
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPostgres]:
-    server = start_postgres(tmp_path_factory.mktemp("postgres") / "data", settings={"max_connections": "200"})
-    yield server
-    server.stop()
+    with folder_in_memory(tmp_path_factory.mktemp("postgres")) as folder:
+        server = start_postgres(folder / "data", settings={"max_connections": "200"})
+        yield server
+        server.stop()
 
 
 @pytest.fixture(scope="session")

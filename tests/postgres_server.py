@@ -1,12 +1,23 @@
 """A Postgres of its own for a test session, on a free port."""
 
+import os
+import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import mkdtemp
+
+import psutil
 
 from nvidia_triton.local.database import start
 from nvidia_triton.local.postgres import PostgresServer
 from nvidia_triton.local.settings import free_ports
+
+MEMORY = Path("/dev/shm")
+# Less than a gigabyte was in use at most.
+MEMORY_BYTES = 2 * 1024**3
 
 
 class RunningPostgres:
@@ -61,3 +72,21 @@ def start_postgres(
     speed = {} if fsync else {"fsync": "off", "full_page_writes": "off"}
     server = PostgresServer(data_dir.absolute(), port=port or free_ports(1)[0], settings={**speed, **(settings or {})})
     return RunningPostgres(server)
+
+
+@contextmanager
+def folder_in_memory(otherwise: Path) -> Iterator[Path]:
+    """A folder in memory, where cloning a database takes a third of the time that it does on a quiet disk.
+
+    It is removed in the end, or by the next run. `otherwise` is used where there is no such memory or too little.
+    """
+    if not os.access(MEMORY, os.W_OK) or shutil.disk_usage(MEMORY).free < MEMORY_BYTES:
+        yield otherwise
+        return
+    prefix = "tickets-tests-"
+    for left in MEMORY.glob(f"{prefix}*"):
+        if not psutil.pid_exists(int(left.name.split("-")[2])):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=MEMORY))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)

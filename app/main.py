@@ -78,6 +78,7 @@ from app.queue.deliveries import DeliveryStore
 from app.queue.events import ROWS_CHANNEL
 from app.queue.notify import Listener, SettledBoard, all_of
 from app.queue.outputs import OutputStore
+from app.queue.planned import SUBMITTING
 from app.queue.servers import SERVERS_CHANNEL, ServerStore
 from app.queue.statements.channels import SETTLED_CHANNEL
 from app.queue.store import QueueStore
@@ -111,7 +112,7 @@ from app.services.picks import Picks
 from app.services.process_logs import Process, ProcessLogs, lines_kept, log_as_set
 from app.services.pulse import Pulse
 from app.services.ratings import Ratings
-from app.services.results import Results
+from app.services.results import READING, Results
 from app.services.servers import Servers
 from app.services.sessions import Sessions
 from app.services.streams import Streams
@@ -299,6 +300,7 @@ def _lifespan(settings: Settings) -> Lifespan:
             )
             background = await stack.enter_async_context(Background())
             background.start("listener", listener.run)
+            background.start("connections", partial(database.keep_ready, [*SUBMITTING, READING]))
             background.start("settings", changed_settings.run)
             background.start("streams", streams.run)
             background.start("fleet", partial(catalog.watch, settings.probe_seconds))

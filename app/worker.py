@@ -35,6 +35,7 @@ from app.queue.changed_settings import SETTINGS_CHANNEL
 from app.queue.events import STREAM_CHANNEL, EventStore
 from app.queue.hosts import HostStore
 from app.queue.notify import Listener
+from app.queue.planned import DISPATCHING
 from app.queue.servers import SERVERS_CHANNEL, ServerStore
 from app.queue.set_aside import SetAsideStore
 from app.queue.slots import SlotStore
@@ -87,6 +88,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         )
         background = await stack.enter_async_context(Background())
         background.start("listener", listener.run)
+        background.start("connections", partial(database.keep_ready, DISPATCHING))
         background.start("fleet", partial(catalog.watch, settings.probe_seconds))
         background.start("settings", changed_settings.run)
         background.start("recovery", partial(recovery.watch, settings.probe_seconds))

@@ -17,8 +17,9 @@ log = logger("database")
 
 COMMAND_SECONDS = 30.0
 CACHED_STATEMENTS = 100
-# Plans are made anew this often, so that they follow the tables' growth.
-PLAN_SECONDS = 60
+# Plans are made anew this often, so that they follow the tables' growth; and by Postgres whenever it has looked at how
+# large a table is.
+PLAN_SECONDS = 300
 PROBE = "tickets_probe"
 PROBE_SETTING = "tickets.probe"
 PROBE_FAILS = "22012"

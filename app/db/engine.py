@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from types import TracebackType
 from typing import Any
@@ -30,6 +30,9 @@ READING_SECONDS = 10.0
 # A connection goes from one statement to the next for so long, as each way through the pool costs more than most
 # statements. Then it goes back, and the pool closes what is old or was idle.
 KEPT_SECONDS = 30.0
+# So many connections are kept where statements are planned ahead: those that one ticket needs at once, and what runs
+# beside it.
+READY_CONNECTIONS = 3
 # Fixed statements with arrays: planning them anew each time costs more than running them, and compiling them many times
 # more still. A plan that is kept outlives the state of the tables it was made for, so reading a whole one, which is
 # right while it is empty, must not be among its choices.
@@ -70,7 +73,7 @@ class Database:
         Raises:
             DatabaseUnavailable: Postgres cannot be reached, or was lost in the middle of a statement.
         """
-        return _Acquired(self) if self._begin_hot is None else self._begun(self._begin_hot)
+        return _Acquired(self, self.take) if self._begin_hot is None else self._begun(self._begin_hot)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Any]:
@@ -125,6 +128,16 @@ class Database:
             if _usable(connection):
                 return connection, since
             await self.pool.release(connection)
+        return await self._from_pool()
+
+    async def _longest_kept(self) -> tuple[Any, float]:
+        """As `take`, the connection that was used longest ago; another one while there are few."""
+        if len(self._kept) < READY_CONNECTIONS:
+            return await self._from_pool()
+        connection, _ = self._kept.pop(0)
+        return connection, time.monotonic()
+
+    async def _from_pool(self) -> tuple[Any, float]:
         self._waiting += 1
         try:
             with translated_errors(stored_nothing=True):
@@ -151,6 +164,20 @@ class Database:
         while self._kept and self._kept[0][1] < oldest:
             await self.pool.release(self._kept.pop(0)[0])
 
+    async def keep_ready(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> None:
+        """Has connections at hand where these statements are planned, for ever; each is run with its arguments.
+
+        To plan one takes many times as long as to run it, and whoever came first would wait for it. Behind a pooler,
+        whose server connections are anybody's, this does nothing.
+        """
+        while self._begin_hot is None:
+            with suppress(DatabaseUnavailable):
+                for _ in range(READY_CONNECTIONS):
+                    async with _Acquired(self, self._longest_kept) as connection:
+                        for statement, arguments in statements:
+                            await connection.fetch(statement, *arguments)
+            await asyncio.sleep(KEPT_SECONDS / 2)
+
     async def close(self) -> None:
         """Waits for the connections in use."""
         self._waiting += 1
@@ -160,7 +187,7 @@ class Database:
 
     @asynccontextmanager
     async def _begun(self, begin: str) -> AsyncIterator[Any]:
-        async with _Acquired(self) as connection:
+        async with _Acquired(self, self.take) as connection:
             try:
                 await connection.execute(begin)
                 yield connection
@@ -179,13 +206,14 @@ class Database:
 class _Acquired:
     """A block with a connection; as an object, which costs less than a generator."""
 
-    __slots__ = ("_connection", "_database", "_since")
+    __slots__ = ("_connection", "_database", "_since", "_take")
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, take: Callable[[], Awaitable[tuple[Any, float]]]) -> None:
         self._database = database
+        self._take = take
 
     async def __aenter__(self) -> Any:
-        self._connection, self._since = await self._database.take()
+        self._connection, self._since = await self._take()
         return self._connection
 
     async def __aexit__(

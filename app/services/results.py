@@ -46,6 +46,8 @@ _LISTED = [column for column in results.c if column is not results.c.request]
 LISTED = Listed(results, columns=_LISTED, large=[column for column in _LISTED if is_large(column)])
 GET = f"SELECT {RESULT} FROM results WHERE id = $1 AND owner_id = $2"  # noqa: S608
 GET_PLACED = f"SELECT {RESULT}, {POSITION_OF_ROW} AS position FROM results r WHERE id = $1 AND owner_id = $2"  # noqa: S608
+# As `Database.keep_ready` takes it.
+READING = (GET, (FIRST_ID, 0))
 GET_MANY = GET.replace("id = $1", "id = ANY ($1::uuid[])", 1)
 
 

@@ -101,7 +101,7 @@ async def _draft(request: Request, file: UploadFile | None, given: Given) -> Dra
         raise invalid("file", "is a workbook of a spreadsheet program: save its table as CSV in UTF-8, and choose that")
     prepare = preparing(replace(services, images=None))
     if name.lower().endswith((".csv", ".tsv")):
-        table = CsvRequests(file.file, _asking(given), services.settings.max_body_bytes)
+        table = CsvRequests(file.file, _asking(given), services.settings.max_body_bytes, most)
         endpoint, lines = endpoint_of(b""), table.lines
         count, shown = await table.problems()
         checked = Checked(0, {}, 0, shown, count)

@@ -37,19 +37,21 @@ class Asking:
 class CsvRequests:
     """The rows of a CSV as lines of a batch's input; the file is read anew each time.
 
-    A row and a prompt have `most_chars` characters at most: a template may name a long cell thousands of times.
+    A row and a prompt have `most_chars` characters at most, and all prompts `most_in_all`: a template may name a long
+    cell thousands of times.
 
     Raises:
         InvalidRequest: the file is no table with a header, or the template names what is no column of it.
     """
 
-    def __init__(self, file: IO[bytes], asking: Asking, most_chars: int) -> None:
+    def __init__(self, file: IO[bytes], asking: Asking, most_chars: int, most_in_all: int) -> None:
         self._file = file
         self._asking = asking
-        self._most_chars = most_chars
-        # How often the template names each column, and what it has besides.
+        self._most_chars, self._most_in_all = most_chars, most_in_all
+        # How often the template names each column, and what else each request has.
         self._places = Counter(_names(asking.template))
         self._rest = len(PLACE.sub(lambda place: "{" if place.group(1) is None else "", asking.template))
+        self._rest += len(asking.system)
         with _text(file) as text:
             first = text.readline(most_chars)
         # Whatever separates most of the header's names; spreadsheets choose it by country.
@@ -59,8 +61,12 @@ class CsvRequests:
         self._require_template()
 
     async def problems(self) -> tuple[int, list[dict[str, Any]]]:
-        """How many rows can be no request, and the first of them, as the lines of a batch are refused."""
-        count = 0
+        """How many rows can be no request, and the first of them, as the lines of a batch are refused.
+
+        Raises:
+            InvalidRequest: all prompts together are too long.
+        """
+        count, chars = 0, 0
         shown: list[dict[str, Any]] = []
         pace = Pace()
         for number, row in self._rows():
@@ -70,15 +76,26 @@ class CsvRequests:
                 if count <= PROBLEMS_SHOWN:
                     code, message = problem
                     shown.append({"line": number, "code": code, "message": message, "param": None})
+            else:
+                chars += self._chars(row)
+                if chars > self._most_in_all:
+                    raise invalid(
+                        "template",
+                        f"makes prompts of more than {self._most_in_all:,} characters in all, at row {number:,}: "
+                        "shorten it, or make several batches of the table",
+                    )
         return count, shown
+
+    def _chars(self, row: Sequence[str]) -> int:
+        """Of the row's prompt, with the instructions."""
+        cells = dict(zip(self.columns, row, strict=True))
+        return self._rest + sum(times * len(cells[name]) for name, times in self._places.items())
 
     def _problem(self, row: Sequence[str]) -> tuple[str, str] | None:
         """Its code, and a sentence; None where there is none."""
         if len(row) != len(self.columns):
             return "cells_do_not_fit", f"The row has {len(row):,} cells, and the header has {len(self.columns):,}."
-        cells = dict(zip(self.columns, row, strict=True))
-        chars = self._rest + sum(times * len(cells[name]) for name, times in self._places.items())
-        if chars > self._most_chars:
+        if (chars := self._chars(row)) > self._most_chars:
             return "prompt_too_long", f"Its prompt would have {chars:,} characters: {self._most_chars:,} are allowed."
         return None
 

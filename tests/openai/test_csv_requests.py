@@ -14,7 +14,7 @@ MOST_CHARS = 1_000_000
 
 def requests(data: str | bytes, template: str = "Say {text}", **asking: Any) -> CsvRequests:
     file = BytesIO(data.encode() if isinstance(data, str) else data)
-    return CsvRequests(file, Asking("tiny", template, **asking), MOST_CHARS)
+    return CsvRequests(file, Asking("tiny", template, **asking), MOST_CHARS, 5 * MOST_CHARS)
 
 
 async def written(table: CsvRequests) -> list[dict[str, Any]]:
@@ -92,6 +92,16 @@ async def test_a_long_cell_that_is_named_often_makes_no_prompt() -> None:
     assert [len(prompt) for prompt in table.prompts(3)] == [52, 42]
     # Two fewer.
     assert await requests(f"text\n{long}\n", "{text}" * 10).problems() == (0, [])
+
+
+async def test_a_table_of_which_too_much_would_be_made_is_refused() -> None:
+    table = requests("text\n" + f"{'x' * 50_000}\n" * 11, "{text}" * 10)
+    with pytest.raises(InvalidRequest) as refused:
+        await table.problems()
+    assert "more than 5,000,000 characters in all, at row 11" in refused.value.detail
+    table = requests("text\n" + "x\n" * 11, "{text}", system="y" * 500_000)
+    with pytest.raises(InvalidRequest, match="at row 10"):
+        await table.problems()
 
 
 @pytest.mark.parametrize("row", ["1," * 600_000, "1," * 300_000 + '"\n",' + "1," * 300_000], ids=["line", "lines"])

@@ -31,7 +31,7 @@ READING_SECONDS = 10.0
 # statements. Then it goes back, and the pool closes what is old or was idle.
 KEPT_SECONDS = 30.0
 # So many connections are kept where statements are planned ahead: those that one ticket needs at once, and what runs
-# beside it.
+# beside it. Half of the pool at most.
 READY_CONNECTIONS = 3
 # Fixed statements with arrays: planning them anew each time costs more than running them, and compiling them many times
 # more still. A plan that is kept outlives the state of the tables it was made for, so reading a whole one, which is
@@ -66,6 +66,7 @@ class Database:
         # Free ones, the last used last, with the moment at which each came from the pool; and who waits for the pool.
         self._kept: list[tuple[Any, float]] = []
         self._waiting = 0
+        self._ready = min(READY_CONNECTIONS, size // 2)
 
     def hot(self) -> AbstractAsyncContextManager[Any]:
         """A plain asyncpg connection in autocommit.
@@ -132,7 +133,7 @@ class Database:
 
     async def _longest_kept(self) -> tuple[Any, float]:
         """As `take`, the connection that was used longest ago; another one while there are few."""
-        if len(self._kept) < READY_CONNECTIONS:
+        if len(self._kept) < self._ready:
             return await self._from_pool()
         connection, _ = self._kept.pop(0)
         return connection, time.monotonic()
@@ -172,7 +173,7 @@ class Database:
         """
         while self._begin_hot is None:
             with suppress(DatabaseUnavailable):
-                for _ in range(READY_CONNECTIONS):
+                for _ in range(self._ready):
                     async with _Acquired(self, self._longest_kept) as connection:
                         for statement, arguments in statements:
                             await connection.fetch(statement, *arguments)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from app.background import ended
+from app.config import Settings
 from app.db import engine
-from app.db.engine import Database
+from app.db.engine import Database, open_database
 from app.queue.planned import DISPATCHING, SUBMITTING
 from app.services.results import READING
 from tests.service import eventually
@@ -45,4 +47,20 @@ async def test_each_connection_at_hand_has_the_plans_and_nothing_is_changed(
         for table in ("results", "contexts", "attempts", "usage", "idempotency_keys"):
             assert await rows.fetchval(f"SELECT count(*) FROM {table}") == 0
     finally:
+        await ended([task])
+
+
+async def test_half_of_a_small_pool_is_left_to_others(
+    make_settings: Callable[..., Settings], rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "KEPT_SECONDS", 0.02)
+    await rows.execute("CREATE SEQUENCE rounds")
+    async with open_database(make_settings(database_pool_size=2)) as database:
+        task = asyncio.create_task(database.keep_ready([("SELECT nextval('rounds')", [])]))
+
+        async def repeated() -> bool:
+            return int(await rows.fetchval("SELECT last_value FROM rounds")) > 4
+
+        await eventually(repeated, "it goes on", seconds=10)
+        assert database.pool.get_size() == 1
         await ended([task])

@@ -152,6 +152,10 @@ async def _serves(service: Service) -> bool:
     return any(each["name"] == MODEL and each["state"] == "ready" for each in answer.json())
 
 
+async def _counted(service: Service) -> bool:
+    return "; submitted" in (await service.client.get("/console/")).text
+
+
 async def fill(service: Service, hooks: str) -> None:
     await _rows(service.settings.database_url, SEEN, LARGE)
     for key in KEYS:
@@ -164,6 +168,7 @@ async def fill(service: Service, hooks: str) -> None:
     await _in_a_browser(service)
     await _hosts(service.settings)
     await _rows(service.settings.database_url, USAGE, DAYS, MODEL, LARGE)
+    await eventually(lambda: _counted(service), "the tickets submitted in the last hour are counted")
 
 
 async def _tickets(service: Service, hooks: str) -> None:

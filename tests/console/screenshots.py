@@ -35,7 +35,8 @@ async def pages(service: Service) -> dict[str, str]:
     found = {entry.path.strip("/") or "overview": entry.path for entry in ENTRIES}
     # Of those that the model answered, one of the longest.
     tickets = (await client.get("/results/", params={"status": "completed", "limit": 30})).json()
-    found["ticket"] = f"/tickets/{max(tickets, key=lambda each: len(each['output'] or ''))['id']}"
+    likely = [each for each in tickets if not each["parameters"].get("temperature")]
+    found["ticket"] = f"/tickets/{max(likely, key=lambda each: len(each['output'] or ''))['id']}"
     found["comparison"] = f"/compare/{(await client.get('/comparisons/')).json()[0]['id']}"
     for name, path in {"batch": "/batches", "conversation": "/chat", "model": "/models", "host": "/hosts"}.items():
         first = re.search(rf'href="/console({path}/(?!new)[^"?#]+)', (await client.get(f"/console{path}")).text)

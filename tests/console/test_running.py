@@ -90,9 +90,9 @@ async def test_the_running_of_the_service_is_for_admins(
             await expect(page.locator("tr:has-text('AUTH_REQUIRED') >> nth=0")).to_contain_text("true")
             assert settings.database_url not in await page.content()
             assert await page.locator("tbody tr").count() == len(Settings.model_fields)
-            changed = page.locator("section:has(h2:has-text('To be changed here')) tbody tr")
+            changed = page.locator("section:has(h2:has-text('Can be changed here')) tbody tr")
             assert await changed.count() == await page.locator("form.setting").count() > 0
-            await page.fill("input[type=search]", "RETENTION result")
+            await page.fill("input[type=search]", "RETENTION contexts")
             await page.click("button:has-text('Search')")
             await expect(page.locator("tbody tr")).to_have_count(1)
             await expect(page.locator("tr#RESULT_RETENTION_DAYS")).to_be_visible()

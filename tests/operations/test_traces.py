@@ -158,12 +158,14 @@ async def test_one_trace_from_the_request_to_the_engine(
         third = "2" * 32
         broken = await send(service, await service.context("[[sim:error=invalid]] x"), third)
 
+        def tries() -> list[Received]:
+            return [span for span in receiver.of(third) if span.name == "attempt tiny"]
+
         async def failed() -> bool:
-            return any(span.failed for span in receiver.of(third))
+            return any(span.failed for span in tries())
 
         await eventually(failed, "a failed attempt")
-        tries = [span for span in receiver.of(third) if span.name == "attempt tiny"]
-        assert tries[0].attributes["error.type"]
+        assert tries()[0].attributes["error.type"]
         await service.client.post(f"/results/{broken}/cancel")
 
         # A client that does not want to be sampled is not.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -66,6 +65,7 @@ from app.console.routes import PAGES
 from app.db.engine import open_database
 from app.db.faults import DATABASE_FAULT, DatabaseFault
 from app.fleet.fleet import open_fleet
+from app.garbage import collect_rarely
 from app.openai.batch_lines import preparing
 from app.openai.conversation_items import items_of_turn
 from app.prompts.adapters import Adapters
@@ -149,8 +149,6 @@ CORS: dict[str, Any] = {
 # What Envelope answers, wherever a path has a place for a text.
 MALFORMED = {"description": "The path holds control characters", "content": PROBLEM_CONTENT}
 GRACEFUL_SECONDS = 10
-# Objects made until the collector looks at the newest: with Python's 700 most of what it sees are requests under way.
-COLLECT_AFTER = 5000
 IMAGES_AT_ONCE = 32
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any]]]
@@ -308,10 +306,7 @@ def _lifespan(settings: Settings) -> Lifespan:
             background.start("batches", loader.run)
             app.state.board = board
             app.state.streams = streams
-            # What was imported stays: the collector need not look at it again and again.
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(COLLECT_AFTER)
+            collect_rarely()
             yield {"services": services}
 
     return lifespan

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import socket
@@ -27,6 +26,7 @@ from app.dispatch.question_vectors import QuestionVectors
 from app.dispatch.recovery import Recovery
 from app.dispatch.webhooks import deliver_forever, drop_deliveries_forever
 from app.fleet.fleet import open_fleet
+from app.garbage import collect_rarely
 from app.openai.batch_lines import defective_line, render_line
 from app.openai.conversation_items import items_of_turn
 from app.prompts.templates import Templates
@@ -51,9 +51,6 @@ from app.services.process_logs import Process, lines_kept, log_as_set
 from app.telemetry import configure_logging, logger, tracing
 
 log = logger("worker")
-
-# Objects made until the collector looks at the newest: with Python's 700 most of what it sees are runs under way.
-COLLECT_AFTER = 5000
 
 
 async def run(settings: Settings, stop: asyncio.Event) -> None:
@@ -111,10 +108,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         if (model := settings.search_embedding_model) is not None:
             background.start("question vectors", QuestionVectors(database, store, catalog, settings, model).run)
         log.info("dispatching", name=name, servers=",".join(server.url for server in fleet.servers) or "none")
-        # What was imported stays: the collector would stop every run under way to look at it again.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(COLLECT_AFTER)
+        collect_rarely()
         await dispatcher.run(stop)
     log.info("stopped", name=name)
 

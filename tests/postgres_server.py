@@ -16,7 +16,7 @@ from nvidia_triton.local.postgres import PostgresServer
 from nvidia_triton.local.settings import free_ports
 
 MEMORY = Path("/dev/shm")
-# Less than a gigabyte was in use at most.
+# Half a gigabyte was in use when most of all tests had run.
 MEMORY_BYTES = 2 * 1024**3
 
 

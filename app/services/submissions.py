@@ -234,8 +234,8 @@ class Submissions:
         """
         submissions = []
         found = await self._results.get_many(caller, ids)
-        for id_ in ids:
-            with suppress(KeyError, *NOT_AGAIN):
+        for id_ in filter(found.__contains__, ids):
+            with suppress(*NOT_AGAIN):
                 submissions.append(self._again(caller, found[id_], f"{idempotency_key}-{id_}"))
         made = 0
         rows = {submission.id: submission_row(submission) for submission in submissions}

@@ -17,7 +17,7 @@ from nvidia_triton.contract.wire import read
 
 # More than any engine makes while a cancel is on its way.
 LONG = {"temperature": 0, "ignore_eos": True, "max_tokens": 1500}
-SHORT = {"temperature": 0, "ignore_eos": True, "max_tokens": 64}
+SHORT = LONG | {"max_tokens": 64}
 GENERATED = "vllm:generation_tokens"
 POLL_SECONDS = 0.25
 # The counter stands still for this long once the engine has stopped; a busy CPU makes a token in less.

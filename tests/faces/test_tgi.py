@@ -104,7 +104,7 @@ async def test_the_best_of_several(client: AsyncInferenceClient, service: Servic
 
 async def test_a_stream_says_what_the_answer_says(client: AsyncInferenceClient) -> None:
     text = "Grüße, 世界! 🙂 one two three."
-    prompt = f"[[sim:emit={text}]]"
+    prompt = f"[[sim:slow=100]][[sim:emit={text}]]"
     assert "".join([each async for each in await client.text_generation(prompt, stream=True)]) == text
     events = [each async for each in await client.text_generation(prompt, stream=True, details=True)]
     assert [event.index for event in events] == list(range(1, len(events) + 1))

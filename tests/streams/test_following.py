@@ -26,7 +26,7 @@ async def running(service: Service, id_: str) -> None:
 
 
 async def test_the_text_comes_in_parts_while_it_is_generated(service: Service) -> None:
-    follower = await streamed(service, "[[sim:slow=20]]", max_tokens=40, ignore_eos=True)
+    follower = await streamed(service, "[[sim:slow=50]]", max_tokens=40, ignore_eos=True)
     result = follower.check()
     assert result["status"] == "completed"
     assert result == await service.result(result["id"])
@@ -35,7 +35,7 @@ async def test_the_text_comes_in_parts_while_it_is_generated(service: Service) -
 
 
 async def test_every_choice_and_every_logprob_comes(service: Service) -> None:
-    follower = await streamed(service, "[[sim:slow=10]]", max_tokens=30, ignore_eos=True, n=3, logprobs=2)
+    follower = await streamed(service, "[[sim:slow=50]]", max_tokens=30, ignore_eos=True, n=3, logprobs=2)
     result = follower.check()
     assert [len(output["logprobs"]) for output in result["outputs"]] == [30] * 3
     assert len(follower.seen) > 3
@@ -50,7 +50,7 @@ async def test_characters_arrive_whole(service: Service) -> None:
 
 
 async def test_a_late_follower_gets_everything_from_the_beginning(service: Service) -> None:
-    id_ = await service.send(prompt="[[sim:slow=20]]", parameters={"max_tokens": 100, "ignore_eos": True}, stream=True)
+    id_ = await service.send(prompt="[[sim:slow=30]]", parameters={"max_tokens": 100, "ignore_eos": True}, stream=True)
     await running(service, id_)
     early = await Follower(id_).follow(service, most=5)
     late = await Follower(id_).follow(service)
@@ -137,7 +137,7 @@ async def test_a_ticket_can_be_followed_before_anything_runs_it(
 ) -> None:
     settings = make_settings()
     async with running_api(settings) as service:
-        id_ = await service.send(prompt="[[sim:slow=10]]", parameters={"max_tokens": 30, "ignore_eos": True})
+        id_ = await service.send(prompt="[[sim:slow=50]]", parameters={"max_tokens": 30, "ignore_eos": True})
         following = asyncio.create_task(Follower(id_).follow(service))
 
         async def begun() -> bool:

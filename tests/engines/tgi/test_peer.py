@@ -92,7 +92,7 @@ async def test_a_ticket_is_run_with_its_parameters(pair: Pair) -> None:
 
 
 async def test_what_it_generates_is_streamed(pair: Pair) -> None:
-    body = {"model": "chat", "prompt": "[[sim:slow=60]]", "stream": True, "max_tokens": 12, "temperature": 0}
+    body = {"model": "chat", "prompt": "[[sim:slow=150]]", "stream": True, "max_tokens": 12, "temperature": 0}
     pieces = []
     async with pair.service.client.stream("POST", "/v1/completions", json=body) as stream:
         async for line in stream.aiter_lines():

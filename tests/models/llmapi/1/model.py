@@ -1,9 +1,10 @@
 """Answers with what it was asked, word by word, in the way of TensorRT-LLM's llmapi model; no language model.
 
-A message of a stream has the whole text so far. The prompt "fail" is an error.
+A message of a stream has the whole text so far, 0.15 s after the one before. The prompt "fail" is an error.
 """
 
 import json
+import time
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -33,6 +34,7 @@ def _answer(request, inputs):
     words = f"{prompt} {json.dumps(asked)}".split(" ")
     streaming = "streaming" in inputs and inputs["streaming"].item()
     for count in range(1 if streaming else len(words), len(words) + 1):
+        time.sleep(0.15 if count > 1 and streaming else 0)
         last = count == len(words)
         outputs = [_texts("text_output", " ".join(words[:count]))]
         if inputs["return_finish_reason"].item():

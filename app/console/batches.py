@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 from uuid import UUID
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 
 from app.api.dependencies import caller_of, root_of, services_of
@@ -17,10 +17,13 @@ from app.console.charts import Share, share_bar
 from app.console.entrance import PREFIX, PageRoute
 from app.console.pages import page
 from app.console.render import HEADERS
+from app.console.ticket_table import MEDIA_TYPE, csv_of
 from app.errors import FileNotFound
 from app.openai.ids import object_id
-from app.services.batches import FINAL, RETRY_OF
+from app.queue.batches import FAILURES_READ, RETRY_OF
+from app.services.batches import FINAL
 from app.services.pages import Window
+from app.storable import StorableText
 
 PER_PAGE = 50
 # The pace of fewer lines, or of a shorter time, says little.
@@ -31,6 +34,7 @@ FILES = {"input": "input_file_id", "output": "output_file_id", "errors": "error_
 router = APIRouter(prefix=f"{PREFIX}/batches", route_class=PageRoute, include_in_schema=False)
 
 Row = Mapping[str, Any]
+Code = Annotated[StorableText, Form(max_length=255)]
 
 
 @router.get("", dependencies=[READ])
@@ -58,12 +62,16 @@ async def batch(request: Request, batch_id: UUID) -> Response:
         ids = {what: row[column] for what, column in FILES.items() if row[column] is not None}
         names = await services.files.names(caller, list(ids.values()))
         so_far = await services.batches.files_so_far(row)
+        failures = await services.batches.failures(caller, batch_id)
         return {
             "batch": shown(row, names),
             "files": {what: names[id_] for what, id_ in ids.items() if id_ in names},
             "so_far": [SO_FAR[done] for done in (True, False) if done in so_far],
             "waits": await _waits(request, row),
-            "failures": await services.batches.failures(caller, batch_id),
+            "failures": failures,
+            "codes": list(dict.fromkeys(failure["error_code"] for failure in failures)),
+            "read": FAILURES_READ,
+            "retries": [shown(each, {}) for each in await services.batches.retries(caller, batch_id)],
             "refused": row["errors"] if row["status"] == "failed" else None,
         }
 
@@ -95,6 +103,19 @@ async def file(request: Request, batch_id: UUID, which: Literal["input", "output
     return _download(so_far[which], services.files.content_so_far(so_far[which]), {})
 
 
+@router.get("/{batch_id}/table.csv", dependencies=[READ])
+async def table(request: Request, batch_id: UUID) -> Response:
+    """Its tickets, in the order of its lines."""
+    services, caller = services_of(request), caller_of(request)
+    found = await services.batches.get(caller, batch_id)
+    names = await services.files.names(caller, [found["input_file_id"]])
+    name = names.get(found["input_file_id"], object_id("batch", batch_id)).removesuffix(".jsonl")
+    headers = HEADERS | {"Content-Disposition": f"attachment; filename*=utf-8''{quote(f'{name}.csv', safe='')}"}
+    return StreamingResponse(
+        csv_of(services.ticket_list.export_batch(caller, batch_id)), headers=headers, media_type=MEDIA_TYPE
+    )
+
+
 def _download(row: Row, content: AsyncIterator[bytes], headers: Mapping[str, str]) -> Response:
     disposition = f"attachment; filename*=utf-8''{quote(row['filename'], safe='')}"
     headers = {**HEADERS, **headers, "Content-Disposition": disposition}
@@ -108,8 +129,9 @@ async def cancel(request: Request, batch_id: UUID) -> Response:
 
 
 @router.post("/{batch_id}/retry", dependencies=[WORK])
-async def retry(request: Request, batch_id: UUID) -> Response:
-    row = await services_of(request).batches.retry_failed(caller_of(request), batch_id)
+async def retry(request: Request, batch_id: UUID, error: Code = "") -> Response:
+    """A new batch of all that failed, or of what failed with the code `error`."""
+    row = await services_of(request).batches.retry_failed(caller_of(request), batch_id, error or None)
     return to_batch(request, row["id"])
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -15,17 +13,16 @@ from app.api.dependencies import caller_of, root_of, services_of
 from app.api.security import READ, SUBMIT, WORK
 from app.console.entrance import PREFIX, PageRoute, form_token_of, with_cookie
 from app.console.render import HEADERS, html, query
+from app.console.ticket_table import MEDIA_TYPE, NAMES, csv_of
 from app.console.tickets import Searched
-from app.console.usage_pages import FORMULA
 from app.db.ids import uuid7
 from app.errors import AppError
 from app.openai.batch_lines import json_line
-from app.services.ticket_list import EXPORTED, EXPORTED_OF_PROMPT, MOST_COUNTED, Search
+from app.services.ticket_list import MOST_COUNTED, Search
 
 # Each is read with its answer.
 RETRIED_AT_ONCE = 32
-NAMES = (*EXPORTED, *EXPORTED_OF_PROMPT)
-MEDIA_TYPES = {"jsonl": "application/jsonl", "csv": "text/csv; charset=utf-8"}
+MEDIA_TYPES = {"jsonl": "application/jsonl", "csv": MEDIA_TYPE}
 NOT_OF_NEW = ("state", "error", "server", "after", "before")
 
 router = APIRouter(prefix=f"{PREFIX}/tickets", route_class=PageRoute, include_in_schema=False)
@@ -45,32 +42,13 @@ async def export(request: Request, searched: Searched, kind: Literal["", "jsonl"
         return with_cookie(request, html(request.scope, "export.html", **values))
     rows = tickets.export(caller, search)
     headers = HEADERS | {"Content-Disposition": f'attachment; filename="tickets.{kind}"'}
-    body = _jsonl(rows) if kind == "jsonl" else _csv(rows)
+    body = _jsonl(rows) if kind == "jsonl" else csv_of(rows)
     return StreamingResponse(body, headers=headers, media_type=MEDIA_TYPES[kind])
 
 
 async def _jsonl(rows: AsyncIterator[Row]) -> AsyncIterator[bytes]:
     async for row in rows:
         yield json_line({name: row[name] for name in NAMES})
-
-
-async def _csv(rows: AsyncIterator[Row]) -> AsyncIterator[str]:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\r\n")
-    writer.writerow(NAMES)
-    async for row in rows:
-        writer.writerow([_cell(row[name]) for name in NAMES])
-        yield text.getvalue()
-        text.seek(0)
-        text.truncate()
-    # The header, where there was no row.
-    yield text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, dict | list):
-        return json_line({"": value})[4:-2].decode()
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 @router.get("/cancel", dependencies=[SUBMIT])

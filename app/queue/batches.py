@@ -15,6 +15,13 @@ from app.queue.audit import Action, Actor, recorded
 from app.queue.statements.keys import TAKE_OVER_OLD_KEY
 from app.queue.ticket import CANCELLED, Idempotency
 
+# Of a batch, so many failed lines are looked at; of their messages, so much.
+FAILURES_READ, MESSAGE_CHARS = 10_000, 500
+# In the metadata of a batch that tries the failed lines of another one again, whose id it is as clients know it.
+RETRY_OF = "retry_of"
+# Of the owner's batches that came after one, so many are looked at for those that tried its lines again.
+LATER_READ = 1000
+
 COLUMNS = """id, owner_id, key_id, endpoint, input_file_id, metadata, status, errors, total, completed, failed,
     prompt_tokens, completion_tokens, output_file_id, error_file_id, output_seconds, created_at, expires_at,
     in_progress_at, finalizing_at, completed_at, failed_at, expired_at, cancelling_at, cancelled_at, lease_token,
@@ -60,12 +67,16 @@ SELECT k.pending_limit, (
 FROM api_keys k WHERE k.id = $1 AND k.pending_limit IS NOT NULL
 """
 
-# The first lines of those that failed so far, and were not cancelled; where these are very many, of some of them.
+# What the lines that failed so far, and were not cancelled, say: each error with how many have it and the first of
+# them, the most frequent errors first; where these lines are very many, of some of them.
 FAILURES = f"""
-SELECT batch_line, id, client_reference, error_code, error_message FROM (
-    SELECT batch_line, id, client_reference, error_code, error_message FROM results
-    WHERE batch_id = $1 AND status = 'failed' AND error_code <> '{CANCELLED}' LIMIT 1000
-) failed ORDER BY batch_line LIMIT $2
+SELECT error_code, error_message, count(*) AS lines, min(batch_line) AS batch_line,
+       (array_agg(id ORDER BY batch_line))[1] AS id,
+       (array_agg(client_reference ORDER BY batch_line))[1] AS client_reference, sum(count(*)) OVER ()::int8 AS read
+FROM (
+    SELECT batch_line, id, client_reference, error_code, left(error_message, {MESSAGE_CHARS}) AS error_message
+    FROM results WHERE batch_id = $1 AND status = 'failed' AND error_code <> '{CANCELLED}' LIMIT {FAILURES_READ}
+) failed GROUP BY error_code, error_message ORDER BY lines DESC, batch_line LIMIT $2
 """
 # Of the first that are there, one that runs before one that waits.
 PENDING = """
@@ -75,9 +86,21 @@ ORDER BY attempt_token IS NULL, id LIMIT 1
 WITH_FAILURES = f"""
 SELECT {COLUMNS}, (SELECT filename FROM files f WHERE f.id = input_file_id) AS filename FROM batches
 WHERE owner_id = $1 AND id >= $2 AND (failed > 0 AND status NOT IN ('cancelling', 'cancelled') OR status = 'failed')
+  AND 'batch_' || replace(id::text, '-', '') NOT IN (
+      SELECT metadata ->> '{RETRY_OF}' FROM batches
+      WHERE owner_id = $1 AND id >= $2 AND metadata ->> '{RETRY_OF}' IS NOT NULL
+  )
 ORDER BY id DESC LIMIT $3
 """
-FAILED_LINES = "SELECT batch_line FROM results WHERE batch_id = $1 AND status = 'failed'"
+RETRIES = f"""
+SELECT {COLUMNS} FROM (
+    SELECT * FROM batches WHERE owner_id = $1 AND id > $2 ORDER BY id LIMIT {LATER_READ}
+) later WHERE metadata ->> '{RETRY_OF}' = 'batch_' || replace($2::uuid::text, '-', '') ORDER BY id LIMIT $3
+"""
+FAILED_LINES = """
+SELECT batch_line FROM results
+WHERE batch_id = $1 AND status = 'failed' AND ($2::text IS NULL OR error_code = $2)
+"""
 
 REMOVE = """
 DELETE FROM batches WHERE id IN (
@@ -142,7 +165,10 @@ class BatchStore:
             return await queries.rows(query.order_by(batches.c.id.desc()))
 
     async def failures(self, id_: UUID, limit: int) -> list[Row]:
-        """The first lines that failed, those of a batch that still runs among them."""
+        """The errors of lines that failed, those of a batch that still runs among them, each with its first line.
+
+        `lines` is how many have the error, of the `read` ones that were looked at, FAILURES_READ at most.
+        """
         async with self._database.hot() as connection:
             rows: list[Row] = await connection.fetch(FAILURES, id_, limit)
         return rows
@@ -153,15 +179,24 @@ class BatchStore:
         return None if row is None else row["id"]
 
     async def with_failures(self, owner_id: int, since: UUID, limit: int) -> list[Row]:
-        """Batches with failures that nobody cancelled, with their `filename`, newest first, from the id `since` on."""
+        """Batches with failures that nobody cancelled or retried, newest first, from the id `since` on.
+
+        Each has its `filename`.
+        """
         async with self._database.hot() as connection:
             rows: list[Row] = await connection.fetch(WITH_FAILURES, owner_id, since, limit)
         return rows
 
-    async def failed_lines(self, id_: UUID) -> set[int]:
-        """The numbers of all lines that failed."""
+    async def retries(self, owner_id: int, id_: UUID, limit: int) -> list[Row]:
+        """The batches that tried failed lines of this one again, the first one first."""
         async with self._database.hot() as connection:
-            rows = await connection.fetch(FAILED_LINES, id_)
+            rows: list[Row] = await connection.fetch(RETRIES, owner_id, id_, limit)
+        return rows
+
+    async def failed_lines(self, id_: UUID, error_code: str | None) -> set[int]:
+        """The numbers of all lines that failed, or of those with this error."""
+        async with self._database.hot() as connection:
+            rows = await connection.fetch(FAILED_LINES, id_, error_code)
         return {row["batch_line"] for row in rows}
 
     async def pending_room(self, key_id: UUID) -> tuple[int, int] | None:

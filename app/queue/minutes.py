@@ -27,11 +27,11 @@ FROM ({counted}) counted GROUP BY 1, 2, 3
 """
 OF_ALL = _SUMS.format(counted=_COUNTED.format(mine=""))
 _SUBMITTED = """
-SELECT date_trunc('minute', uuid_extract_timestamp(id)) AS minute, count(*) AS tickets FROM results
+SELECT date_bin($3, uuid_extract_timestamp(id), 'epoch') AS began, count(*) AS tickets FROM results
 WHERE id >= $1 AND id < $2 {mine} GROUP BY 1
 """
 SUBMITTED = _SUBMITTED.format(mine="")
-SUBMITTED_BY_OWNER = _SUBMITTED.format(mine="AND owner_id = $3")
+SUBMITTED_BY_OWNER = _SUBMITTED.format(mine="AND owner_id = $4")
 OF_OWNER = _SUMS.format(counted=_COUNTED.format(mine="AND owner_id = $3"))
 
 
@@ -51,14 +51,17 @@ class MinuteStore:
                 rows = await connection.fetch(OF_OWNER, since, step, owner_id)
         return rows
 
-    async def submitted(self, since: datetime, until: datetime, owner_id: int | None) -> dict[datetime, int]:
-        """Tickets that came between, by minute, of those still kept; without an `owner_id`, of all owners.
+    async def submitted(
+        self, since: datetime, until: datetime, step: timedelta, owner_id: int | None
+    ) -> dict[datetime, int]:
+        """Tickets that came between, in steps that begin with 1970, of those still kept; without an `owner_id`, of all.
 
         Reads an index entry for each.
         """
+        values = (lowest_at(since), lowest_at(until), step)
         async with self._database.hot() as connection:
             if owner_id is None:
-                rows = await connection.fetch(SUBMITTED, lowest_at(since), lowest_at(until))
+                rows = await connection.fetch(SUBMITTED, *values)
             else:
-                rows = await connection.fetch(SUBMITTED_BY_OWNER, lowest_at(since), lowest_at(until), owner_id)
-        return {row["minute"]: row["tickets"] for row in rows}
+                rows = await connection.fetch(SUBMITTED_BY_OWNER, *values, owner_id)
+        return {row["began"]: row["tickets"] for row in rows}

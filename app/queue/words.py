@@ -130,6 +130,8 @@ _WITHOUT = _FOUND.format("$1::text::tsquery || $2::text::tsquery")
 _NEWEST = "SELECT id FROM found WHERE id >= $3 AND id < $4 ORDER BY id DESC LIMIT $5"
 _COUNT = "SELECT count(*) FROM (SELECT FROM found WHERE id >= $3 AND id < $4 LIMIT $5) counted"
 
+OLDEST = "SELECT id FROM results WHERE owner_id = $1 ORDER BY id LIMIT 1"
+
 _SPAN = "r.owner_id = $1 AND r.id >= $2 AND r.id < $3"
 # Those that have no row yet, and whether these are all that ended and all that wait or run.
 REST = f"""
@@ -247,6 +249,12 @@ class WordStore:
         async with self._database.hot() as connection:
             statement, arguments = _asked(wanted, bits, spans, _COUNT)
             return int(await connection.fetchval(statement, *arguments, limit))
+
+    async def oldest(self, owner_id: int) -> UUID | None:
+        """The id of the owner's oldest ticket; None where there is none."""
+        async with self._database.hot() as connection:
+            found: UUID | None = await connection.fetchval(OLDEST, owner_id)
+        return found
 
     async def rest(self, wanted: Wanted, patterns: Sequence[str]) -> Rest:
         """Those that have no row yet, newest first; each of the `patterns`, as LIKE has them, is in the text."""

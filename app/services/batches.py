@@ -13,7 +13,7 @@ from app.db.engine import Database
 from app.db.ids import uuid7
 from app.errors import BatchEnded, BatchNotEnded, BatchNotFound, InvalidRequest
 from app.queue.batch_parts import BatchParts, part_id
-from app.queue.batches import BatchStore
+from app.queue.batches import RETRY_OF, BatchStore
 from app.queue.store import QueueStore
 from app.services.audit import actor_of
 from app.services.callers import Caller
@@ -28,8 +28,7 @@ WINDOW = "24h"
 WINDOW_SECONDS = 24 * 3600
 FINAL = ("completed", "failed", "expired", "cancelled")
 FAILURES_SHOWN = 10
-# In the metadata of a batch that tries the failed lines of another one again.
-RETRY_OF = "retry_of"
+RETRIES_SHOWN = 5
 
 Row = Mapping[str, Any]
 
@@ -130,9 +129,16 @@ class Batches:
         return row
 
     async def failures(self, caller: Caller, id_: UUID) -> list[Row]:
-        """Of its lines that failed so far the first, with their tickets; raises as `get`."""
+        """The errors of its lines that failed so far, the most frequent first, each with its first ticket.
+
+        Raises as `get`.
+        """
         await self.get(caller, id_)
         return await self._store.failures(id_, FAILURES_SHOWN)
+
+    async def retries(self, caller: Caller, id_: UUID) -> list[Row]:
+        """The batches that tried failed lines of this one again, the first one first."""
+        return await self._store.retries(caller.owner_id, id_, RETRIES_SHOWN)
 
     async def pending(self, id_: UUID) -> UUID | None:
         """A ticket of the batch that runs, or else one that waits; None where none does."""
@@ -144,22 +150,25 @@ class Batches:
         ids = {done: part_id(batch["id"], completed=done) for done in (True, False)}
         return {done: parts[id_] for done, id_ in ids.items() if id_ in parts}
 
-    async def retry_failed(self, caller: Caller, id_: UUID) -> Row:
-        """A new batch of the lines that failed in one that has ended; its input is a file of these lines.
+    async def retry_failed(self, caller: Caller, id_: UUID, error_code: str | None = None) -> Row:
+        """A new batch of the lines that failed in one that has ended, or of those with this error.
+
+        Its input is a file of these lines.
 
         Raises:
             BatchNotFound: no such batch.
             BatchNotEnded: it has not ended.
-            BatchEnded: no line of it failed, or none was ever run.
+            BatchEnded: no line of it failed, or none with this error, or none was ever run.
             FileNotFound: its input is not kept any more.
             StorageQuotaReached: there is no room for the file.
         """
         old = await self.get(caller, id_)
         if old["status"] not in FINAL:
             raise BatchNotEnded(f"The batch is {old['status']}: wait for its end, or cancel it first.")
-        numbers = await self._store.failed_lines(id_)
+        numbers = await self._store.failed_lines(id_, error_code)
         if not numbers:
-            raise BatchEnded(f"The batch is {old['status']}, and no line of it failed: there is nothing to retry.")
+            so = "" if error_code is None else f" with {error_code}"
+            raise BatchEnded(f"The batch is {old['status']}, and no line of it failed{so}: there is nothing to retry.")
         source = await self._files.get(caller, old["input_file_id"])
 
         async def content() -> AsyncIterator[bytes]:

@@ -19,13 +19,13 @@ from app.services.catalog import SET_ASIDE, Catalog, CatalogEntry
 from app.services.hosts import CapacityView, Hosts, PoolView, budget_uses
 from app.services.lately_read import LatelyRead
 from app.services.servers import Servers, ServerView
+from app.services.submitted import Submitted, beginning
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Steps of the lines, and how many.
 HOUR = (timedelta(minutes=1), 60)
 DAY = (timedelta(minutes=15), 96)
-# Minutes of submits are counted anew until they are so old: what a batch stores comes after its ids were made.
-OPEN_MINUTES = timedelta(minutes=2)
+# Of a day, an hour's submits are counted at once.
+DAY_STEPS_AT_ONCE = 4
 # Tickets that could have been claimed for so many seconds while none runs say that no dispatcher is there.
 UNCLAIMED_SECONDS = 15.0
 # The day of an owner is counted anew after so many seconds; so many are held.
@@ -83,6 +83,7 @@ class Span:
         # What came in, where it was counted; not all of it is known until it was counted back to the beginning.
         self.submitted: list[int] = []
         self.submitted_known = False
+        self._steps = [began + place * step for place in range(steps)]
         self._step = step.total_seconds()
         self._last_lasted = (datetime.now(UTC) - began).total_seconds() - self._step * (steps - 1)
         for row in rows:
@@ -90,6 +91,11 @@ class Span:
             ended = {"": self.completed, CANCELLED: self.cancelled}.get(row["error_code"], self.failed)
             ended[place] += row["tickets"]
             self.tokens.setdefault(row["model"], [0] * steps)[place] += row["tokens"]
+
+    def take_submitted(self, tickets: Mapping[datetime, int], known: bool) -> None:
+        """`tickets` by the beginning of their step; all of them where they are `known`."""
+        self.submitted = [tickets.get(began, 0) for began in self._steps]
+        self.submitted_known = known
 
     def a_second(self, values: Sequence[int]) -> list[float]:
         """Of each step; the last one, which may have just begun, is taken together with the one before."""
@@ -147,9 +153,8 @@ class Overviews:
         self._batches = BatchStore(database)
         self._minutes = MinuteStore(database)
         self._pending = LatelyRead(self._read_pending)
-        self._submitted = LatelyRead(self._read_submitted)
-        # Minutes that no further ticket can be of.
-        self._over: dict[int | None, dict[datetime, int]] = {}
+        self._submitted_in_hour = Submitted(self._minutes, *HOUR, HOUR[1])
+        self._submitted_in_day = Submitted(self._minutes, *DAY, DAY_STEPS_AT_ONCE)
         self._days: dict[int | None, tuple[float, Span]] = {}
         self._catalog = catalog
         self._servers = servers
@@ -189,39 +194,16 @@ class Overviews:
         if capacity is not None:
             concerns = [*_of_dispatchers(models), *_of_servers(servers), *_of_pools(capacity), *concerns]
         hour, day_span = Span(recent, began, *HOUR), await self._day(whose)
-        (submitted, hour.submitted_known), (step, steps) = await self._submitted.get(whose), HOUR
-        hour.submitted = [submitted.get(began + place * step, 0) for place in range(steps)]
+        hour.take_submitted(*await self._submitted_in_hour.get(whose))
+        day_span.take_submitted(*await self._submitted_in_day.get(whose))
         return Overview(models, servers, hour, day_span, _errors(recent), of_all, concerns, capacity)
 
     async def _ended(
         self, step: timedelta, steps: int, owner_id: int | None
     ) -> tuple[datetime, Sequence[Mapping[str, Any]]]:
         """The beginning of the first step, and what ended since; the last step is the one that is now."""
-        now = datetime.now(UTC)
-        began = now - (now - EPOCH) % step - step * (steps - 1)
+        began = beginning(step, steps)
         return began, await self._minutes.ended(began, step, owner_id)
-
-    async def _read_submitted(self, whose: int | None) -> tuple[dict[datetime, int], bool]:
-        """How many tickets came in each minute, and whether it is all of the last hour.
-
-        Minutes that are over are counted once: at first the newest, then with each call twice as many before them.
-        """
-        now = datetime.now(UTC)
-        step, steps = HOUR
-        began = now - (now - EPOCH) % step - step * (steps - 1)
-        over = {minute: tickets for minute, tickets in self._over.get(whose, {}).items() if minute >= began}
-        first = min(over, default=began + step * (steps - 4))
-        earliest = max(began, first - step * len(over))
-        counted = over | await self._minutes.submitted(max(over, default=first - step) + step, now, whose)
-        if earliest < first:
-            counted |= await self._minutes.submitted(earliest, first, whose)
-        if len(self._over) >= MOST_DAYS:
-            self._over.clear()
-        minutes = (began + place * step for place in range(steps))
-        self._over[whose] = {
-            each: counted.get(each, 0) for each in minutes if earliest <= each <= now - OPEN_MINUTES - step
-        }
-        return counted, earliest == began
 
     async def _day(self, owner_id: int | None) -> Span:
         until, span = self._days.get(owner_id, (0.0, None))

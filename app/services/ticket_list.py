@@ -12,12 +12,12 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Select, Text, and_, cast, func, literal, select, true
 
 from app.db.engine import Database
-from app.db.ids import FIRST_ID, lowest_at
+from app.db.ids import FIRST_ID, lowest_at, time_of
 from app.db.tables import contexts, results
 from app.queue.ticket import CANCELLED
 from app.queue.words import Wanted
 from app.services.callers import Caller
-from app.services.ticket_words import FoundIds, TicketWords, upper_bound
+from app.services.ticket_words import CLOCKS_APART, FoundIds, TicketWords, upper_bound
 
 # Numbers are exact up to this.
 MOST_COUNTED = 10_000
@@ -197,17 +197,34 @@ class TicketList:
         while ids := await self.ids(caller, search, before):
             for place in range(0, len(ids), EXPORTED_AT_ONCE):
                 part = results.c.id.in_(ids[place : place + EXPORTED_AT_ONCE])
-                query = (
-                    select(*(results.c[name] for name in EXPORTED), *(contexts.c[name] for name in EXPORTED_OF_PROMPT))
-                    .join_from(results, contexts, contexts.c.id == results.c.context_id, isouter=True)
-                    .where(part)
-                    .order_by(results.c.id.desc())
-                )
                 async with self._database.reading() as queries:
-                    rows = await queries.rows(query)
+                    rows = await queries.rows(_exported().where(part).order_by(results.c.id.desc()))
                 for row in rows:
                     yield row
             before = ids[-1]
+
+    async def export_batch(self, caller: Caller, batch_id: UUID) -> AsyncIterator[Mapping[str, Any]]:
+        """The tickets of a batch whole, in the order of its lines, of which few are held at once."""
+        line = 0
+        while True:
+            query = (
+                _exported()
+                .add_columns(results.c.batch_line)
+                .where(
+                    results.c.batch_id == batch_id,
+                    results.c.batch_line > line,
+                    results.c.owner_id == caller.owner_id,
+                )
+                .order_by(results.c.batch_line)
+                .limit(EXPORTED_AT_ONCE)
+            )
+            async with self._database.reading() as queries:
+                rows = await queries.rows(query)
+            for row in rows:
+                yield row
+            if len(rows) < EXPORTED_AT_ONCE:
+                return
+            line = rows[-1]["batch_line"]
 
     async def seen(self, caller: Caller) -> Seen:
         """What the newest of the caller's tickets have, to choose from."""
@@ -222,6 +239,12 @@ class TicketList:
             rows = await queries.rows(select(newest).distinct().limit(LOOKED_AT))
         values = [sorted({row[name] for row in rows if row[name]})[:OFFERED] for name in SEEN]
         return Seen(*values)
+
+
+def _exported() -> Select[Any]:
+    return select(
+        *(results.c[name] for name in EXPORTED), *(contexts.c[name] for name in EXPORTED_OF_PROMPT)
+    ).join_from(results, contexts, contexts.c.id == results.c.context_id, isouter=True)
 
 
 def _found(caller: Caller, search: Search, before: UUID | None = None) -> Select[Any]:
@@ -246,9 +269,13 @@ def _found(caller: Caller, search: Search, before: UUID | None = None) -> Select
 def _wanted(caller: Caller, search: Search, before: UUID | None = None) -> Wanted:
     since, until = search.created_after, search.created_before
     cancelled = search.state is State.CANCELLED
+    lowest = FIRST_ID if since is None else lowest_at(since)
+    if search.batch_id is not None and search.batch_id.version == 7:
+        # Its tickets came after it, by the clock of another process.
+        lowest = max(lowest, lowest_at(time_of(search.batch_id) - CLOCKS_APART))
     return Wanted(
         caller.owner_id,
-        lowest=FIRST_ID if since is None else lowest_at(since),
+        lowest=lowest,
         below=upper_bound(before, until),
         state=State.FAILED if cancelled else search.state,
         model=search.model,

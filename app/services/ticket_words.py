@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -19,6 +19,7 @@ MAX_SECONDS = 0.1
 QUICK_SECONDS, SLOW_SECONDS = 0.005, 0.04
 # As many of a span are looked at together as make up the next longer one.
 TOGETHER = 8
+CLOCKS_APART = timedelta(hours=1)
 FINAL = ("completed", "failed")
 WORD = re.compile(r"[^\W_]+")
 
@@ -43,7 +44,7 @@ class TicketWords:
             ids.extend(await self._store.newest(wanted, bits, spans, limit - len(ids)))
             return len(ids) >= limit
 
-        until = await looked_back(wanted, look) if final else None
+        until = await looked_back(await self._bounded(wanted), look) if final else None
         rest = (await self._store.rest(wanted, patterns(wanted.text))).ids
         if until is not None:
             rest = [id_ for id_ in rest if id_ >= lowest_at(until)]
@@ -59,12 +60,17 @@ class TicketWords:
             number += await self._store.count(wanted, bits, spans, most + 1 - number)
             return number > most
 
-        until = await looked_back(wanted, look) if final else None
+        until = await looked_back(await self._bounded(wanted), look) if final else None
         if number > most:
             return number, True
         rest = await self._store.rest(wanted, patterns(wanted.text))
         all_ended = (until is None and rest.all_ended) or not final
         return number + len(rest.ids), all_ended and (rest.all_pending or wanted.state in FINAL)
+
+    async def _bounded(self, wanted: Wanted) -> Wanted:
+        """Nothing is looked for in the time before the owner's oldest ticket."""
+        oldest = await self._store.oldest(wanted.owner_id)
+        return wanted if oldest is None else replace(wanted, lowest=max(wanted.lowest, oldest))
 
 
 async def looked_back(wanted: Wanted, look: Callable[[int, range], Awaitable[bool]]) -> datetime | None:
@@ -93,8 +99,8 @@ async def looked_back(wanted: Wanted, look: Callable[[int, range], Awaitable[boo
 
 
 def upper_bound(before: UUID | None, until: datetime | None) -> UUID:
-    """Of the ids that are searched. Where nothing bounds them, clocks may be an hour apart."""
-    highest = lowest_at(datetime.now(UTC) + timedelta(hours=1) if until is None else until)
+    """Of the ids that are searched. Where nothing bounds them, clocks may be CLOCKS_APART."""
+    highest = lowest_at(datetime.now(UTC) + CLOCKS_APART if until is None else until)
     return highest if before is None else min(before, highest)
 
 

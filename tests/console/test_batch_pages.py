@@ -85,8 +85,8 @@ async def test_a_dropped_file_is_checked_sent_watched_and_its_failures_tried_aga
     await page.click("text=another batch")
     await expect(head).to_contain_text("2 of 3 succeeded")
     await visit.go()
-    await page.click(f"text=1 of 3 requests of batch {HOSTILE}.jsonl failed.")
-    await expect(head).to_contain_text("2 of 3 succeeded")
+    await page.click(f"text=1 of 1 requests of batch {HOSTILE}.retry.jsonl failed.")
+    await expect(head).to_contain_text("0 of 1 succeeded")
     await page.click("nav >> text=Batches")
     await expect(page.locator("#live_batches tr")).to_have_count(2)
     # Before its script has run, no page hears a key.
@@ -94,6 +94,56 @@ async def test_a_dropped_file_is_checked_sent_watched_and_its_failures_tried_aga
     await page.keyboard.press("j")
     await page.keyboard.press("Enter")
     await expect(head).to_contain_text("0 of 1 succeeded")
+
+
+async def test_failures_are_told_by_their_reason_and_one_kind_of_them_is_run_again(
+    visit: Visit, service: Service
+) -> None:
+    said = {2: "no room", 3: "no room", 7: "odd byte", 23: "no room"}
+    lines = [chat(f"row-{n}", f"[[sim:error={said[n]}]]" if n in said else emit("done")) for n in range(1, 25)]
+    lines[4] = chat("row-5", "word " * 6000)
+    file = (
+        await service.client.post("/v1/files", data={"purpose": "batch"}, files=sent("reviews.jsonl", jsonl(*lines)))
+    ).json()
+    body = {"input_file_id": file["id"], "endpoint": CHATS, "completion_window": "24h"}
+    batch = (await service.client.post("/v1/batches", json=body)).json()
+    first = f"/console/batches/{uuid_of('batch', batch['id'])}"
+    page = await visit.go(first)
+    head, errors = page.locator("#live_head"), page.locator("#live_errors")
+    await expect(head).to_contain_text("19 of 24 succeeded, 5 failed")
+    await expect(page.locator("button:has-text('Retry only request_refused')")).to_be_visible()
+    reasons = [" ".join((await row.inner_text()).split()) for row in await errors.locator("tbody tr").all()]
+    assert [reason.split()[:2] for reason in reasons] == [
+        ["3", "request_refused"],
+        ["1", "prompt_too_long"],
+        ["1", "request_refused"],
+    ]
+    assert [reason.partition(" line ")[2] for reason in reasons] == ["2, row-2", "5, row-5", "7, row-7"]
+    assert ("no room" in reasons[0], "odd byte" in reasons[2]) == (True, True)
+    async with page.expect_download() as download:
+        await page.click("text=All as a table")
+    assert (await download.value).suggested_filename == "reviews.csv"
+    table = csv.DictReader(io.StringIO((await (await download.value).path()).read_text(), newline=""))
+    assert [row["client_reference"] for row in table] == [f"row-{n}" for n in range(1, 25)]
+
+    await errors.locator("text=prompt_too_long").first.click()
+    await expect(page.locator("#live_count")).to_contain_text("1 ticket")
+    await expect(page.locator("#live_rows tr")).to_contain_text("row-5")
+    await page.go_back()
+    await page.click("button:has-text('Retry only request_refused')")
+    await expect(head).to_contain_text("0 of 4 succeeded, 4 failed")
+    # One kind of failures needs no button of its own.
+    await expect(page.locator("button:has-text('Retry')")).to_have_text("Retry the 4 failed")
+    await page.click("text=another batch")
+    await expect(head).to_contain_text("completed, 0 of 4 succeeded.")
+    await expect(page.locator("button:has-text('Retry the 5 failed once more')")).to_be_visible()
+    # Somebody saw to the first one.
+    attention = (await visit.go()).locator("#live_attention")
+    await expect(attention).to_contain_text("4 of 4 requests of batch reviews.retry.jsonl failed.")
+    assert "reviews.jsonl" not in await attention.inner_text()
+    form = {"form": form_of((await service.client.get(first)).text), "error": "nothing_such"}
+    refused = await service.client.post(f"{first}/retry", data=form)
+    assert (refused.status_code, "no line of it failed with nothing_such" in refused.text) == (409, True)
 
 
 async def test_what_is_answered_so_far_can_be_downloaded(

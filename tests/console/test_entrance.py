@@ -66,6 +66,7 @@ PAGES: dict[tuple[str, str], Scope | None] = {
     ("POST", "/console/batches/{batch_id}/cancel"): SUBMITS,
     ("POST", "/console/batches/{batch_id}/retry"): SUBMITS,
     ("GET", "/console/batches/{batch_id}/files/{which}"): READS,
+    ("GET", "/console/batches/{batch_id}/table.csv"): READS,
     ("GET", "/console/keys"): READS,
     ("POST", "/console/keys"): ADMINS,
     ("POST", "/console/keys/{key_id}/revoke"): ADMINS,

@@ -9,9 +9,12 @@ from uuid import UUID
 import httpx
 from playwright.async_api import Browser, expect
 
+from app.db.engine import Database
+from app.queue.minutes import MinuteStore
 from app.queue.store import QueueStore
 from app.services.callers import Scope
 from app.services.overview import Span
+from app.services.submitted import Submitted, beginning
 from tests.console.conftest import visiting
 from tests.console.test_entrance import logged_in
 from tests.keys.conftest import MakeKey, bearer
@@ -97,6 +100,32 @@ async def test_what_comes_in_is_counted_before_it_ends(guarded: Service, make_ke
             # 600 in a minute, or in two where the minute ends between them.
             assert bool(re.search(r'"Tickets a second: up to (10|[5-9]\S*)/s; submitted', text)) == peak
             assert ('class="line of-plain"' in text) == peak
+
+
+async def test_submits_of_a_day_are_counted_step_by_step(api: Service, database: Database, rows: Any) -> None:
+    step = timedelta(minutes=15)
+    id_ = await api.send(model="chat")
+    await rows.execute(
+        "INSERT INTO results (id, context_id, model, parameters, owner_id, rank, created_at, available_at)"
+        " SELECT uuidv7(-ago::interval), context_id, model, parameters, owner_id, rank, created_at, available_at"
+        " FROM results, unnest(ARRAY['20 minutes', '5 hours', '5 hours', '30 hours']) ago WHERE id = $1",
+        UUID(id_),
+    )
+    submitted = Submitted(MinuteStore(database), step, 96, most=4)
+
+    async def counted() -> dict[datetime, int] | None:
+        tickets, known = await submitted.get(None)
+        return tickets if known else None
+
+    assert await counted() is None
+    tickets = await eventually(counted, "it is counted back to a day ago")
+    assert sum(tickets.values()) == 4
+    assert sum((await submitted.get(1))[0].values()) == 0
+    # Each begins with a quarter of an hour, as those of the lines do.
+    assert {began.timestamp() % step.total_seconds() for began in tickets} == {0}
+    span = Span([], beginning(step, 96), step, 96)
+    span.take_submitted(tickets, known=True)
+    assert (sum(span.submitted), max(span.submitted)) == (4, 2)
 
 
 async def test_tickets_that_no_dispatcher_takes_need_a_look(api: Service, rows: Any) -> None:

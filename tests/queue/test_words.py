@@ -21,7 +21,7 @@ from app.queue.ticket import Submission
 from app.queue.words import SPANS, Wanted, WordStore
 from app.services import ticket_words
 from app.services.callers import Caller
-from app.services.ticket_list import Search, State, TicketList
+from app.services.ticket_list import Counted, Search, State, TicketList
 from app.services.ticket_words import TicketWords
 from tests.service import Service, eventually
 
@@ -212,6 +212,22 @@ async def test_a_search_that_took_its_time_says_how_far_it_came_and_goes_on(
     assert page.rows == []
     assert not (await listed.count(ME, search)).exact
     assert await found(database, search) == ids[:4] == await listed.ids(ME, search)
+
+
+async def test_a_search_ends_with_the_oldest_ticket_and_one_of_a_batch_with_the_batch(
+    database: Database, tickets: Tickets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In the shortest spans alone, years or months would take longer than this.
+    monkeypatch.setattr(ticket_words, "MAX_SECONDS", 10.0)
+    monkeypatch.setattr(ticket_words, "QUICK_SECONDS", 0.0)
+    await tickets.make(Prompt("heron"), "x", ago=600)
+    batch = uuid7()
+    await tickets.make(Prompt("heron"), "x", ago=1, batch_id=batch, batch_line=1)
+    await add_words(WordStore(database))
+    listed = TicketList(database)
+    assert await listed.count(ME, Search(text="heron", model="m")) == Counted(2, exact=True)
+    await tickets.make(Prompt("heron"), "x", ago=3 * 365 * 86_400)
+    assert await listed.count(ME, Search(text="heron", batch_id=batch)) == Counted(1, exact=True)
 
 
 async def test_spans_cover_each_moment_once() -> None:

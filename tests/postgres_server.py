@@ -4,11 +4,12 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 
+import asyncpg
 import psutil
 
 from nvidia_triton.local.database import start
@@ -90,3 +91,17 @@ def folder_in_memory(otherwise: Path) -> Iterator[Path]:
     folder = Path(mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=MEMORY))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@asynccontextmanager
+async def refusing_connections(postgres: RunningPostgres, url: str) -> AsyncIterator[None]:
+    """Postgres ends the connections to the database, and has none in it until the end."""
+    name = url.rpartition("/")[2]
+    admin = await asyncpg.connect(postgres.url)
+    await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+    await admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+    try:
+        yield
+    finally:
+        await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        await admin.close()

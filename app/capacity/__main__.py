@@ -84,6 +84,11 @@ async def _main(settings: Settings, pools: Pools) -> None:
     kinds = open_kinds(
         pools, os.environ, bind=settings.capacity_bind, advertised=settings.capacity_address or settings.capacity_bind
     )
+    for kind in kinds.of_pools:
+        try:
+            await kind.check_models()
+        except Refused as error:
+            log.error("no host can be made for a pool", pool=kind.pool.name, reason=str(error))
     await run(settings, kinds, stop)
 
 

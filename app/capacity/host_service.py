@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 from app.capacity.listings import Listing
-from app.capacity.record import GONE_ANSWERS, PAUSE_SECONDS, Failed, HostRecord, vanished
+from app.capacity.record import GONE_ANSWERS, PAUSE_SECONDS, Failed, HostRecord, stopped, vanished
 from app.capacity.serving import Serving
 from nvidia_triton.providers.base import Address, DeployFailed, Tunnel
 
@@ -34,7 +34,7 @@ class HostService:
     async def __aexit__(self, *raised: Any) -> None:
         await self._open.__aexit__(*raised)
 
-    async def begin(self, address: Address | None) -> None:
+    async def begin(self, address: Address) -> None:
         """It is ready as soon as its tunnel stands; raises Failed where none does."""
         await self._open_tunnel(address)
         await self._take_into_service()
@@ -62,8 +62,7 @@ class HostService:
 
     async def serve(self) -> None:
         if self._tunnel is None:
-            await self._open_tunnel((await self._host.seen(latest=True)).address)
-            await self._take_into_service()
+            await self.begin(await self._host.running_at())
         await self.until_gone()
 
     async def until_gone(self) -> None:
@@ -90,11 +89,7 @@ class HostService:
     def _require_running(self, listing: Listing) -> None:
         rented = listing.hosts[self._host.row["provider_id"]]
         if rented.state != "running":
-            raise Failed(
-                f"It is {rented.state}: {rented.detail}",
-                blamed=not rented.interrupted,
-                taken=rented.state == "stopped",
-            )
+            raise stopped(rented)
         if rented.address is not None and self._tunnel is not None:
             self._tunnel.address = rented.address
 
@@ -105,17 +100,14 @@ class HostService:
             if self._tunnel is None:
                 # Those that run there are cut off already; what is left of their claims is waited for.
                 with suppress(DeployFailed, Failed):
-                    await self._open_tunnel((await self._host.seen(latest=True)).address)
-                    await self._take_into_service()
+                    await self.begin(await self._host.running_at())
             # A dispatcher that has not heard of it yet may take one more ticket for it.
             await asyncio.sleep(PAUSE_SECONDS)
             while await self._host.store.claims(self._host.row["address"]):  # noqa: ASYNC110 - other processes end them
                 await asyncio.sleep(PAUSE_SECONDS)
         await self._host.move("destroying", "It is drained.")
 
-    async def _open_tunnel(self, address: Address | None) -> None:
-        if address is None:
-            raise Failed("It runs and has no address.")
+    async def _open_tunnel(self, address: Address) -> None:
         for attempt in range(1, TUNNEL_TRIES + 1):
             tunnel = self._host.means.tunnel(address)
             try:

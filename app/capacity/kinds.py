@@ -15,7 +15,7 @@ from app.capacity.record import Means
 from app.queue.hosts import Row
 from app.queue.ledger import Limit
 from nvidia_triton.providers.base import Address, Provider, Query, Refused, Tunnel
-from nvidia_triton.providers.deploy import deploy
+from nvidia_triton.providers.deploy import check_models, deploy
 from nvidia_triton.providers.registry import open_definition, open_provider, open_settings
 from nvidia_triton.providers.tunnel import Tunnel as HeldTunnel
 
@@ -46,10 +46,15 @@ class Kind:
             listings=listings,
             definition=self.definition,
             slots=self.pool.slots,
+            check=self.check_models,
             deploy=self._deploy,
             tunnel=self._tunnel,
             advertised=self.advertised,
         )
+
+    async def check_models(self) -> None:
+        """Raises Refused where the pool's models could not be deployed to any host."""
+        await check_models(self.definition, self.pool.models, settings=self.settings)
 
     async def _deploy(self, address: Address, models: Sequence[str], progress: Callable[[Any], None]) -> None:
         await deploy(address, self.definition, models, progress, settings=self.settings)
@@ -93,10 +98,9 @@ class Kinds:
         return next(kind for kind in self.of_pools if kind.pool.name == pool)
 
     def of_row(self, row: Row) -> Kind | None:
-        """None where no provider that this process knows has it."""
-        if row["pool"] in self.names:
-            return self.named(row["pool"])
-        return next((kind for kind in self.of_pools if kind.provider.name == row["provider"]), None)
+        """That of its pool, unless the pool has another provider now; None where no provider here has it."""
+        of_provider = [kind for kind in self.of_pools if kind.provider.name == row["provider"]]
+        return next((kind for kind in of_provider if kind.pool.name == row["pool"]), next(iter(of_provider), None))
 
     async def close(self) -> None:
         for provider in self.providers:

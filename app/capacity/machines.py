@@ -13,6 +13,13 @@ AVOIDED = 6 * 3600.0
 BLAMELESS = 3
 PAUSE = 300.0
 MAX_PAUSE = 3600.0
+# A host that was refused is asked for again after so many seconds; after each further refusal in a row, twice as many.
+REFUSED, MAX_REFUSED = 30.0, 600.0
+
+
+def refused_for(times: int) -> float:
+    """Seconds until a pool asks for a host again that its provider has refused so many times in a row."""
+    return min(REFUSED * 2.0 ** min(times - 1, 10), MAX_REFUSED)
 
 
 def avoided(now: float, failures: Iterable[Failure]) -> set[str]:
@@ -20,6 +27,8 @@ def avoided(now: float, failures: Iterable[Failure]) -> set[str]:
     times: Counter[str] = Counter()
     last: dict[str, float] = {}
     for failure in failures:
+        if not failure.machine:
+            continue
         times[failure.machine] += 1
         last[failure.machine] = max(failure.at, last.get(failure.machine, failure.at))
     return {machine for machine, at in last.items() if now - at < AVOIDED * times[machine]}
@@ -69,6 +78,8 @@ def absence(pool: Pool, market: Market, without: Collection[str]) -> str:
     """Why no offer is left, with the condition that removes most."""
     if market.error:
         return f"{pool.provider} could not be asked for offers: {market.error}"
+    if market.refusal:
+        return f"no host of {pool.provider} can be made: {market.refusal}"
     if not market.offers:
         return _removed_by_query(pool, market)
     conditions: Counter[str] = Counter(misfit(pool, offer) or _failed(offer, without) for offer in market.offers)

@@ -6,9 +6,9 @@ import asyncio
 
 from app.background import ended
 from app.capacity.host_service import HostService
-from app.capacity.record import Failed, HostRecord
+from app.capacity.record import Blame, Failed, HostRecord, stopped
 from app.telemetry import logger
-from nvidia_triton.providers.base import DeployFailed, Doubtful, Offer, OfferGone, Progress, ProviderError
+from nvidia_triton.providers.base import DeployFailed, Doubtful, Offer, OfferGone, Progress, ProviderError, Refused
 
 log = logger("capacity")
 
@@ -30,7 +30,13 @@ class Making:
         """Asked for once: an answer that is lost leaves the label to look for."""
         offer, self.offer = self.offer, None
         if offer is None:
-            raise Failed("It was not asked for before the process that wanted it ended.", charged=False, blamed=False)
+            raise Failed(
+                "It was not asked for before the process that wanted it ended.", charged=False, blame=Blame.NOBODY
+            )
+        try:
+            await self._host.means.check()
+        except Refused as error:
+            raise self._refused(error) from None
         await self._host.move("creating")
         try:
             id_ = await self._host.means.provider.create(offer, self._host.row["label"], self._host.means.definition)
@@ -39,11 +45,14 @@ class Making:
             await self._host.say(f"The answer to the create was lost: {error}", noted=True)
             return
         except OfferGone as error:
-            raise Failed(str(error), charged=False, blamed=False) from None
+            raise Failed(str(error), charged=False, blame=Blame.NOBODY) from None
         except ProviderError as error:
-            self.refusal = str(error)
-            raise Failed(str(error), charged=False, blamed=False) from None
+            raise self._refused(error) from None
         await self._host.move("booting", provider_id=id_)
+
+    def _refused(self, error: ProviderError) -> Failed:
+        self.refusal = str(error)
+        return Failed(str(error), charged=False, blame=Blame.NOBODY)
 
     async def find(self) -> None:
         await self._host.move("booting", "It was found by its label.", provider_id=await self.found())
@@ -54,7 +63,7 @@ class Making:
             listing = await self._host.means.listings.next()
             if (found := listing.labelled(self._host.row["label"])) is not None:
                 return found.id
-        raise Failed("The answer to its create was lost, and no host has its label.", blamed=False)
+        raise Failed("The answer to its create was lost, and no host has its label.", blame=Blame.POOL)
 
     async def boot(self) -> None:
         told = ""
@@ -63,18 +72,14 @@ class Making:
             if rented.state == "running" and rented.address is not None:
                 await self._host.move("deploying")
                 return
-            if rented.state == "failed":
-                raise Failed(f"It does not start: {rented.detail}")
-            if rented.state == "stopped":
-                raise Failed(f"It was stopped: {rented.detail}", blamed=not rented.interrupted, taken=True)
+            if rented.state in ("failed", "stopped"):
+                raise stopped(rented)
             if rented.detail != told:
                 told = rented.detail
                 await self._host.say(told, noted=True)
 
     async def deploy(self) -> None:
-        address = (await self._host.seen(latest=True)).address
-        if address is None:
-            raise Failed("It runs and has no address.")
+        address = await self._host.running_at()
         said: asyncio.Queue[Progress] = asyncio.Queue()
         models = tuple(self._host.row["models"])
         deploying = asyncio.ensure_future(self._host.means.deploy(address, models, said.put_nowait))
@@ -92,7 +97,8 @@ class Making:
             if not deploying.cancelled():
                 deploying.result()
         except DeployFailed as error:
-            raise Failed(f"{error.step}: {error}", blamed=error.of_model is None) from None
+            blame = Blame.MACHINE if error.of_model is None else Blame.POOL
+            raise Failed(f"{error.step}: {error}", blame=blame) from None
         await self._service.begin(address)
 
     async def _write_progress(self, said: asyncio.Queue[Progress]) -> None:

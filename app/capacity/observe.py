@@ -43,6 +43,8 @@ class Observer:
         self._hosts = HostStore(database)
         self._demand = DemandStore(database)
         self._quiet: tuple[float, Mapping[str, Sequence[float]]] = (-inf, {})
+        # Ready hosts without a ticket while some wait, since when.
+        self._passed_over: dict[UUID, float] = {}
 
     async def look(self, pools: Sequence[Pool], in_doubt: frozenset[UUID]) -> Situation:
         """Raises DatabaseUnavailable, or NotLeading."""
@@ -58,18 +60,32 @@ class Observer:
             self._quiet = (time.monotonic(), await self._demand.quiet(of_models))
         async with self._database.hot() as connection:
             now: float = await connection.fetchval(NOW)
+        waiting = {pool.name for pool in pools if any(demand[model].waiting for model in pool.models)}
+        self._passed_over = {
+            row["id"]: self._passed_over.get(row["id"], now)
+            for row in rows
+            if row["state"] == State.READY and row["pool"] in waiting and not running.get(row["id"])
+        }
         return Situation(
             now,
             demand,
             rows,
-            [host_of(row, running.get(row["id"], 0), in_doubt=row["id"] in in_doubt) for row in rows],
+            [
+                host_of(
+                    row,
+                    running.get(row["id"], 0),
+                    in_doubt=row["id"] in in_doubt,
+                    passed_over=now - self._passed_over.get(row["id"], now),
+                )
+                for row in rows
+            ],
             _spent(spent),
             [_failure(row) for row in failures],
             _measured(measured, self._quiet[1]),
         )
 
 
-def host_of(row: Row, running: int = 0, *, in_doubt: bool = False) -> Host:
+def host_of(row: Row, running: int = 0, *, in_doubt: bool = False, passed_over: float = 0.0) -> Host:
     return Host(
         id=str(row["id"]),
         pool=row["pool"],
@@ -82,6 +98,7 @@ def host_of(row: Row, running: int = 0, *, in_doubt: bool = False) -> Host:
         progress=_epoch(row["progress_at"]),
         busy=_epoch(max(filter(None, (row["last_request_at"], row["ready_at"], row["created_at"])))),
         running=running,
+        passed_over=passed_over,
         locked=row["locked"],
         in_doubt=in_doubt,
         leaving=row["asked"] is not None,

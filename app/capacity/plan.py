@@ -100,9 +100,9 @@ class Host:
 
     `machine`: the provider's machine, by which failures are remembered. `created`: since when it bills. `since`: when
     it took its state. `progress`: last sign that it gets on. `busy`: when its last claim was settled, or when it became
-    ready. `running`: claims that are live. `locked`: not ended for want of work. `in_doubt`: nobody knows whether it
-    exists; it counts at its full price. `interrupted`: its provider took it away. `leaving`: somebody asked for its
-    end, so it is not taken back into service.
+    ready. `running`: claims that are live. `passed_over`: seconds in which tickets waited and it had none. `locked`:
+    not ended for want of work. `in_doubt`: nobody knows whether it exists; it counts at its full price. `interrupted`:
+    its provider took it away. `leaving`: somebody asked for its end, so it is not taken back into service.
     """
 
     id: str
@@ -116,6 +116,7 @@ class Host:
     progress: float
     busy: float
     running: int = 0
+    passed_over: float = 0.0
     locked: bool = False
     in_doubt: bool = False
     interrupted: bool = False
@@ -132,11 +133,15 @@ class Host:
 
 @dataclass(frozen=True)
 class Market:
-    """A provider's answer for one pool: offers, or what removes them; `error`: why the provider could not be asked."""
+    """A provider's answer for one pool: offers, or what removes them.
+
+    `error`: why it could not be asked; `refusal`: why it made no host.
+    """
 
     offers: tuple[Offer, ...] = ()
     removed: tuple[Removed, ...] = ()
     error: str = ""
+    refusal: str = ""
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,10 @@ class Spent:
 
 @dataclass(frozen=True)
 class Failure:
-    """A host that failed: `step` is the state it failed in, `at` when. A week of them is remembered."""
+    """A host that failed: `step` is the state it failed in, `at` when. A week of them is remembered.
+
+    `machine` is empty where it is unknown or not to blame.
+    """
 
     pool: str
     machine: str

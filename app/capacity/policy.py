@@ -34,6 +34,8 @@ from app.capacity.shrink import SETTLED, cheaper, fewer
 # Without progress for this many seconds another host is started, and for twice as many this one is given up.
 SUSPECT = 150.0
 STALLED = 300.0
+# A ready host that takes none of the tickets that wait for so many seconds does not work, whatever it says.
+IDLE_BESIDE_WORK = 600.0
 # Prices are looked at once in so many seconds, for so long, to find a cheaper host than the only one.
 PRICES_EVERY, PRICES_FOR = 600.0, 60.0
 
@@ -153,6 +155,8 @@ class _Pool:
     def _failure(self, host: Host) -> str:
         if host.state is State.READY:
             # The walk ends one that does not answer, and writes nothing down while it is well.
+            if host.passed_over >= IDLE_BESIDE_WORK:
+                return f"it took none of the tickets that waited for {host.passed_over / 60:.0f} minutes"
             return ""
         silent = self.now - host.progress
         # What a host on its way out has in hand may yet come.
@@ -198,7 +202,7 @@ class _Pool:
         if market is None:
             return [], None, True
         suspects = {host.machine for host in self.hosts if self._suspect(host) or host.state is State.DESTROYING}
-        without = avoided(self.now, self.failures) | suspects
+        without = avoided(self.now, self.failures) | suspects - {""}
         rents: list[Rent] = []
         offers = list(market.offers)
         refused = ""

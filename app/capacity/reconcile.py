@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from datetime import datetime
 from uuid import UUID
 
 from app.background import ended, restarted
@@ -15,6 +17,7 @@ from app.capacity.alerts import Alerts
 from app.capacity.budget import ENDING
 from app.capacity.kinds import Kind, Kinds
 from app.capacity.listings import Listings
+from app.capacity.machines import refused_for
 from app.capacity.observe import Observer, Situation
 from app.capacity.plan import Action, Destroy, Drain, Market, Plan, Rent, State, Undrain
 from app.capacity.policy import decide
@@ -32,7 +35,7 @@ from nvidia_triton.providers.base import NoOffer, Provider, ProviderError, Rente
 log = logger("capacity")
 
 PREFIX = "triton-tickets-"
-# An answer about offers is as good as new for so long; one that was refused is asked for again after it.
+# An answer about offers is as good as new for so long.
 MARKET_SECONDS = 30.0
 OFFERS_SECONDS = 60.0
 
@@ -59,6 +62,8 @@ class Reconciler:
         self._alerts = Alerts(database, leadership.token, alerts_url)
         self._walks: dict[UUID, tuple[Walk, asyncio.Task[None]]] = {}
         self._markets: dict[str, tuple[float, Market]] = {}
+        # By pool: refusals in a row.
+        self._refusals: Counter[str] = Counter()
         self._listings: dict[Provider, Listings] = {}
         self._known: dict[Provider, set[str]] = {}
         # Hosts that nobody here can look after.
@@ -89,6 +94,7 @@ class Reconciler:
         situation = await self._observer.look(self._kinds.pools, in_doubt)
         await self._alerts.tell(situation.now, self._kinds.pools, self._kinds.budget, situation.spent, situation.hosts)
         self._follow(situation.rows)
+        await self._charge_what_is_asked(situation.rows)
         plan = self._decide(situation)
         if plan.ask:
             await self._ask(plan.ask)
@@ -143,8 +149,8 @@ class Reconciler:
                 walk.order("destroying", "An administrator asked for its end.")
             elif row["asked"] == "drain" and row["state"] != "draining":
                 walk.order("draining", "An administrator asked to drain it.")
-            elif row["pool"] not in self._kinds.names and row["state"] != "draining":
-                walk.order("draining", f"There is no pool {row['pool']} any more.")
+            elif row["pool"] != kind.pool.name and row["state"] != "draining":
+                walk.order("draining", f"There is no pool {row['pool']} with hosts of {row['provider']} any more.")
         for provider, known in self._known.items():
             known.clear()
             for row in rows:
@@ -155,8 +161,31 @@ class Reconciler:
             if task.done():
                 del self._walks[id_]
                 task.result()
-                if walk.refusal:
-                    self._markets[walk.row["pool"]] = (time.monotonic() + MARKET_SECONDS, Market(error=walk.refusal))
+                self._learn_of_refusal(walk)
+
+    async def _charge_what_is_asked(self, rows: Sequence[Row]) -> None:
+        """A provider may come to ask more for a host than it offered it for."""
+        for row in rows:
+            kind = self._kinds.of_row(row)
+            listing = None if kind is None else self._listings[kind.provider].latest
+            rented = None if listing is None else listing.hosts.get(row["provider_id"])
+            if rented is not None and rented.price > row["hourly_price"]:
+                log.warning(
+                    "a host costs more than it was offered for",
+                    host=row["label"],
+                    offered=row["hourly_price"],
+                    price=rented.price,
+                )
+                await self._writes.charge(row["id"], rented.price)
+
+    def _learn_of_refusal(self, walk: Walk) -> None:
+        pool = walk.row["pool"]
+        if not walk.refusal:
+            del self._refusals[pool]
+            return
+        self._refusals[pool] += 1
+        until = time.monotonic() + refused_for(self._refusals[pool])
+        self._markets[pool] = (until, Market(refusal=walk.refusal))
 
     def _start(self, row: Row, kind: Kind, rent: Rent | None = None) -> None:
         walk = Walk(
@@ -247,8 +276,17 @@ class Reconciler:
             models=(),
             revision=None,
             reason=f"It exists and nobody wants it: {rented.id} with the label {rented.label}.",
+            since=None if before is None else _uncharged_since(before, rented),
         )
         await self._writes.move(row["id"], "destroying", row["reason"], provider_id=rented.id)
+
+
+def _uncharged_since(row: Row, rented: Rented) -> datetime:
+    """When a host began to cost beside the row of its label: it was taken for gone, or its create made two."""
+    since: datetime = row["created_at"]
+    if row["ended_at"] is not None and row["provider_id"] in (None, rented.id):
+        since = row["ended_at"]
+    return since
 
 
 async def _walked(walk: Walk) -> None:

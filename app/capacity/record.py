@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
@@ -32,28 +33,46 @@ class Means:
     listings: Listings
     definition: Any
     slots: int
+    # Raises Refused where the pool's models could not be deployed to any host.
+    check: Callable[[], Awaitable[None]]
     deploy: Callable[[Address, tuple[str, ...], Callable[[Progress], None]], Awaitable[None]]
     tunnel: Callable[[Address], Tunnel]
     # Where API and dispatchers reach this process's tunnels.
     advertised: str
 
 
+class Blame(StrEnum):
+    """Whose fault it is that a host failed. A pool's failures put off its next host, whichever machine that is on."""
+
+    MACHINE = "machine"  # which is avoided for a while; it counts for its pool too
+    POOL = "pool"  # another machine would have failed as well
+    NOBODY = "nobody"
+
+
 class Failed(Exception):
     """The host is of no use any more, for this reason.
 
-    `charged` is False where it never existed, `blamed` where its machine is not to be avoided, and `taken` is True
-    where its provider took it away.
+    `charged` is False where it never existed, and `taken` is True where its provider took it away.
     """
 
-    def __init__(self, reason: str, *, charged: bool = True, blamed: bool = True, taken: bool = False) -> None:
+    def __init__(self, reason: str, *, charged: bool = True, blame: Blame = Blame.MACHINE, taken: bool = False) -> None:
         super().__init__(reason)
         self.charged = charged
-        self.blamed = blamed
+        self.blame = blame
         self.taken = taken
 
 
 class Gone(Exception):
     """The provider no longer has it."""
+
+
+def stopped(rented: Rented) -> Failed:
+    """Its provider does not run it; to be outbid is no fault of the machine's."""
+    return Failed(
+        f"It is {rented.state}: {rented.detail}",
+        blame=Blame.NOBODY if rented.interrupted else Blame.MACHINE,
+        taken=rented.state == "stopped",
+    )
 
 
 def vanished() -> Failed:
@@ -90,6 +109,15 @@ class HostRecord:
 
     def listed_in(self, listing: Listing) -> bool:
         return self.row["provider_id"] in listing.hosts
+
+    async def running_at(self) -> Address:
+        """Where it is reached; raises Failed where it does not run."""
+        rented = await self.seen(latest=True)
+        if rented.state != "running":
+            raise stopped(rented)
+        if rented.address is None:
+            raise Failed("It runs and has no address.")
+        return rented.address
 
     async def seen(self, *, latest: bool = False) -> Rented:
         """The host in the provider's next answer, or in its latest; raises Failed where it is missing."""

@@ -16,7 +16,7 @@ import asyncpg
 from app.background import ended
 from app.capacity.host_service import HostService
 from app.capacity.making import Making
-from app.capacity.record import GONE_ANSWERS, PAUSE_SECONDS, Failed, Gone, HostRecord, Means
+from app.capacity.record import GONE_ANSWERS, PAUSE_SECONDS, Blame, Failed, Gone, HostRecord, Means
 from app.capacity.serving import AddressTaken, Serving
 from app.errors import DatabaseUnavailable
 from app.queue.hosts import HostStore, LeadersHosts
@@ -73,17 +73,21 @@ class Walk:
 
     async def run(self) -> None:
         """Returns when the host has ended; cancelled, it leaves the host as it is."""
+        # What a step came to is kept until it is written down, however long Postgres is away.
+        came_to: Gone | Failed | None = None
         async with self._service:
             while self.row["ended_at"] is None:
                 try:
-                    await self._step()
+                    if came_to is None:
+                        await self._step()
+                    else:
+                        await self._conclude(came_to)
+                        came_to = None
                 except (DatabaseUnavailable, AddressTaken, asyncpg.UniqueViolationError) as error:
                     log.warning("a host's step is repeated", host=self.row["label"], reason=str(error))
                     await asyncio.sleep(PAUSE_SECONDS)
-                except Gone:
-                    await self._end("The provider no longer has it.")
-                except Failed as failure:
-                    await self._fail(failure)
+                except (Gone, Failed) as outcome:
+                    came_to = outcome
 
     async def _step(self) -> None:
         """The work of its state, until it is done or an order comes."""
@@ -134,12 +138,18 @@ class Walk:
         log.info("host has ended", host=self.row["label"], reason=reason)
         self._host.row["ended_at"] = True
 
+    async def _conclude(self, outcome: Gone | Failed) -> None:
+        if isinstance(outcome, Failed):
+            await self._fail(outcome)
+        else:
+            await self._end("The provider no longer has it.")
+
     async def _fail(self, failure: Failed) -> None:
         log.warning("host failed", host=self.row["label"], state=self.row["state"], reason=str(failure))
         if failure.taken:
             await self._host.writes.taken(self.id)
-        if failure.blamed:
-            await self._host.writes.fail(self.id, str(failure))
+        if failure.blame is not Blame.NOBODY:
+            await self._host.writes.fail(self.id, str(failure), of_machine=failure.blame is Blame.MACHINE)
         if self.row["provider_id"] is None:
             await self._end(str(failure), charged=failure.charged)
         else:

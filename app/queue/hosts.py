@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -37,7 +38,7 @@ FROM hosts h
 LIVE = _VIEW + "WHERE h.ended_at IS NULL ORDER BY h.id"
 RECENT = _VIEW + "WHERE h.id < $2 ORDER BY h.id DESC LIMIT $1"
 READ = _VIEW + "WHERE h.id = $1"
-BY_LABELS = "SELECT id, label, state, ended_at FROM hosts WHERE label = ANY ($1::text[])"
+BY_LABELS = "SELECT label, pool, provider_id, created_at, ended_at FROM hosts WHERE label = ANY ($1::text[])"
 EVENTS = "SELECT at, state, reason, progress FROM host_events WHERE host_id = $1 ORDER BY id"
 
 EVENTS_OF = """
@@ -53,7 +54,8 @@ WITH host AS (
 ), event AS (
     INSERT INTO host_events (host_id, state, reason) SELECT id, state, reason FROM host
 ), charge AS (
-    INSERT INTO host_charges (host_id, from_at, pool, hourly_price) SELECT id, now(), pool, hourly_price FROM host
+    INSERT INTO host_charges (host_id, from_at, pool, hourly_price)
+    SELECT id, least($13::timestamptz, now()), pool, hourly_price FROM host
 )
 SELECT *, 0::float8 AS cost, now() AS now FROM host
 """
@@ -77,11 +79,12 @@ WITH said AS (
 INSERT INTO host_events (host_id, state, progress) SELECT id, state, $2 FROM said WHERE $3
 """
 FAIL = """
-UPDATE hosts SET failure = $2, failed_at = now(), failed_in = state
+UPDATE hosts SET failure = $2, failed_at = now(), failed_in = state, machine_failed = $3
 WHERE id = $1 AND failure IS NULL AND ended_at IS NULL
 """
 TAKEN = "UPDATE hosts SET taken = true WHERE id = $1 AND ended_at IS NULL"
 KNOWN_AS = "UPDATE hosts SET provider_id = $2 WHERE id = $1"
+REPRICE = "UPDATE hosts SET hourly_price = $2 WHERE id = $1"
 SERVED_AT = "UPDATE hosts SET server_id = $2, address = $3 WHERE id = $1"
 END = """
 WITH ended AS (
@@ -124,7 +127,7 @@ SELECT id, in_flight FROM work
 # Live claims that name a server: *drained* is none.
 CLAIMS = "SELECT count(*) FROM server_slots WHERE server = $1 AND token IS NOT NULL AND until > now()"
 FAILURES = """
-SELECT pool, offer, machine, failure, failed_at, failed_in FROM hosts
+SELECT pool, CASE WHEN machine_failed THEN machine END AS machine, failure, failed_at, failed_in FROM hosts
 WHERE failed_at > now() - make_interval(secs => $1) ORDER BY failed_at DESC LIMIT 1000
 """
 # What the hosts of the last weeks showed, by pool and GPU. A host with few tickets at once does far less than it could.
@@ -249,10 +252,11 @@ class LeadersHosts:
         models: Sequence[str],
         revision: str | None,
         reason: str,
+        since: datetime | None = None,
         limits: Sequence[Limit] = (),
         keep_seconds: float = 0.0,
     ) -> Row:
-        """A host that is wanted, and its charge, which begins now.
+        """A host that is wanted, and its charge, which begins now; of one that exists already, `since` when.
 
         `limits` hold in the same transaction, whatever was planned: ending the hosts that cost now and this one may
         take `keep_seconds`, for which there has to be room. A host that exists already has none: it costs in any case.
@@ -269,7 +273,7 @@ class LeadersHosts:
                 row: Row = await connection.fetchrow(
                     RESERVE,
                     *(pool, provider, label, offer, machine, gpu, hourly_price, storage_price, spot, list(models)),
-                    *(revision, reason),
+                    *(revision, reason, since),
                 )
         if over is not None:
             raise Overspent(over)
@@ -301,10 +305,10 @@ class LeadersHosts:
         async with fenced(self._database, self._token) as connection:
             await connection.execute(PROGRESS, id_, text, noted)
 
-    async def fail(self, id_: UUID, failure: str) -> None:
-        """What ends it; the first failure stays."""
+    async def fail(self, id_: UUID, failure: str, *, of_machine: bool = True) -> None:
+        """What ends it, and whether its machine is to be avoided for that; the first failure stays."""
         async with fenced(self._database, self._token) as connection:
-            await connection.execute(FAIL, id_, failure)
+            await connection.execute(FAIL, id_, failure, of_machine)
 
     async def taken(self, id_: UUID) -> None:
         """Its provider took it away."""
@@ -323,11 +327,12 @@ class LeadersHosts:
                 await connection.execute(CHARGE_STORAGE, id_)
 
     async def charge(self, id_: UUID, hourly_price: float) -> None:
-        """From now on it costs this much; one that was taken for gone counts again."""
+        """From now on it costs this much, whatever was offered."""
         async with fenced(self._database, self._token) as connection:
             if await connection.fetchval(OPEN_PRICE, id_) != hourly_price:
                 await connection.execute(END_CHARGES, id_, True)
                 await connection.execute(CHARGE, id_, hourly_price)
+                await connection.execute(REPRICE, id_, hourly_price)
 
     async def count_work(self) -> dict[UUID, int]:
         """Writes down what hosts have done; returns how many claims each has now."""

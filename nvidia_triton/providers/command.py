@@ -125,7 +125,8 @@ class CommandProvider:
 
     async def offers(self, query: Query) -> Sequence[base.Offer]:
         answer = await self._ask("offers", {"query": asdict(query)}, _Offers)
-        return fitting([base.Offer(**each.model_dump()) for each in answer.offers], query)
+        offers = [base.Offer(**each.model_dump() | {"machine": each.machine or each.id}) for each in answer.offers]
+        return fitting(offers, query)
 
     async def create(self, offer: base.Offer, label: str, definition: InstanceDefinition) -> str:
         wanted = {

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
 from nvidia_triton.engine_arguments import vllm_of_image
-from nvidia_triton.providers.base import Address, DeployFailed, Progress, Step
+from nvidia_triton.providers.base import Address, DeployFailed, Progress, Refused, Step
 from nvidia_triton.providers.hosts import context_of, ssh_host
 from nvidia_triton.vast import deploy as models_of
 from nvidia_triton.vast import remote, repository, ssh
@@ -65,14 +65,29 @@ async def deploy(
         executor.shutdown(wait=False)
 
 
+async def check_models(definition: InstanceDefinition, models: Sequence[str], *, settings: VastSettings) -> None:
+    """Looks whether they could be deployed to a host, before one is paid for.
+
+    Raises:
+        Refused: not to any; every problem is named.
+    """
+    try:
+        await asyncio.to_thread(_validate, settings, models, definition.query.num_gpus, definition.image.name)
+    except TargetError as error:
+        raise Refused(str(error)) from None
+
+
 class _ModelsUnusable(TargetError):
     """Found before anything is done on the host."""
 
 
+def _validate(settings: VastSettings, models: Sequence[str], num_gpus: int, image: str) -> None:
+    repository.validate(settings.root / "models", models, num_gpus=num_gpus, vllm=vllm_of_image(image))
+
+
 def _deploy(context: Context, host: Host, models: Sequence[str]) -> None:
     try:
-        folder = context.settings.root / "models"
-        repository.validate(folder, models, num_gpus=host.num_gpus, vllm=vllm_of_image(host.image))
+        _validate(context.settings, models, host.num_gpus, host.image)
     except TargetError as error:
         raise _ModelsUnusable(str(error)) from None
     with contextlib.suppress(Cancelled):

@@ -12,6 +12,7 @@ from nvidia_triton.providers.ec2 import Ec2Provider
 from nvidia_triton.providers.vast import VastProvider
 from nvidia_triton.vast.definition import InstanceDefinition, load_definition
 from nvidia_triton.vast.errors import TargetError
+from nvidia_triton.vast.preflight import check_login
 from nvidia_triton.vast.settings import VastSettings, load_settings
 
 NAMES = ("vast", "command", "ec2")
@@ -27,6 +28,10 @@ def open_provider(name: str, options: Mapping[str, Any], settings: VastSettings)
         case "vast":
             if options:
                 raise Refused(f"The provider vast has no settings of its own: leave out {', '.join(options)}.")
+            try:
+                settings.require_api_key()
+            except TargetError as error:
+                raise Refused(str(error)) from None
             return VastProvider(settings)
         case "command":
             return CommandProvider(options, settings)
@@ -40,12 +45,14 @@ def open_settings(environ: Mapping[str, str]) -> VastSettings:
     """Keys and the folder for state, from the environment and .env.vast.
 
     Raises:
-        Refused: one of them cannot be meant.
+        Refused: one of them cannot be meant, or nobody could log in to a host.
     """
     try:
-        return load_settings(environ)
+        settings = load_settings(environ)
+        check_login(settings)
     except TargetError as error:
         raise Refused(str(error)) from None
+    return settings
 
 
 def open_definition(path: Path, **changes: Any) -> InstanceDefinition:

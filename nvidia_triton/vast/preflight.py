@@ -9,7 +9,7 @@ from nvidia_triton.vast import ssh
 from nvidia_triton.vast.context import Context
 from nvidia_triton.vast.errors import TargetError
 from nvidia_triton.vast.repository import validate
-from nvidia_triton.vast.settings import public_half
+from nvidia_triton.vast.settings import VastSettings, public_half
 
 ANSWER_SECONDS = 20
 
@@ -20,7 +20,15 @@ def check_access(context: Context) -> None:
         TargetError: the API key, the key pair, ssh or rsync is missing, or the key cannot be used unattended.
     """
     context.settings.require_api_key()
-    key = context.settings.require_ssh_key()
+    check_login(context.settings)
+
+
+def check_login(settings: VastSettings) -> None:
+    """
+    Raises:
+        TargetError: the key pair, ssh or rsync is missing, or the key cannot be used unattended.
+    """
+    key = settings.require_ssh_key()
     ssh.require_program("ssh", "openssh-client")
     ssh.require_program("rsync", "rsync")
     if not _opens_without_passphrase(key) and not _is_in_agent(key):

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from app.capacity.__main__ import run
-from app.capacity.kinds import open_kinds
+from app.capacity.kinds import Kinds, open_kinds
 from app.capacity.pools import load_pools
 from app.config import Settings
 from app.db.engine import Database
@@ -74,9 +75,12 @@ class Stage:
         self._definition.write_text(yaml.safe_dump(definition))
 
     @asynccontextmanager
-    async def controller(self, **pool: Any) -> AsyncIterator[asyncio.Task[None]]:
+    async def controller(self, root: Path = ROOT, **pool: Any) -> AsyncIterator[asyncio.Task[None]]:
+        """`root` has the folder `models`."""
         self._define(pool)
-        kinds = open_kinds(load_pools([self._definition]), self._environment, bind="127.0.0.1", advertised="127.0.0.1")
+        opened = open_kinds(load_pools([self._definition]), self._environment, bind="127.0.0.1", advertised="127.0.0.1")
+        of_pools = [replace(kind, settings=replace(kind.settings, root=root)) for kind in opened.of_pools]
+        kinds = Kinds(of_pools, opened.budget, opened.poll_seconds)
         task = asyncio.create_task(run(self.settings, kinds, asyncio.Event()))
         try:
             yield task

@@ -27,6 +27,8 @@ async def test_a_ticket_has_a_host_made_and_the_host_goes_when_there_is_no_more_
         assert "[simulated]" in result["output"]
         (host,) = await stage.hosts()
         assert (host["state"], host["models"]) == ("ready", [MODEL])
+        # Its provider asks more for it than it was offered for.
+        vast.faults.row = {"dph_total": 5.0}
 
         async def gone() -> bool:
             return (await stage.hosts())[0]["state"] == "gone"
@@ -37,7 +39,7 @@ async def test_a_ticket_has_a_host_made_and_the_host_goes_when_there_is_no_more_
         *("wanted", "creating", "booting", "deploying", "loading", "ready", "draining", "destroying", "gone")
     ]
     (host,) = await stage.hosts()
-    assert (host["generations"], host["failure"]) == (1, None)
+    assert (host["generations"], host["failure"], host["hourly_price"]) == (1, None, 5.0)
     # By the ledger, and by the provider's own count.
     assert 0 < vast.spent() <= host["cost"]
     assert (await stage.service.client.get("/servers/")).json() == []

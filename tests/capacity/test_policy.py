@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from app.capacity.forecast import sustained
+from app.capacity.machines import refused_for
 from app.capacity.plan import (
     Amounts,
     Budget,
@@ -23,7 +24,7 @@ from app.capacity.plan import (
     Undrain,
     WaitReason,
 )
-from app.capacity.policy import STALLED, SUSPECT, decide
+from app.capacity.policy import IDLE_BESIDE_WORK, STALLED, SUSPECT, decide
 from nvidia_triton.providers.base import Offer, Removed
 
 # Noon of a day in the middle of a month, UTC.
@@ -165,6 +166,19 @@ def test_row_of_failures_pauses_the_pool() -> None:
     assert "no such file; the next try is in 10 minutes" in found.waiting[0].message
 
 
+def test_a_failure_that_is_no_fault_of_the_machine_counts_for_the_pool_alone() -> None:
+    once = (Failure("chat", "", NOW - 3000, "loading", "no room"),)
+    # Nor is any machine avoided that has no name.
+    nameless = Market((replace(CHEAP, machine=""),))
+    assert rents(plan(waiting=1, tokens=300, market=nameless, failures=once)) == ["1"]
+    leaving = host("gone", State.DESTROYING, machine="")
+    assert rents(plan(leaving, waiting=1, tokens=300, market=nameless)) == ["1"]
+    found = plan(waiting=1, tokens=300, failures=(*once, *[replace(once[0], at=NOW - 60)] * 2))
+    assert rents(found) == []
+    assert found.waiting[0].reason is WaitReason.HOSTS_FAIL
+    assert "no room" in found.waiting[0].message
+
+
 def test_second_host_starts_elsewhere_before_the_first_is_given_up() -> None:
     quiet = host(state=State.BOOTING, machine="m1", progress=NOW - SUSPECT)
     found = plan(quiet, waiting=1, tokens=300)
@@ -179,6 +193,17 @@ def test_host_that_serves_is_not_given_up_for_saying_nothing() -> None:
     """Nothing is written down of a host while it is ready and well."""
     assert plan(host(progress=NOW - 2 * STALLED), waiting=1, tokens=300).actions == ()
     assert plan(host(progress=NOW - 2 * STALLED)).actions == ()
+
+
+def test_ready_host_that_takes_none_of_the_tickets_that_wait_is_given_up() -> None:
+    busy = host(busy=NOW - IDLE_BESIDE_WORK)
+    assert plan(busy, waiting=1, tokens=300).actions == ()
+    assert plan(replace(busy, passed_over=IDLE_BESIDE_WORK - 1), waiting=1, tokens=300).actions == ()
+    idle = replace(busy, passed_over=IDLE_BESIDE_WORK, locked=True)
+    ended, another = plan(idle, waiting=1, tokens=300).actions
+    assert isinstance(ended, Destroy)
+    assert (ended.failed, ended.reason) == (True, "it took none of the tickets that waited for 10 minutes")
+    assert isinstance(another, Rent)
 
 
 def test_late_host_is_given_up_at_its_deadline() -> None:
@@ -313,6 +338,13 @@ def test_market_without_offers_names_the_condition() -> None:
     assert "max_price ($0.10 an hour) removes 4" in dear.message
     away = plan(waiting=1, tokens=300, market=Market(error="it does not answer")).waiting[0]
     assert "could not be asked for offers: it does not answer" in away.message
+
+
+def test_refusal_is_told_as_one_and_asked_again_later_and_later() -> None:
+    found = plan(waiting=1, tokens=300, market=Market(refusal="Vast.ai refuses: Your account lacks credit."))
+    message = "No host of vast can be made: Vast.ai refuses: Your account lacks credit."
+    assert (found.waiting[0].reason, found.waiting[0].message) == (WaitReason.NO_OFFER, message)
+    assert [refused_for(times) for times in (1, 2, 3, 5, 6, 5000)] == [30, 60, 120, 480, 600, 600]
 
 
 def test_interrupted_host_ends_and_is_replaced() -> None:

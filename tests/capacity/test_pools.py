@@ -5,10 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from app.capacity.kinds import Kinds, open_kinds
 from app.capacity.plan import Budget
 from app.capacity.pools import load_pools
 from nvidia_triton.checked_yaml import UnusableFile
+from nvidia_triton.providers.base import Refused
 from nvidia_triton.vast.definition import load_definition
+from tests.vast.conftest import ssh_key
+
+__all__ = ["ssh_key"]
 
 DEFINITION = Path(__file__).parents[2] / "nvidia_triton/vastai_instance_definition.yaml"
 
@@ -59,6 +64,49 @@ def test_files_add_up_and_may_have_no_pools(tmp_path: Path) -> None:
 def test_what_cannot_be_used_is_named(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(UnusableFile, match=re.escape(said)):
         load_pools([write(tmp_path / "pools.yaml", text)])
+
+
+COMMANDS = "{offers: x, create: x, list: x, destroy: x}"
+
+
+def define(path: Path, *pools: str) -> Path:
+    return write(path, DEFINITION.read_text().replace("pools: []", f"pools: [{', '.join(pools)}]"))
+
+
+def opened(path: Path, environ: dict[str, str]) -> Kinds:
+    return open_kinds(load_pools([path]), environ, bind="127.0.0.1", advertised="127.0.0.1")
+
+
+def test_without_a_key_the_controller_does_not_start_and_says_how_to_make_one(tmp_path: Path, ssh_key: Path) -> None:
+    path = define(tmp_path / "pools.yaml", "{name: a, models: [x]}")
+    own = define(tmp_path / "own.yaml", f"{{name: a, models: [x], provider: command, settings: {COMMANDS}}}")
+    home = {"XDG_CONFIG_HOME": str(tmp_path)}
+    for each in (path, own):
+        with pytest.raises(Refused, match=r"There is no SSH key pair: .*absent does not exist. Make one with"):
+            opened(each, home | {"SSH_KEY": str(tmp_path / "absent"), "VAST_API_KEY": "k"})
+    with pytest.raises(Refused, match=r"There is no Vast.ai API key. Make one on https://"):
+        opened(path, home | {"SSH_KEY": str(ssh_key)})
+    assert opened(own, home | {"SSH_KEY": str(ssh_key)}).names == {"a"}
+
+
+async def test_hosts_of_a_pool_that_has_another_provider_now_are_not_looked_for_there(
+    tmp_path: Path, ssh_key: Path
+) -> None:
+    environ = {"XDG_CONFIG_HOME": str(tmp_path), "SSH_KEY": str(ssh_key), "VAST_API_KEY": "k"}
+    own = f"{{name: a, models: [x], provider: command, settings: {COMMANDS}}}"
+    row = {"pool": "a", "provider": "vast"}
+    kinds = opened(define(tmp_path / "own.yaml", own), environ)
+    assert kinds.of_row(row) is None
+    kinds = opened(define(tmp_path / "both.yaml", own, "{name: b, models: [y]}"), environ)
+    assert kinds.of_row(row) is kinds.named("b")
+    assert kinds.of_row({"pool": "a", "provider": "command"}) is kinds.named("a")
+
+
+async def test_models_that_no_host_could_load_are_named_before_one_is_paid_for(tmp_path: Path, ssh_key: Path) -> None:
+    environ = {"XDG_CONFIG_HOME": str(tmp_path), "SSH_KEY": str(ssh_key), "VAST_API_KEY": "k"}
+    path = define(tmp_path / "pools.yaml", "{name: a, models: [qwen2.5-7b-instrukt]}")
+    with pytest.raises(Refused, match=r"qwen2.5-7b-instrukt: there is no such folder"):
+        await opened(path, environ).named("a").check_models()
 
 
 def test_one_budget_is_over_all(tmp_path: Path) -> None:

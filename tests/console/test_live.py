@@ -1,11 +1,10 @@
 """What keeps a page current: made once for all who look at it, and told to each as its own."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from typing import Any
 
-import asyncpg
 import httpx
 import pytest
 from playwright.async_api import Browser, expect
@@ -19,7 +18,7 @@ from app.services.sessions import form_token
 from tests.console.conftest import visiting
 from tests.console.test_entrance import logged_in
 from tests.keys.conftest import MakeKey
-from tests.postgres_server import RunningPostgres
+from tests.postgres_server import RunningPostgres, refusing_connections
 from tests.service import Service, eventually, running_api
 
 
@@ -196,20 +195,6 @@ async def test_two_owners_at_one_address_each_see_their_own(guarded: Service, ma
             assert ("<b>1</b> completed" in hers, "<b>0</b> completed" in his) == (True, True)
         if path == "/console/tickets":
             assert ("Only hers" in hers, "Only hers" in his) == (True, False)
-
-
-@asynccontextmanager
-async def refusing_connections(postgres: RunningPostgres, url: str) -> AsyncIterator[None]:
-    """Postgres ends the connections to the database, and has none in it until the end."""
-    name = url.rpartition("/")[2]
-    admin = await asyncpg.connect(postgres.url)
-    await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
-    await admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
-    try:
-        yield
-    finally:
-        await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
-        await admin.close()
 
 
 async def test_open_pages_go_on_by_themselves_after_postgres_was_away(

@@ -88,6 +88,8 @@ hosts = Table(
     Column("failed_at", Moment),
     # The state in which it failed.
     Column("failed_in", Text),
+    # Its machine is to blame for that, and not what was to run there.
+    Column("machine_failed", Boolean, nullable=False, server_default="true"),
     # Its provider took it away.
     Column("taken", Boolean, nullable=False, server_default="false"),
     # Its row in `servers`, and the address there.

@@ -60,9 +60,14 @@ class Listing:
             if not self._forgot:
                 await self._store.forget()
                 self._forgot = True
-            if copies := [row_of(entry) | {"origin": self._own.origin_of(entry)} for entry in self._own.read()]:
+            rows = await self._store.list()
+            copies = [row_of(entry) | {"origin": self._own.origin_of(entry)} for entry in self._own.read()]
+            known = {row["address"]: row for row in rows}
+            # A write that changes nothing takes many times as long as this.
+            if not all(_stands(copy, known.get(copy["address"])) for copy in copies):
                 await self._store.write_copies(copies)
-            self._rows = list(await self._store.list())
+                rows = await self._store.list()
+            self._rows = list(rows)
         except (DatabaseUnavailable, asyncpg.UndefinedTableError):
             return
         except asyncpg.UniqueViolationError:
@@ -79,6 +84,14 @@ class Listing:
                 reason = error.errors(include_url=False, include_input=False)[0]["msg"]
                 log.warning("a server cannot be used by this process", server=row["name"], reason=reason)
             return None
+
+
+def _stands(copy: Mapping[str, Any], row: Mapping[str, Any] | None) -> bool:
+    """Whether a row says what the copy does, and was said lately; its name may have given way to another server's."""
+    if row is None or row["origin"] == "api":
+        return row is not None
+    same = all(row[name] == value for name, value in copy.items() if name != "name")
+    return same and row["name"] in (copy["name"], copy["address"]) and not row["outdated"]
 
 
 def entry_of(row: Mapping[str, Any]) -> ServerEntry:

@@ -15,6 +15,8 @@ RATE_SECONDS = 600
 LATELY_SECONDS = 15
 # Quiet spells of at least so many seconds are looked for among so many of the last tickets.
 QUIET_SECONDS = 60
+# Deadlines that differ by less than a twentieth of the time until then count as one, the earliest.
+SPANS_PER_E = 20
 QUIET_AMONG, QUIET_SPELLS, QUIET_DAYS = 2000, 50, 7
 
 # A wish for one server by name is no wish for another host.
@@ -42,7 +44,7 @@ SELECT model, sum(completion_tokens)::float8 / sum(requests - failures) AS token
 FROM usage WHERE day > (now() AT TIME ZONE 'UTC')::date - {HISTORY_DAYS} AND model = ANY ($1::text[])
 GROUP BY model HAVING sum(requests - failures) > 0
 """  # noqa: S608
-# By the key, which is in the order of time.
+# By the key, which is in the order of time; the first id is made once, as an index takes no function that is volatile.
 ARRIVED = f"""
 SELECT model, count(*) AS tickets,
        count(*) FILTER (WHERE created_at > now() - make_interval(secs => {LATELY_SECONDS})) AS last,
@@ -51,7 +53,7 @@ SELECT model, count(*) AS tickets,
                AND created_at <= now() - make_interval(secs => {LATELY_SECONDS})
        ) AS before
 FROM (
-    SELECT model, created_at FROM results WHERE id > uuidv7(make_interval(secs => -{RATE_SECONDS}))
+    SELECT model, created_at FROM results WHERE id > (SELECT uuidv7(make_interval(secs => -{RATE_SECONDS})))
     ORDER BY id DESC LIMIT {MOST_COUNTED}
 ) latest WHERE model = ANY ($1::text[]) GROUP BY model
 """  # noqa: S608
@@ -62,13 +64,14 @@ SELECT pool, seconds FROM (
         PARTITION BY p.pool ORDER BY created_at
     ))::float8 AS seconds
     FROM (
-        SELECT model, created_at FROM results WHERE id > uuidv7(make_interval(days => -{QUIET_DAYS}))
+        SELECT model, created_at FROM results WHERE id > (SELECT uuidv7(make_interval(days => -{QUIET_DAYS})))
         ORDER BY id DESC LIMIT {QUIET_AMONG}
     ) latest JOIN unnest($1::text[], $2::text[]) AS p(model, pool) USING (model)
 ) spells WHERE seconds >= {QUIET_SECONDS} ORDER BY created_at DESC
 """  # noqa: S608
-# In the order of the claim: an owner's by their rank, and owners in turn by their weights. It costs nothing where no
-# ticket expires.
+# In the order of the claim: an owner's by their rank, each wish apart, and owners in turn by their weights. So when the
+# last of those runs that expire at about the same time, each owner has had as many turns as that one's owner. It costs
+# nothing where no ticket expires, and the order is that of the index results_claim: nothing is sorted.
 DEADLINES = f"""
 WITH expiring AS MATERIALIZED (
     SELECT DISTINCT model FROM (
@@ -76,22 +79,29 @@ WITH expiring AS MATERIALIZED (
         WHERE status = 'pending' AND expires_at IS NOT NULL ORDER BY expires_at LIMIT 10000
     ) first WHERE attempt_token IS NULL AND model = ANY ($1::text[])
 )
-SELECT e.model, greatest(extract(epoch FROM d.expires_at - now()), 0)::float8 AS seconds, d.tickets
-FROM expiring e CROSS JOIN LATERAL (
-    SELECT date_bin('10 s', placed.expires_at, 'epoch') AS expires_at, max(place) AS tickets
-    FROM (
-        SELECT expires_at, row_number() OVER (ORDER BY turn) AS place FROM (
-            SELECT q.expires_at, row_number() OVER (PARTITION BY q.owner_id ORDER BY q.rank)::float8
-                / coalesce(o.weight, 1) AS turn
-            FROM (
-                SELECT r.owner_id, r.rank, r.expires_at FROM results r
-                WHERE r.status = 'pending' AND r.model = e.model AND (r.wish = '' OR r.wish LIKE 'kinds:%triton%')
-                    AND (r.attempt_token IS NULL OR r.available_at <= now())
-                LIMIT {MOST_COUNTED}
-            ) q LEFT JOIN owners o ON o.id = q.owner_id
-        ) queued
-    ) placed WHERE expires_at IS NOT NULL GROUP BY 1
-) d ORDER BY d.expires_at
+SELECT e.model, d.seconds, d.tickets FROM expiring e CROSS JOIN LATERAL (
+    WITH queued AS MATERIALIZED (
+        SELECT wish, owner_id, count(*) AS tickets, array_agg(expires_at ORDER BY rank, id) AS times
+        FROM (
+            SELECT r.wish, r.owner_id, r.rank, r.id, r.expires_at FROM results r
+            WHERE r.status = 'pending' AND r.model = e.model AND (r.wish = '' OR r.wish LIKE 'kinds:%triton%')
+                AND (r.attempt_token IS NULL OR r.available_at <= now())
+            ORDER BY r.wish, r.owner_id, r.rank, r.id LIMIT {MOST_COUNTED}
+        ) first GROUP BY wish, owner_id
+    ), queues AS MATERIALIZED (
+        SELECT q.times, q.tickets, coalesce(o.weight, 1)::float8 AS weight
+        FROM queued q LEFT JOIN owners o ON o.id = q.owner_id
+    ), spans AS MATERIALIZED (
+        SELECT greatest(min(t.seconds), 0) AS seconds, max(t.place / q.weight) AS turn
+        FROM queues q CROSS JOIN LATERAL (
+            SELECT date_part('epoch', u.time - now()) AS seconds, place
+            FROM unnest(q.times) WITH ORDINALITY AS u(time, place) WHERE u.time IS NOT NULL
+        ) t GROUP BY round(ln(greatest(t.seconds, 1)) * {SPANS_PER_E})
+    )
+    SELECT s.seconds, (
+        SELECT sum(least(q.tickets, floor(s.turn * q.weight + 1e-6)))::bigint FROM queues q
+    ) AS tickets FROM spans s
+) d ORDER BY d.seconds
 """  # noqa: S608
 
 

@@ -135,7 +135,7 @@ MEASURED = """
 SELECT pool, gpu, CASE WHEN sum(full_seconds) >= $1 THEN nullif(sum(full_tokens) / sum(full_seconds), 0) END
            AS tokens_per_second,
        avg(extract(epoch FROM ready_at - created_at))::float8 AS startup
-FROM hosts WHERE ready_at IS NOT NULL AND id > uuidv7(make_interval(days => -$2::int)) GROUP BY pool, gpu
+FROM hosts WHERE ready_at IS NOT NULL AND id > (SELECT uuidv7(make_interval(days => -$2::int))) GROUP BY pool, gpu
 """
 # Whether it is over, and `excused` where that is nobody's fault who ran there: the provider took it, or it was ended.
 FATE = """

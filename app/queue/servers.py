@@ -45,7 +45,10 @@ CHANGEABLE = (*FIELDS, "wanted")
 _CHANGED = f"SELECT pg_notify('{SERVERS_CHANNEL}', '')"
 
 _LISTED = f"(origin = 'api' OR seen_at > now() - make_interval(secs => {FRESH_SECONDS}))"
-LIST = f"SELECT * FROM servers WHERE {_LISTED} ORDER BY id"
+LIST = f"""
+SELECT *, seen_at < now() - make_interval(secs => {SAY_AGAIN_SECONDS}) AS outdated
+FROM servers WHERE {_LISTED} ORDER BY id
+"""
 READ = f"SELECT * FROM servers WHERE {_LISTED} AND (id = $1 OR name = $2)"
 
 # A name that another address has gives way to the address.
@@ -133,7 +136,7 @@ class ServerStore:
         self._database = database
 
     async def list(self) -> Sequence[Row]:
-        """All servers, oldest first."""
+        """All servers, oldest first; a copy that is `outdated` is to be written again."""
         async with self._database.hot() as connection:
             rows: Sequence[Row] = await connection.fetch(LIST)
         return rows

@@ -26,7 +26,7 @@ from app.queue.housekeeping import (
     REMOVE_COMPARISONS,
     REMOVE_CONTEXTS,
 )
-from app.queue.statements.cancel import CANCEL, CANCEL_MANY, CANCELLING, NOT_ASKED, SWEEP
+from app.queue.statements.cancel import ABANDONED, CANCEL, CANCEL_MANY, CANCELLING, NOT_ASKED, SWEEP
 from app.queue.statements.channels import IDS_PER_NOTIFY
 from app.queue.statements.claim import CLAIM
 from app.queue.statements.keys import KEY_IN_USE
@@ -216,6 +216,8 @@ class QueueStore:
     async def sweep(self, limit: int = IDS_PER_NOTIFY // 2) -> int:
         """Settles expired and cancelled results that nobody runs; returns how many."""
         async with self._database.hot() as connection:
+            if not await connection.fetchval(ABANDONED):
+                return 0
             rows = await connection.fetch(SWEEP, limit)
         count_final(rows)
         return len(rows)

@@ -184,8 +184,9 @@ class Catalog:
         """Keeps the fleet and its state as they are, for ever."""
         try:
             while True:
-                await self._fleet.follow()
-                # A server that is slow to answer must not keep others from joining or leaving.
+                if not self._begin_refresh():
+                    # A server that is slow to answer must not keep others from joining or leaving.
+                    await self._fleet.follow()
                 await self._refresh(PATIENCE_SECONDS)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(every_seconds):
@@ -200,13 +201,20 @@ class Catalog:
 
         One server that does not answer must not hold up what the others have said.
         """
+        self._begin_refresh()
         if self._refreshing is None or self._refreshing.done():
-            if time.monotonic() - self._refreshed < FRESH_SECONDS:
-                return
-            self._refreshing = asyncio.create_task(self._ask())
+            return
         done, _ = await asyncio.wait({self._refreshing}, timeout=patience)
         for task in done:
             task.result()
+
+    def _begin_refresh(self) -> bool:
+        """Whether it begins now, by following the list; not where one is under way or was just done."""
+        under_way = self._refreshing is not None and not self._refreshing.done()
+        if under_way or time.monotonic() - self._refreshed < FRESH_SECONDS:
+            return False
+        self._refreshing = asyncio.create_task(self._ask())
+        return True
 
     async def _ask(self) -> None:
         await self._fleet.refresh()

@@ -114,6 +114,24 @@ async def test_demand_is_what_no_server_runs(database: Database, rows: Any) -> N
     assert (other.waiting, other.tokens, other.deadlines) == (0, 0.0, ())
 
 
+async def test_before_a_deadline_other_owners_have_as_many_turns_as_their_weights_give_them(
+    database: Database, rows: Any
+) -> None:
+    context = uuid7()
+    await rows.execute("INSERT INTO contexts (id, content) VALUES ($1, 'p')", context)
+    await rows.execute("INSERT INTO owners (id, name, weight) VALUES (7, 'heavy', 3)")
+    for owner, wish, expires, count in ((0, "", None, 4), (7, "", "90 seconds", 6), (7, "kinds:triton", "9 hours", 9)):
+        await rows.execute(
+            """INSERT INTO results (id, context_id, model, parameters, owner_id, wish, expires_at)
+            SELECT uuidv7(), $1, 'tiny', '{}', $2, $3, now() + $4::text::interval FROM generate_series(1, $5)""",
+            *(context, owner, wish, expires, count),
+        )
+    (tiny,) = await DemandStore(database).read(["tiny"])
+    # The six are done in two turns, the nine of the other wish, a queue of its own, in three.
+    assert [tickets for _, tickets in tiny.deadlines] == [2 + 6 + 6, 3 + 6 + 9]
+    assert [round(seconds, -2) for seconds, _ in tiny.deadlines] == [100, 9 * 3600]
+
+
 async def test_spells_in_which_a_pool_was_not_asked(database: Database, rows: Any) -> None:
     context = uuid7()
     await rows.execute("INSERT INTO contexts (id, content) VALUES ($1, 'p')", context)

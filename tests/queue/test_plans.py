@@ -14,7 +14,7 @@ from app.db.engine import HOT_SETTINGS
 from app.db.ids import FIRST_ID, LAST_ID, uuid7
 from app.db.queries import compiled
 from app.db.tables.results import SettledColumns
-from app.queue import backlog
+from app.queue import backlog, demand
 from app.queue.bulk import MAX_STATEMENT_BYTES
 from app.queue.housekeeping import LOCK_UNUSED_CONTEXTS
 from app.queue.statements.cancel import CANCEL, SWEEP
@@ -139,6 +139,15 @@ async def test_a_claim_of_an_empty_queue_reads_nothing(history: Any) -> None:
 
 async def test_the_gauges_read_what_is_pending_and_nothing_else(history: Any) -> None:
     check(await plan(history, backlog.PENDING), "results_claim", PENDING + 10)
+
+
+@pytest.mark.parametrize(("statement", "arguments"), [(demand.ARRIVED, (["m1"],)), (demand.QUIET, (["m1"], ["pool"]))])
+async def test_what_came_lately_is_read_from_there_on(history: Any, statement: str, arguments: tuple[Any, ...]) -> None:
+    """And not filtered out of all there is, where less came than is counted at most."""
+    found = nodes(await plan(history, statement, *arguments))
+    (read,) = [node for node in found if node.get("Relation Name") == "results"]
+    assert (read["Index Name"], "Filter" in read) == ("results_pkey", False)
+    assert read["Index Cond"].startswith("(id > ")
 
 
 async def test_cost_of_a_poll_does_not_grow_with_history(history: Any) -> None:

@@ -57,6 +57,11 @@ WHERE id = ANY ($1::uuid[]) AND owner_id = $2 AND status = 'pending' AND cancel_
 
 CANCELLING = "SELECT id FROM results WHERE status = 'pending' AND cancel_requested_at IS NOT NULL"
 
+# Whether there may be something to sweep: that costs little, while Postgres takes longer to start SWEEP than to run it.
+ABANDONED = """
+SELECT EXISTS (SELECT FROM results WHERE status = 'pending' AND expires_at IS NOT NULL AND expires_at <= now())
+    OR EXISTS (SELECT FROM results WHERE status = 'pending' AND cancel_requested_at IS NOT NULL)
+"""
 # Results nobody runs whose time is over or whose cancel was asked for: settled without an engine.
 SWEEP = f"""
 WITH expired AS MATERIALIZED (

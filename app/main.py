@@ -1,4 +1,4 @@
-"""The API process: `python -m app.main`, or `uvicorn app.main:app`."""
+"""The API process: `python -m app.main`, or `uvicorn app.main:app`, where heads of requests have no bound."""
 
 from __future__ import annotations
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
-from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
+from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 
+from app.api.assets import asset_response
 from app.api.dependencies import root_of
 from app.api.security import OPEN, GuardedRoute
 
@@ -77,4 +78,4 @@ async def redoc(request: Request) -> Response:
 async def asset(name: str) -> Response:
     if name not in (SCRIPT, STYLE, REDOC, ICON):
         raise HTTPException(404)
-    return FileResponse(ASSETS / name, headers=A_DAY)
+    return asset_response(ASSETS / name, A_DAY)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Request, Response
-from fastapi.responses import FileResponse, RedirectResponse
+from fastapi.responses import RedirectResponse
 
+from app.api.assets import asset_response
 from app.api.dependencies import root_of, services_of
 from app.api.security import OPEN, READ
 from app.console.entrance import COOKIE, PREFIX, PageRoute, cookie_of, form_token_of, with_cookie
@@ -55,7 +56,7 @@ async def log_out(request: Request) -> Response:
 async def static(name: str, v: str = "") -> Response:
     if name not in ASSETS:
         raise NotFound("The console has no such file.")
-    return FileResponse(STATIC / name, headers=A_YEAR if v == asset_version(name) else {"Cache-Control": "no-cache"})
+    return asset_response(STATIC / name, A_YEAR if v == asset_version(name) else {"Cache-Control": "no-cache"})
 
 
 @router.get("/{path:path}", dependencies=[READ])

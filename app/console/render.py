@@ -149,6 +149,7 @@ def common(scope: Connection) -> dict[str, Any]:
         "entries": entries(scopes),
         "console": f"{base}/console",
         "asset": lambda name: f"{base}/console/static/{name}?v={asset_version(name)}",
+        "form_page": _page_before(scope) if scope["method"] == "POST" else "",
         "logged_in": caller is not None and caller.key_id is not None,
         "may_submit": Scope.SUBMIT in scopes,
         "may_admin": Scope.ADMIN in scopes,
@@ -162,23 +163,30 @@ def html(scope: Connection, template: str, status: int = 200, **values: Any) -> 
 
 def error_page(scope: Connection, error: AppError) -> Response:
     """A refusal as people read it; whoever is not known is led to the log-in."""
-    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    headers = _headers(scope)
     if isinstance(error, Unauthorized) and "text/event-stream" not in headers.get("accept", ""):
         if "cookie" not in headers and headers.get("sec-fetch-site") == "cross-site" and scope["method"] == "GET":
             return HTMLResponse(ONCE_MORE, headers=HEADERS)
         text = scope["query_string"].decode("latin-1")
-        came = _page_before(scope, headers)
+        came = _page_before(scope)
         back = route_path(scope) + (f"?{text}" if text else "") if scope["method"] == "GET" else came or "/console/"
         to = {"to": back} | ({"ended": "yes"} if came else {})
         return RedirectResponse(f"{root(scope)}/console/login?{urlencode(to)}", 303, headers=HEADERS)
     return with_retry_after(html(scope, "error.html", error.status, error=error, form=None), error)
 
 
-def _page_before(scope: Connection, headers: Mapping[str, str]) -> str:
+def _headers(scope: Connection) -> dict[str, str]:
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def _page_before(scope: Connection) -> str:
     """The page of the console that led here, which only somebody who was logged in had; empty where there is none."""
+    headers = _headers(scope)
     address = urlsplit(headers.get("referer", ""))
     path = address.path.removeprefix(root(scope))
-    if headers.get("sec-fetch-site") != "same-origin" or not path.startswith("/console/"):
+    # Without HTTPS a browser says of other machines' pages only which one led here.
+    site = "same-origin" if address.netloc == headers.get("host") else ""
+    if headers.get("sec-fetch-site", site) != "same-origin" or not path.startswith("/console/"):
         return ""
     return "" if path == "/console/login" else path + (f"?{address.query}" if address.query else "")
 

@@ -141,7 +141,7 @@ def _charts(days: Sequence[date], rows: Sequence[Mapping[str, Any]]) -> dict[str
         return list(sums.values())
 
     completed = [all_ - failed for all_, failed in zip(of("requests"), of("failures"), strict=True)]
-    tickets = [Line("completed", "good", completed), Line("failed", "bad", of("failures"))]
+    tickets = [Line("completed", "good", completed), Line("failed or cancelled", "warn", of("failures"))]
     tokens = [Line("prompts", "plain", of("prompt_tokens")), Line("answers", "good", of("completion_tokens"))]
     dollars = [Line("tickets", "plain", of("cost"))]
     if any(of("overhead")):

@@ -97,6 +97,9 @@ async def test_a_page_loads_everything_from_here(service: Service, page: str) ->
         answer = await service.client.get(url)
         assert url.startswith("/docs/assets/"), url
         assert (answer.status_code, len(answer.content) > 1000) == (200, True), url
+        for asked in ("bytes=999999999-", "words=1-2"):
+            whole = await service.client.get(url, headers={"Range": asked})
+            assert (whole.status_code, whole.content == answer.content) == (200, True), asked
     assert "https://" not in html
     # What the scripts ask for later, the browser refuses: nothing here names another host.
     policy = dict(each.split(maxsplit=1) for each in shown.headers["content-security-policy"].split("; "))

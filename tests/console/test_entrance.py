@@ -17,7 +17,7 @@ from app.console.navigation import ENTRIES
 from app.main import create_app
 from app.services.callers import Scope
 from app.services.sessions import MOST_GUESSES, form_token
-from tests.console.conftest import visiting
+from tests.console.conftest import Visit, visiting
 from tests.keys.conftest import MakeKey, bearer
 from tests.openai.response_kit import emit
 from tests.service import Service
@@ -315,6 +315,9 @@ async def test_a_session_that_ended_says_so_and_leads_back(guarded: Service) -> 
     answer = await client.post("/console/chat", headers=headers)
     assert answer.headers["location"] == "/console/login?to=%2Fconsole%2Fchat%3Fat%3D1&ended=yes"
     assert "Your session has ended" in (await client.get(answer.headers["location"])).text
+    # Without HTTPS a browser says less.
+    del headers["Sec-Fetch-Site"]
+    assert (await client.post("/console/chat", headers=headers)).headers["location"].endswith("at%3D1&ended=yes")
     for others in ({}, {"Referer": "https://example.org/console/", "Sec-Fetch-Site": "cross-site"}):
         answer = await client.get("/console/tickets", headers=others)
         assert answer.headers["location"] == "/console/login?to=%2Fconsole%2Ftickets"
@@ -347,3 +350,42 @@ async def test_what_was_typed_stands_in_its_form_again_after_the_session_ended(
         # Once.
         await page.reload()
         await expect(message).to_have_value("")
+
+
+async def test_a_page_that_refuses_a_form_stands_at_the_address_of_the_form(
+    guarded: Service, make_key: MakeKey, browser: Browser, rows: Any
+) -> None:
+    key = await make_key(scopes=tuple(Scope))
+    settings = "/console/settings?text=share"
+    async with visiting(browser, guarded) as visit:
+        page = await visit.go("/console/login?to=/console/settings")
+        await page.fill("input[name=key]", key)
+        await page.click("main >> button:has-text('Log in')")
+        await page.wait_for_url("**/console/settings")
+        await visit.go(settings)
+        row = page.locator("tr#INTERACTIVE_SHARE")
+        await row.locator("input[name=value]").fill("half")
+        await row.locator("button:has-text('Change')").click()
+        await expect(page.locator("main [role=alert]")).to_contain_text("INTERACTIVE_SHARE stays as it was")
+        assert page.url == visit.base + settings + "#INTERACTIVE_SHARE"
+        await rows.execute("DELETE FROM console_sessions")
+        await row.locator("button:has-text('Change')").click()
+        await page.fill("input[name=key]", key)
+        await page.click("main >> button:has-text('Log in')")
+        await expect(page.locator("h1")).to_have_text("Settings")
+        await page.reload()
+        await expect(page.locator("h1")).to_have_text("Settings")
+
+
+async def test_a_form_that_is_sent_already_is_not_sent_twice(visit: Visit) -> None:
+    page = await visit.go("/console/instructions")
+    await page.fill("form.ask input[name=name]", "Brief")
+    await page.fill("form.ask textarea", "Be brief.")
+    twice = """form => {
+        const prevented = [];
+        addEventListener("submit", event => { prevented.push(event.defaultPrevented); event.preventDefault(); });
+        form.requestSubmit();
+        form.requestSubmit();
+        return prevented;
+    }"""
+    assert await page.eval_on_selector("form.ask", twice) == [False, True]

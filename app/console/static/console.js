@@ -213,8 +213,21 @@ function putBack() {
   form.querySelectorAll("details").forEach((part) => { part.open = true; });
 }
 
+// A page that refuses what was sent stands at the address of the form, which can be loaded again and be led back to.
+const { formPage } = document.documentElement.dataset;
+if (formPage) history.replaceState(null, "", formPage + location.hash);
+// A form that is sent already is not sent twice; one that the browser goes back to can be.
+const sending = new Set();
+addEventListener("pageshow", () => sending.clear());
 document.addEventListener("submit", (event) => {
-  if (!loggingIn && event.target.method === "post") keep(event.target);
+  const form = event.target;
+  if (form.method !== "post") return;
+  if (sending.has(form)) {
+    event.preventDefault();
+    return;
+  }
+  sending.add(form);
+  if (!loggingIn) keep(form);
 });
 if (!loggingIn) putBack();
 

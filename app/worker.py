@@ -22,6 +22,7 @@ from app.dispatch.batches import batch_work
 from app.dispatch.janitor import housekeeping
 from app.dispatch.loop import Dispatcher
 from app.dispatch.lost_hosts import LostHosts
+from app.dispatch.ordered_loads import OrderedLoads
 from app.dispatch.question_vectors import QuestionVectors
 from app.dispatch.recovery import Recovery
 from app.dispatch.webhooks import deliver_forever, drop_deliveries_forever
@@ -35,6 +36,7 @@ from app.queue.changed_settings import SETTINGS_CHANNEL
 from app.queue.events import STREAM_CHANNEL, EventStore
 from app.queue.hosts import HostStore
 from app.queue.notify import Listener
+from app.queue.ordered_models import OrderedModels
 from app.queue.planned import DISPATCHING
 from app.queue.servers import SERVERS_CHANNEL, ServerStore
 from app.queue.set_aside import SetAsideStore
@@ -65,6 +67,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         store = QueueStore(database)
         events = EventStore(database)
         recovery = Recovery(SetAsideStore(database), fleet, name, settings)
+        ordered_loads = OrderedLoads(OrderedModels(database), fleet)
         await fleet.follow()
         await recovery.learn()
         slots = SlotStore(database)
@@ -89,6 +92,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         background.start("fleet", partial(catalog.watch, settings.probe_seconds))
         background.start("settings", changed_settings.run)
         background.start("recovery", partial(recovery.watch, settings.probe_seconds))
+        background.start("ordered loads", partial(ordered_loads.watch, settings.probe_seconds))
         background.start("webhooks", partial(deliver_forever, database, settings, Result.of))
         background.start("deliveries", partial(drop_deliveries_forever, database))
         for task, work in housekeeping(

@@ -17,6 +17,7 @@ from app.engines.registry import TAKE_ORDERS
 from app.errors import ModelNotLoaded, ModelOrderRefused, ServerUnreachable
 from app.fleet.lanes import Server
 from app.queue.audit import Action, Actor, record
+from app.queue.ordered_models import OrderedModels
 from app.queue.servers import ServerStore
 from app.services.catalog import model_not_found
 from app.services.servers import Servers
@@ -55,6 +56,7 @@ class ModelOrders:
         self._database = database
         self._servers = servers
         self._store = ServerStore(database)
+        self._ordered = OrderedModels(database)
         self._orders: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -114,12 +116,15 @@ class ModelOrders:
                 async with self._database.transaction() as connection:
                     details = {"server": server.title, "model": model}
                     await record(connection, ORDERED[what], actor, None, str(server_id), details=details)
+                    await self._ordered.write(connection, server_id, model, loaded=what == "load")
                 log.info(f"model is to {what}", server=server.url, model=model)
                 if what == "load":
                     await control.load(model, LOAD_SECONDS)
                 elif not await control.unload(model, ASK_SECONDS, UNLOAD_SECONDS):
                     raise NotLoaded(f"It is still being unloaded after {UNLOAD_SECONDS:g} s.", raw="")
         except EngineError as error:
+            # What cannot be loaded is not tried at each start of the server.
+            await self._ordered.forget(server_id, model)
             raise _refused(server, model, what, error) from None
         finally:
             # Every process looks at the server now.

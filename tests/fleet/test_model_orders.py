@@ -1,11 +1,13 @@
 """Models that are loaded and unloaded on a real tritonserver by an admin's order, while tickets come."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from tritonclient.grpc import aio
 
 from app.config import Settings
 from app.services import model_orders
@@ -81,6 +83,52 @@ async def test_a_model_is_unloaded_and_loaded_and_its_tickets_wait_meanwhile(
         ("model.load_ordered", "slow-load"),
         ("model.load_ordered", "broken"),
     ]
+
+
+async def test_a_model_that_was_loaded_by_order_is_loaded_again_after_a_restart_until_it_is_unloaded(
+    make_settings: Make, tmp_path: Path, rows: Any
+) -> None:
+    server = start_triton(tmp_path, ("tiny",))
+    settings = make_settings(triton_urls=(server.grpc_url,))
+    try:
+        async with running_api(settings) as service, running_dispatcher(settings):
+            id_ = await only_server(service)
+
+            async def states() -> dict[str, str]:
+                served = (await service.client.get(f"/servers/{id_}")).json()["served"]
+                return {model["name"]: model["state"] for model in served}
+
+            for model in ("echo", "count"):
+                assert (await order(service, id_, model, "load")).status_code == 200
+            assert (await order(service, id_, "broken", "load")).status_code == 409
+            assert (await order(service, id_, "count", "unload")).status_code == 200
+            assert await rows.fetchval("SELECT array_agg(model) FROM ordered_models") == ["echo"]
+            # One that could be loaded once; and a server that was just asked would be given time.
+            add = "INSERT INTO ordered_models (server_id, model, asked_at) VALUES ($1, $2, '2026-01-01')"
+            await rows.execute(add, id_, "broken")
+            await rows.execute("UPDATE ordered_models SET asked_at = '2026-01-01'")
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.start)
+
+            async def again() -> bool:
+                left = await rows.fetchval("SELECT array_agg(model) FROM ordered_models")
+                return (await states()).get("echo") == "ready" and left == ["echo"]
+
+            await eventually(again, "it is loaded again, and what cannot be loaded is tried once")
+            assert "count" not in await states()
+            # Unloaded by somebody else, it stays so.
+            await rows.execute("UPDATE ordered_models SET asked_at = '2026-01-01'")
+            await rows.execute(add, id_, "count")
+            async with aio.InferenceServerClient(server.grpc_url) as client:
+                await client.unload_model("echo")
+
+            async def looked() -> bool:
+                return (await states()).get("count") == "ready"
+
+            await eventually(looked, "a dispatcher has looked at all orders since")
+            assert (await states())["echo"] == "unavailable"
+    finally:
+        server.kill()
 
 
 async def test_servers_that_take_no_orders_say_so(

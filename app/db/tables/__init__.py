@@ -10,7 +10,7 @@ from app.db.tables.files import batches, file_chunks, files
 from app.db.tables.hosts import budget_alerts, capacity_leader, host_charges, host_events, hosts, pools
 from app.db.tables.log_lines import log_lines
 from app.db.tables.minutes import minute_counts
-from app.db.tables.models import models, set_aside_models
+from app.db.tables.models import models, ordered_models, set_aside_models
 from app.db.tables.owners import (
     api_keys,
     audit,
@@ -53,6 +53,7 @@ __all__ = [
     "metadata",
     "minute_counts",
     "models",
+    "ordered_models",
     "output_files",
     "owners",
     "pools",

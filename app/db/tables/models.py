@@ -1,6 +1,7 @@
 """The models that servers have."""
 
-from sqlalchemy import ARRAY, Boolean, CheckConstraint, Column, String, Table, Text, func
+from sqlalchemy import ARRAY, Boolean, CheckConstraint, Column, ForeignKey, String, Table, Text, func
+from sqlalchemy.dialects.postgresql import UUID
 
 from app.db.tables.base import Moment, metadata
 
@@ -11,6 +12,16 @@ models = Table(
     Column("version", Text, nullable=False),
     Column("first_seen_at", Moment, nullable=False, server_default=func.now()),
     Column("last_seen_at", Moment, nullable=False, server_default=func.now()),
+)
+
+# Models that an admin had a server load: they are loaded again after its restart, until they are unloaded by order.
+ordered_models = Table(
+    "ordered_models",
+    metadata,
+    Column("server_id", UUID, ForeignKey("servers.id", onupdate="CASCADE", ondelete="CASCADE"), primary_key=True),
+    Column("model", Text, primary_key=True),
+    # When the server was last asked to load it.
+    Column("asked_at", Moment, nullable=False, server_default=func.now()),
 )
 
 # Models of servers that are ready by their word but do not answer. A row outlasts its episode, for its `reloads`.

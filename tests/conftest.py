@@ -27,7 +27,9 @@ ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE = "template_tickets"
 # Few tests that take long: begun last, one of them would keep the others' processes waiting.
 FIRST = (
-    "vast/test_gpu.py",
+    "vast/gpu/test_up_and_down.py",
+    "vast/gpu/test_killed.py",
+    "vast/gpu/test_costs.py",
     "crash/test_crash.py",
     "clients/test_clients.py",
     "test_batch_crash.py",

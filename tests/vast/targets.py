@@ -8,6 +8,8 @@ from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
 
+from tests.vast.kit import answers
+
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 180
 
@@ -30,6 +32,11 @@ def make(
         timeout=SECONDS,
         check=False,
     )
+
+
+def is_up(environment: Mapping[str, str]) -> bool:
+    """Whether the service that gpu-up uses is ready."""
+    return answers(environment["API_URL"] + "/health/ready")
 
 
 class Running:

@@ -1,8 +1,11 @@
 """What the simulated machines need of the real one, and how it gets here."""
 
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
+import time
 from pathlib import Path
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -17,6 +20,8 @@ PACKAGES = {
     "ip": "iproute2",
 }
 POLICY = Path("/usr/sbin/policy-rc.d")
+LOCK = Path(tempfile.gettempdir()) / "simulated-machines.lock"
+LOCKED_SECONDS = 600
 
 
 def tool(name: str) -> str:
@@ -30,10 +35,12 @@ def obstacle() -> str | None:
     """Why machines cannot be simulated here, with what to do about it; installs missing packages where it may."""
     if os.geteuid() != 0:
         return "The simulated machines are namespaces of their own, which only root may make: run this as root."
-    packages = _missing()
-    if packages and shutil.which("apt-get"):
-        _install(packages)
-        packages = _missing()
+    # Tests run in several processes: one installs, and the others wait until it has.
+    with LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (packages := _missing()) and shutil.which("apt-get"):
+            _install(packages)
+            packages = _missing()
     if packages:
         return f"Programs are missing: run `apt-get update && apt-get install -y {' '.join(packages)}`."
     probe = subprocess.run(
@@ -41,7 +48,7 @@ def obstacle() -> str | None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=20,
+        timeout=60,
     )
     if probe.returncode:
         return (
@@ -61,9 +68,18 @@ def _install(packages: list[str]) -> None:
         POLICY.write_text("#!/bin/sh\nexit 101\n")
         POLICY.chmod(0o755)
     try:
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for arguments in (["update", "-q"], ["install", "-q", "-y", "--no-install-recommends", *packages]):
-            subprocess.run(["apt-get", *arguments], env=environment, capture_output=True, check=False, timeout=600)
+        _apt_get("update", "-q")
+        _apt_get("install", "-q", "-y", "--no-install-recommends", *packages)
     finally:
         if ours:
             POLICY.unlink()
+
+
+def _apt_get(*arguments: str) -> None:
+    """Waits while another apt-get is at work."""
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
+    end = time.monotonic() + LOCKED_SECONDS
+    command = ["apt-get", *arguments]
+    while "Could not get lock" in subprocess.run(command, env=environment, capture_output=True, text=True).stderr:
+        assert time.monotonic() < end, f"another apt-get has been at work for {LOCKED_SECONDS} s"
+        time.sleep(1)

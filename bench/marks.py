@@ -20,7 +20,7 @@ from app.engines.base import Request
 from app.engines.triton.client import TritonEngine
 from app.queue import slots
 from app.queue.notify import Listener
-from app.queue.statements.claim import CLAIM
+from app.queue.statements.claim import CLAIM, CLAIM_ONLY
 from app.queue.statements.settle import SETTLE
 from app.queue.statements.submit import FLUSH, SUBMIT_UNFLUSHED
 from app.services import results
@@ -30,6 +30,7 @@ NAMES = {
     SUBMIT_UNFLUSHED: "submit",
     FLUSH: "flush",
     CLAIM: "claim",
+    CLAIM_ONLY: "claim",
     **dict.fromkeys(SETTLE.values(), "settle"),
     slots.END: "slot",
     results.GET: "read",

@@ -87,10 +87,13 @@ class Dispatcher:
         fleet.changed = self.work_announced
         fleet.freed = self._slot_freed
 
-    def work_announced(self, _payload: str = "") -> None:
-        """There may be work: look now."""
+    def work_announced(self, model: str = "") -> None:
+        """There may be work, for this model alone or for any: look now."""
         self._announced += 1
-        self._drained.clear()
+        if model:
+            self._drained.discard(model)
+        else:
+            self._drained.clear()
         self._wake.set()
 
     def _slot_freed(self) -> None:

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from app.queue import slots
-from app.queue.statements.claim import CLAIM
+from app.queue.statements.claim import CLAIM, CLAIM_ONLY
 from app.queue.statements.settle import SETTLE
 from app.queue.statements.submit import SUBMIT_UNFLUSHED
 
@@ -21,6 +21,7 @@ def _of_nothing(statement: str) -> tuple[str, list[Any]]:
 
 SUBMITTING = [_of_nothing(SUBMIT_UNFLUSHED)]
 DISPATCHING = [
+    (CLAIM_ONLY, ["", "", 0.0, "", (), 0, ()]),
     (CLAIM, [(), (), 0.0, "", (), (), (), (), 0, (), (), (), (), (), ()]),
     _of_nothing(SETTLE[False, False]),
     _of_nothing(slots.END),

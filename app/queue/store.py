@@ -28,7 +28,7 @@ from app.queue.housekeeping import (
 )
 from app.queue.statements.cancel import ABANDONED, CANCEL, CANCEL_MANY, CANCELLING, NOT_ASKED, SWEEP
 from app.queue.statements.channels import IDS_PER_NOTIFY
-from app.queue.statements.claim import CLAIM
+from app.queue.statements.claim import CLAIM, CLAIM_ONLY
 from app.queue.statements.keys import KEY_IN_USE
 from app.queue.statements.position import POSITION
 from app.queue.statements.release import RELEASE
@@ -116,6 +116,15 @@ class QueueStore:
         models, servers, most, unreserved = _columns(slots, lambda slot: _bounds(*slot, kept_share=kept_share))
         busy = running or {}
         async with self._database.hot() as connection:
+            # Who works on nothing is probably woken for one ticket alone.
+            if not holding and len(set(models)) == 1 and most[0] is not None:
+                only = await connection.fetchrow(
+                    CLAIM_ONLY, models[0], servers[0], lease_seconds, dispatcher, [], most[0], list(ended)
+                )
+                if only["id"] is not None or not only["pending"]:
+                    claimed = [only] if only["pending"] else []
+                    count_claims(claimed)
+                    return Claims([_claim(row) for row in claimed], raced=False, granted={models[0]: len(models)})
             rows = await connection.fetch(
                 CLAIM,
                 models,

@@ -18,7 +18,7 @@ from app.queue import backlog, demand
 from app.queue.bulk import MAX_STATEMENT_BYTES
 from app.queue.housekeeping import LOCK_UNUSED_CONTEXTS
 from app.queue.statements.cancel import CANCEL, SWEEP
-from app.queue.statements.claim import CLAIM
+from app.queue.statements.claim import CLAIM, CLAIM_ONLY
 from app.queue.statements.position import POSITION, POSITION_LIMIT
 from app.queue.statements.release import RELEASE
 from app.queue.statements.renew import RENEW
@@ -135,6 +135,12 @@ async def test_a_claim_among_several_owners_reads_little_of_each(history: Any) -
 
 async def test_a_claim_of_an_empty_queue_reads_nothing(history: Any) -> None:
     check(await plan(history, CLAIM, ["nobody"] * 20, ["s"] * 20, 30.0, "d", *REST), "results_claim", 10)
+
+
+@pytest.mark.parametrize("model", ["m1", "nobody"])
+async def test_to_see_whether_a_ticket_is_the_only_one_reads_two(history: Any, model: str) -> None:
+    found = await plan(history, CLAIM_ONLY, model, "s", 30.0, "d", [], CONCURRENCY, [])
+    check(found, "results_claim", 2)
 
 
 async def test_the_gauges_read_what_is_pending_and_nothing_else(history: Any) -> None:

@@ -1,5 +1,6 @@
 """The channels of NOTIFY that the statements wake their readers by."""
 
+# With the model that has new work, or nothing where any may have.
 QUEUED_CHANNEL = "results_queued"
 SETTLED_CHANNEL = "results_settled"
 CANCEL_CHANNEL = "results_cancel"

@@ -23,10 +23,46 @@ LARGEST_ANSWER = f"""(coalesce((r.parameters->>'n')::bigint, 1) * coalesce((r.pa
 #
 # Work whose rank lies in the future, as that of batches does, yields: it may have only the first $15 slots of a server,
 # so that what is due finds one free. Due work takes the last ones first, and yielding work the others.
-FREE_SLOT = """(x.until <= now() AND (x.token IS NULL OR x.token <> ALL ($5::uuid[])) OR x.token = ANY ($11::uuid[]))"""
+FREE_SLOT = """(x.until <= now() AND (x.token IS NULL OR x.token <> ALL ($5::uuid[])) OR x.token = ANY (%s::uuid[]))"""
+OFFERED_SLOT = FREE_SLOT % "$11"
 # Whether the server `v` fulfils a wish.
 MEETS = """(wish = 'server:' || v.name
             OR wish LIKE 'kinds:%' AND v.kind = ANY (string_to_array(substr(wish, 7), ',')))"""
+# What a ticket `p` takes, its prompt and what is stored beside it.
+STORED_BYTES = "pg_column_size(r.parameters) + coalesce(pg_column_size(r.request), 0)"
+PROMPT_BYTES = """p.stored_bytes + (
+        SELECT coalesce(octet_length(c.content), 0) + coalesce(pg_column_size(c.messages), 0)
+               + coalesce(pg_column_size(c.inputs), 0)
+        FROM contexts c WHERE c.id = p.context_id
+    )"""
+# Begins what `started` says: (id, prompt_bytes, answer_bytes, server, slot).
+START = f"""claimed AS (
+    UPDATE results r SET
+        attempt_count = r.attempt_count + 1,
+        attempt_token = gen_random_uuid(),
+        attempt_started_at = now(),
+        started_at = coalesce(r.started_at, now()),
+        available_at = now() + make_interval(secs => $3),
+        dispatcher = $4,
+        server = started.server
+    FROM started
+    -- Each by its key: the planner has no other way to an array of one, and a plan that is kept stays good.
+    WHERE r.id = ANY (ARRAY[started.id])
+    RETURNING
+        {CLAIMED.of("r")}, r.rank, r.server, r.attempt_token, r.attempt_count, started.prompt_bytes,
+        started.answer_bytes, started.slot,
+        extract(epoch FROM r.expires_at - now())::float8 AS expires_in,
+        r.cancel_requested_at IS NOT NULL AS cancel_requested,
+        r.error_code, r.error_message,
+        extract(epoch FROM now() - r.created_at)::float8 AS age, old.started_at IS NULL AS first_claim,
+        {OLD_CLAIM}, old.attempt_count AS lost_number
+), recorded AS (
+    {LOST_LEASE}
+    FROM claimed WHERE lost_token IS NOT NULL
+), occupied AS (
+    UPDATE server_slots x SET token = c.attempt_token, until = now() + make_interval(secs => $3)
+    FROM claimed c WHERE x.server = c.server AND x.model = c.model AND x.number = c.slot
+)"""
 CLAIM = f"""
 WITH RECURSIVE unflushed AS MATERIALIZED (
     SELECT set_config('synchronous_commit', 'off', true)
@@ -38,7 +74,7 @@ WITH RECURSIVE unflushed AS MATERIALIZED (
 ), free AS (
     SELECT l.model, l.server, count(*) AS n, count(*) FILTER (WHERE x.number < l.open) AS open
     FROM offered l JOIN server_slots x ON x.server = l.server AND x.model = l.model AND x.number < l.most
-    WHERE l.nth = 1 AND {FREE_SLOT} GROUP BY l.model, l.server
+    WHERE l.nth = 1 AND {OFFERED_SLOT} GROUP BY l.model, l.server
 ), wishes (model, wish) AS (
     -- Those of the tickets that are pending; '' is none.
     SELECT DISTINCT model, '' FROM offered
@@ -102,15 +138,9 @@ WITH RECURSIVE unflushed AS MATERIALIZED (
     ) soonest WHERE number <= n GROUP BY model, wish, owner_id
 ), due AS MATERIALIZED (
     -- Known without reading them: the length of a text, and that of a document which is stored as it is (EXTERNAL).
-    SELECT p.id, s.model, s.wish, p.rank, p.answer_bytes, p.stored_bytes + (
-        SELECT coalesce(octet_length(c.content), 0) + coalesce(pg_column_size(c.messages), 0)
-               + coalesce(pg_column_size(c.inputs), 0)
-        FROM contexts c WHERE c.id = p.context_id
-    ) AS prompt_bytes
+    SELECT p.id, s.model, s.wish, p.rank, p.answer_bytes, {PROMPT_BYTES} AS prompt_bytes
     FROM shares s CROSS JOIN LATERAL (
-        SELECT r.id, r.rank, r.context_id, pg_column_size(r.parameters) + coalesce(pg_column_size(r.request), 0)
-                   AS stored_bytes,
-               {LARGEST_ANSWER} AS answer_bytes
+        SELECT r.id, r.rank, r.context_id, {STORED_BYTES} AS stored_bytes, {LARGEST_ANSWER} AS answer_bytes
         FROM results r
         WHERE r.model = s.model AND r.wish = s.wish AND r.owner_id = s.owner_id AND {CLAIMABLE}
         ORDER BY r.rank, r.id
@@ -136,12 +166,12 @@ WITH RECURSIVE unflushed AS MATERIALIZED (
 ), taken AS MATERIALIZED (
     SELECT l.model, l.server, ARRAY(
         SELECT x.number FROM server_slots x
-        WHERE x.server = l.server AND x.model = l.model AND x.number < l.most AND {FREE_SLOT}
+        WHERE x.server = l.server AND x.model = l.model AND x.number < l.most AND {OFFERED_SLOT}
         ORDER BY x.number DESC LIMIT l.due
         FOR UPDATE SKIP LOCKED
     ) AS last, ARRAY(
         SELECT x.number FROM server_slots x
-        WHERE x.server = l.server AND x.model = l.model AND x.number < l.open AND {FREE_SLOT}
+        WHERE x.server = l.server AND x.model = l.model AND x.number < l.open AND {OFFERED_SLOT}
         ORDER BY x.number LIMIT l.yielding
         FOR UPDATE SKIP LOCKED
     ) AS first
@@ -158,33 +188,7 @@ WITH RECURSIVE unflushed AS MATERIALIZED (
     -- Where another dispatcher was quicker, both kinds of work may have found the same one.
     SELECT id, prompt_bytes, answer_bytes, server, slot FROM numbered
     WHERE most IS NULL OR slot IS NOT NULL AND NOT (yields AND slot = ANY (last))
-), claimed AS (
-    UPDATE results r SET
-        attempt_count = r.attempt_count + 1,
-        attempt_token = gen_random_uuid(),
-        attempt_started_at = now(),
-        started_at = coalesce(r.started_at, now()),
-        available_at = now() + make_interval(secs => $3),
-        dispatcher = $4,
-        server = started.server
-    FROM started
-    -- Each by its key: the planner has no other way to an array of one, and a plan that is kept stays good.
-    WHERE r.id = ANY (ARRAY[started.id])
-    RETURNING
-        {CLAIMED.of("r")}, r.rank, r.server, r.attempt_token, r.attempt_count, started.prompt_bytes,
-        started.answer_bytes, started.slot,
-        extract(epoch FROM r.expires_at - now())::float8 AS expires_in,
-        r.cancel_requested_at IS NOT NULL AS cancel_requested,
-        r.error_code, r.error_message,
-        extract(epoch FROM now() - r.created_at)::float8 AS age, old.started_at IS NULL AS first_claim,
-        {OLD_CLAIM}, old.attempt_count AS lost_number
-), recorded AS (
-    {LOST_LEASE}
-    FROM claimed WHERE lost_token IS NOT NULL
-), occupied AS (
-    UPDATE server_slots x SET token = c.attempt_token, until = now() + make_interval(secs => $3)
-    FROM claimed c WHERE x.server = c.server AND x.model = c.model AND x.number = c.slot
-)
+), {START}
 SELECT q.*, {ASKED.of("c")}, (SELECT coalesce(sum(seen), 0) FROM shares)::int AS seen,
        (SELECT count(*) FROM picked WHERE NOT fits) AS left_out,
        (SELECT count(*) FROM admitted) AS admitted, (SELECT count(*) FROM placed) AS placed,
@@ -193,4 +197,33 @@ SELECT q.*, {ASKED.of("c")}, (SELECT coalesce(sum(seen), 0) FROM shares)::int AS
 FROM (VALUES (1)) AS always(one)
 LEFT JOIN (claimed q JOIN contexts c ON c.id = q.context_id) ON true
 ORDER BY q.rank, q.id
+"""
+
+# As CLAIM, for the only ticket that is pending for the model $1 on the one server $2, if it is due and has no wish, so
+# that there is nobody to take turns with; $5 as there, $6 are the model's slots, $7 the claims that have ended.
+# `pending` counts to 2. Postgres takes longer to start CLAIM than to run it: this takes a quarter of its time.
+CLAIM_ONLY = f"""
+WITH unflushed AS MATERIALIZED (
+    SELECT set_config('synchronous_commit', 'off', true)
+), first AS MATERIALIZED (
+    SELECT r.id, r.wish FROM results r, unflushed WHERE r.status = 'pending' AND r.model = $1
+    ORDER BY r.wish, r.owner_id, r.rank, r.id LIMIT 2
+), due AS MATERIALIZED (
+    SELECT r.id, r.context_id, {STORED_BYTES} AS stored_bytes, {LARGEST_ANSWER} AS answer_bytes
+    FROM results r
+    WHERE r.id = ANY ((SELECT array_agg(id) FROM first HAVING count(*) = 1 AND max(wish) = '')::uuid[])
+      AND ({CLAIMABLE}) IS TRUE AND r.rank <= now()
+    FOR UPDATE SKIP LOCKED
+), taken AS MATERIALIZED (
+    SELECT x.number FROM server_slots x
+    WHERE x.server = $2 AND x.model = $1 AND x.number < $6 AND {FREE_SLOT % "$7"} AND EXISTS (SELECT FROM due)
+    ORDER BY x.number DESC LIMIT 1
+    FOR UPDATE SKIP LOCKED
+), started AS MATERIALIZED (
+    SELECT p.id, {PROMPT_BYTES} AS prompt_bytes, p.answer_bytes, $2::text AS server, t.number AS slot
+    FROM due p, taken t
+), {START}
+SELECT q.*, {ASKED.of("c")}, (SELECT count(*) FROM first) AS pending
+FROM (VALUES (1)) AS always(one)
+LEFT JOIN (claimed q JOIN contexts c ON c.id = q.context_id) ON true
 """

@@ -53,9 +53,10 @@ WITH {before}given AS (
     INSERT INTO results ({SUBMITTED})
     SELECT {SUBMITTED.stored}
     FROM accepted
-    RETURNING id
+    RETURNING id, model
 ), woken AS (
-    SELECT pg_notify('{QUEUED_CHANNEL}', '') WHERE EXISTS (SELECT FROM stored)
+    -- One of the same payload is sent once.
+    SELECT pg_notify('{QUEUED_CHANNEL}', model) FROM stored
 )
 SELECT id, (SELECT count(*) FROM woken) FROM stored
 """

@@ -177,7 +177,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # FastAPI's own: the OpenAPI document.
     open_paths = [route.path for route in app.routes if isinstance(route, Route)]
     app.router.default = no_route
-    app.add_middleware(Envelope)
+    app.add_middleware(Envelope, handlers=app.exception_handlers)
     if chosen.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=chosen.cors_origins, **CORS)
     app.add_middleware(Proxied, root_path=chosen.root_path, trusted=chosen.trusted_proxies)

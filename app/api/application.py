@@ -5,23 +5,33 @@
 - A body that is here already needs no clock while it is read.
 - A head has a bound, in bytes and in time: httptools takes any, and copies what it has with every part of a header.
 - Who leaves while a body is read gets no answer, and that is no fault of ours.
+- An answer that is all there goes out at once, where uvicorn writes its head and its body.
 """
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from functools import lru_cache
 
 from fastapi import FastAPI
 from starlette.requests import ClientDisconnect
-from starlette.types import Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import (
+    HEADER_RE,
+    HEADER_VALUE_RE,
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 # In a request's state: all of its body has come.
 BODY_HERE = "body_here"
 # Of the first line and the headers of a request.
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_SECONDS = 30.0
+# Of a body that is copied behind its head; to copy a longer one costs more than to write it by itself.
+MAX_COPIED_BYTES = 64 * 1024
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -85,12 +95,18 @@ class HttpProtocol(HttpToolsProtocol):
 class Application(FastAPI):
     """Outside of all middleware, where `send` is still the server's own."""
 
+    def build_middleware_stack(self) -> ASGIApp:
+        """Without FastAPI's own layers, each of which costs all requests: Envelope does their work."""
+        app: ASGIApp = self.router
+        for layer in reversed(self.user_middleware):
+            app = layer.cls(app, *layer.args, **layer.kwargs)
+        return app
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         cycle = getattr(send, "__self__", None)
         if isinstance(cycle, RequestResponseCycle):
             scope["state"][BODY_HERE] = not cycle.more_body
-            if scope["http_version"] == "1.0":
-                send = _ended_by_close(cycle)
+            send = _ended_by_close(cycle) if scope["http_version"] == "1.0" else _at_once(cycle)
         with suppress(ClientDisconnect):
             await super().__call__(scope, receive, send)
 
@@ -110,3 +126,67 @@ def _ended_by_close(cycle: RequestResponseCycle) -> Send:
         await cycle.send(message)  # type: ignore[arg-type]
 
     return unchunked
+
+
+def _at_once(cycle: RequestResponseCycle) -> Send:
+    """Sends what is all there when it begins, as most answers are; the rest, and what is wrong, is for uvicorn.
+
+    A head that names a length waits for its body, so the head of a stream goes out at once.
+    """
+    head: Message | None = None
+
+    async def send(message: Message) -> None:
+        nonlocal head
+        if head is None and message["type"] == "http.response.start":
+            for name, _ in message.get("headers", ()):
+                if name == b"content-length":
+                    head = message
+                    return
+        if head is not None:
+            start, head = head, None
+            if _sent_whole(cycle, start, message):
+                return
+            await cycle.send(start)  # type: ignore[arg-type]
+        await cycle.send(message)  # type: ignore[arg-type]
+
+    return send
+
+
+def _sent_whole(cycle: RequestResponseCycle, start: Message, message: Message) -> bool:
+    """Does what `cycle.send` would do with both, or nothing and returns False."""
+    body: bytes = message.get("body", b"")
+    headers = [*cycle.default_headers, *start["headers"]]
+    if (
+        message.get("more_body")
+        or len(body) > MAX_COPIED_BYTES
+        or message["type"] != "http.response.body"
+        or cycle.response_started
+        or cycle.disconnected
+        or cycle.access_log
+        or cycle.flow.write_paused
+        or not cycle.keep_alive
+        or cycle.scope["method"] == "HEAD"
+        or (b"content-length", b"%d" % len(body)) not in headers
+        or HEADER_VALUE_RE.search(b"".join([value for _, value in headers]))
+    ):
+        return False
+    parts = [STATUS_LINE[start["status"]]]
+    for name, value in headers:
+        field = _field(name)
+        if field is None:
+            return False
+        parts += field, value, b"\r\n"
+    cycle.response_started = cycle.response_complete = True
+    cycle.waiting_for_100_continue = False
+    cycle.transport.write(b"".join((*parts, b"\r\n", body)))
+    cycle.message_event.set()
+    cycle.on_response()
+    return True
+
+
+@lru_cache(maxsize=256)
+def _field(name: bytes) -> bytes | None:
+    """What stands before the value; None for a name that is for uvicorn to judge."""
+    if HEADER_RE.search(name) or name.lower() in (b"connection", b"transfer-encoding"):
+        return None
+    return name.lower() + b": "

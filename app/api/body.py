@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -74,6 +75,8 @@ class StrictJsonRequest(Request):
 class StrictJsonRoute(APIRoute):
     def __init__(self, path: str, endpoint: Any, **options: Any) -> None:
         super().__init__(path, endpoint, **options)
+        # In which FastAPI closes the files of a form.
+        self.app = AsyncExitStackMiddleware(self.app)
         if (arguments := arguments_of(self.dependant)) is not None:
             self.app = _read_first(arguments, endpoint, self.app)
 

@@ -123,7 +123,6 @@ def install_handlers(app: FastAPI) -> None:
             failure = AppError(
                 "The service failed on this request. The cause is in its log; nothing is wrong with yours."
             )
-        failure.headers["X-Request-Id"] = getattr(request.state, "request_id", "")
         return error_response(request.scope, failure)
 
 

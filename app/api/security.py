@@ -107,7 +107,7 @@ class GuardedRoute(StrictJsonRoute):
                     scope["state"]["share"] = share
                     limited = await receive_body(scope, receive, services.settings, share, upload=access.upload)
                     if limited is not None:
-                        await super().handle(scope, limited, send)
+                        await self.app(scope, limited, send)
                 return
         await super().handle(scope, receive, send)
 

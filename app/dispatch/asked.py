@@ -13,7 +13,7 @@ from app.prompts.templates import Templates
 from app.queue.ticket import Claim
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Asked:
     """A prompt, perhaps with images; or a chat's messages and the rest of its request; or tensors."""
 

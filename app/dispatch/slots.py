@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from uuid import UUID
 
-from app.db.tables.results import SettledColumns
 from app.errors import DatabaseUnavailable
 from app.fleet.fleet import Fleet
 from app.fleet.lanes import Lane
@@ -66,20 +65,16 @@ class Slots:
         slot = _slot_of(claim)
         if slot is None:
             return
-        ended = Ended(slot)
-        if end is not None:
-            answer = end.answer if isinstance(end, Settlement) else SettledColumns()
-            ended = Ended(
-                slot,
-                end.attempt_spent,
-                answer.prompt_tokens or 0,
-                answer.completion_tokens or 0,
-                end.gpu_seconds,
-                end.cost,
-                # What failed for good may well be the request's fault.
-                end.error_code if isinstance(end, Release) else None,
-                end.error_message if isinstance(end, Release) else None,
-            )
+        if isinstance(end, Settlement):
+            # What failed for good may well be the request's fault: no error.
+            answer = end.answer
+            tokens = answer.prompt_tokens or 0, answer.completion_tokens or 0
+            ended = Ended(slot, end.attempt_spent, *tokens, end.gpu_seconds, end.cost)
+        elif isinstance(end, Release):
+            spent = end.attempt_spent
+            ended = Ended(slot, spent, 0, 0, end.gpu_seconds, end.cost, end.error_code, end.error_message)
+        else:
+            ended = Ended(slot)
         self._ended[claim.token] = ended
         self._filled.set()
 

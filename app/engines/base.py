@@ -163,7 +163,7 @@ class Endpoint:
         return {"Authorization": f"Bearer {secret}"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
     """One generation, embedding or inference. Timeouts in seconds: between two chunks, and for the whole."""
 

@@ -74,7 +74,7 @@ WHERE x.until <= now() AND NOT EXISTS (SELECT FROM servers s WHERE s.address = x
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Slot:
     """One that a claim has."""
 
@@ -84,7 +84,7 @@ class Slot:
     token: UUID
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ended:
     """A slot whose run has ended, and what was done in it."""
 

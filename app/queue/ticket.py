@@ -89,7 +89,7 @@ class Idempotency:
     fingerprint: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Submission(SubmittedColumns):
     """A ticket about to be stored."""
 
@@ -98,7 +98,7 @@ class Submission(SubmittedColumns):
     prompt: Prompt | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Claim(ClaimedColumns):
     """One attempt to run a result, held until its lease ends; `token` fences it, `server` is where it should run.
 
@@ -143,7 +143,7 @@ class Claims:
     granted: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Settlement:
     """The final status of a claimed result; `size` is that of its answer in bytes, as it came."""
 

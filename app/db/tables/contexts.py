@@ -10,7 +10,7 @@ from app.db.tables.base import Moment, metadata
 from app.db.tables.declared import LARGE, columns_of
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Prompt:
     """What a context says: each attribute is a column that a submit, a batch and POST /contexts/ store."""
 

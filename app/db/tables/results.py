@@ -28,7 +28,7 @@ from app.db.tables.base import Moment, metadata
 from app.db.tables.declared import LARGE, columns_of
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ClaimedColumns:
     """What a ticket says that its run needs: set by the submit or the batch, given back by the claim."""
 
@@ -49,7 +49,7 @@ class ClaimedColumns:
     request: Annotated[dict[str, Any] | None, Column(JSONB(none_as_null=True), info=LARGE)] = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SubmittedColumns(ClaimedColumns):
     """What a ticket says besides: set by the submit or the batch, and in every row that is read."""
 
@@ -72,7 +72,7 @@ class SubmittedColumns(ClaimedColumns):
     wish: Annotated[str, Column(Text, nullable=False, server_default="")] = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SettledColumns:
     """What an engine answered: set by the settle, and in every row that is read."""
 

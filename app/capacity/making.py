@@ -66,7 +66,8 @@ class Making:
         raise Failed("The answer to its create was lost, and no host has its label.", blame=Blame.POOL)
 
     async def boot(self) -> None:
-        told = ""
+        # What a leader before has heard is no progress.
+        told = self._host.row["progress"]
         while True:
             rented = await self._host.seen()
             if rented.state == "running" and rented.address is not None:

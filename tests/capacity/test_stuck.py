@@ -144,3 +144,25 @@ async def test_a_host_that_comes_to_light_later_is_charged_for_the_time_before(
 
         found = await eventually(adopted, "it has a row")
     assert found["from_at"] == (found["created_at"] if twice else found["ended_at"])
+
+
+async def test_a_leader_that_takes_over_is_no_progress_of_a_host_that_boots(
+    stage: Stage, vast: FakeVast, rows: Any
+) -> None:
+    vast.boot_seconds = 1e6
+    progress = "SELECT progress_at FROM hosts WHERE state = 'booting' AND progress <> ''"
+    async with stage.controller():
+        await stage.sent()
+
+        async def heard() -> Any:
+            return await rows.fetchval(progress)
+
+        since = await eventually(heard, "the provider says how far it is")
+    asked = len(vast.calls("GET", "/api/v1/instances/"))
+    async with stage.controller():
+
+        async def asked_again() -> bool:
+            return len(vast.calls("GET", "/api/v1/instances/")) >= asked + 4
+
+        await eventually(asked_again, "the next leader hears the same")
+    assert await rows.fetchval(progress) == since

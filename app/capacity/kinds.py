@@ -118,12 +118,12 @@ def open_kinds(pools: Pools, environ: Mapping[str, str], *, bind: str, advertise
     def kind_of(entry: PoolEntry) -> Kind:
         pool = entry.pool
         key = json.dumps([pool.provider, entry.settings], sort_keys=True)
-        if key not in providers:
-            providers[key] = open_provider(pool.provider, entry.settings, settings)
         changes: dict[str, Any] = {"models": list(pool.models), "max_price": pool.max_price}
         if entry.query:
             changes["query"] = entry.query
         try:
+            if key not in providers:
+                providers[key] = open_provider(pool.provider, entry.settings, settings)
             definition = open_definition(entry.file, **changes)
         except Refused as error:
             raise Refused(f"The pool {pool.name}: {error}") from None

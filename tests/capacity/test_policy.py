@@ -344,6 +344,8 @@ def test_refusal_is_told_as_one_and_asked_again_later_and_later() -> None:
     found = plan(waiting=1, tokens=300, market=Market(refusal="Vast.ai refuses: Your account lacks credit."))
     message = "No host of vast can be made: Vast.ai refuses: Your account lacks credit."
     assert (found.waiting[0].reason, found.waiting[0].message) == (WaitReason.NO_OFFER, message)
+    asked = plan(waiting=1, tokens=300, market=Market(refusal="did you mean chat?")).waiting[0].message
+    assert asked == "No host of vast can be made: did you mean chat?"
     assert [refused_for(times) for times in (1, 2, 3, 5, 6, 5000)] == [30, 60, 120, 480, 600, 600]
 
 

@@ -84,7 +84,7 @@ def test_without_a_key_the_controller_does_not_start_and_says_how_to_make_one(tm
     for each in (path, own):
         with pytest.raises(Refused, match=r"There is no SSH key pair: .*absent does not exist. Make one with"):
             opened(each, home | {"SSH_KEY": str(tmp_path / "absent"), "VAST_API_KEY": "k"})
-    with pytest.raises(Refused, match=r"There is no Vast.ai API key. Make one on https://"):
+    with pytest.raises(Refused, match=r"The pool a: There is no Vast.ai API key. Make one on https://"):
         opened(path, home | {"SSH_KEY": str(ssh_key)})
     assert opened(own, home | {"SSH_KEY": str(ssh_key)}).names == {"a"}
 

@@ -85,6 +85,7 @@ async def _page(
     rows = sorted(await services.keys.seen_by(caller), key=lambda row: (row["state"] != "active", -row["id"].int))
     values = {
         "rows": rows,
+        "used": await services.limits.used([row for row in rows if row["state"] == "active"]),
         "limits": {name: BOUNDS[name] for name in LIMITS},
         "fields": {"names": NAMES, "bounds": BOUNDS},
         "scopes": list(Scope),

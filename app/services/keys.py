@@ -62,7 +62,7 @@ SELECT id, owner_id, scopes, expires_at, revoked_at, {", ".join(LIMITS)}, models
 """  # noqa: S608
 FIND_BY_HASH, FIND_BY_ID = FIND + "secret_hash = $1", FIND + "id = $1"
 LIST = f"""
-SELECT k.id, o.name AS owner, o.weight, k.hint, k.scopes, k.created_at, k.expires_at, k.revoked_at,
+SELECT k.id, k.owner_id, o.name AS owner, o.weight, k.hint, k.scopes, k.created_at, k.expires_at, k.revoked_at,
        {", ".join(f"k.{name}" for name in GIVEN)},
        CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked' WHEN k.expires_at <= now() THEN 'expired' ELSE 'active' END
            AS state

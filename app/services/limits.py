@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -19,7 +20,7 @@ from app.db.engine import Database
 from app.errors import DatabaseUnavailable
 from app.key_errors import PendingLimitReached, RequestLimitReached, SpendingLimitReached, TokenLimitReached
 from app.services.callers import Caller
-from app.services.standing import WINDOW_SECONDS, Cap, Standing, duration
+from app.services.standing import CAPS, WINDOW_SECONDS, Cap, Standing, duration
 from app.telemetry import logger
 
 log = logger("limits")
@@ -61,6 +62,10 @@ CROSS JOIN LATERAL (
     ) d
 ) spent
 """
+
+
+# The limits whose use is counted here.
+COUNTED = ("requests_per_minute", "pending_limit", *CAPS)
 
 
 class Limits:
@@ -154,6 +159,32 @@ class Limits:
         if caller.key_id is None or not caller.capped:
             return []
         return (await self._standing(caller, caller.key_id)).caps(datetime.now(UTC))
+
+    async def used(self, keys: Sequence[Mapping[str, Any]]) -> dict[UUID, dict[str, float]]:
+        """What each key, a row of `Keys.list`, has used of the limits it has, by the names of these.
+
+        Requests of the last minute are those that the processes have told of each other.
+        """
+        bounded = {key["id"]: key for key in keys if any(key[name] is not None for name in COUNTED)}
+        month = datetime.now(UTC).date().replace(day=1)
+        capped = [month if any(key[name] is not None for name in CAPS) else None for key in bounded.values()]
+        async with self._database.hot() as connection:
+            rows = await connection.fetch(
+                READ,
+                list(bounded),
+                [key["owner_id"] for key in bounded.values()],
+                [key["pending_limit"] or 0 for key in bounded.values()],
+                capped,
+                int(time.time()) - WINDOW_SECONDS,
+                [],
+            )
+        found = {}
+        for row in rows:
+            requests = sum(count for _, count in row["requests"] or ())
+            used = {"requests_per_minute": requests, "pending_limit": row["pending"], **{n: row[n] for n in CAPS}}
+            limits = bounded[row["key_id"]]
+            found[row["key_id"]] = {name: used[name] for name in COUNTED if limits[name] is not None}
+        return found
 
     async def share(self) -> None:
         """Keeps what this process and the others know of each other fresh, for ever."""

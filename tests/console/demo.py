@@ -86,8 +86,20 @@ SELECT id, context_id, $2, '{"n": 1, "temperature": 0, "max_tokens": 60}', 0, at
        CASE WHEN failed THEN 'expired' END, CASE WHEN failed THEN 'It was not run in time.' END
 FROM made
 """
-# The same hour by the minute, and the day before it, by a formula.
+# The same hour by the minute, and the day before it, by a formula: tickets that need no more than to have come.
 DAY = """
+WITH prompt AS (
+    INSERT INTO contexts (id, owner_id, content) VALUES (uuidv7(), 0, 'A row of the demo.') RETURNING id
+), came AS (
+    INSERT INTO results (id, context_id, model, parameters, owner_id, rank, created_at, available_at, started_at,
+                         completed_at, status, output, finish_reason, prompt_tokens, completion_tokens, attempt_count,
+                         dispatcher)
+    SELECT uuidv7(-n * interval '5 minutes'), prompt.id, m.model, '{"n": 1}', 0, at, at, at, at, at, 'completed',
+           'A row of the demo.', 'stop', 20, m.tokens, 1, 'the day'
+    FROM prompt, generate_series(13, 287) n CROSS JOIN (VALUES ($1, 40), ($2, 95)) m(model, tokens)
+    CROSS JOIN LATERAL (SELECT (24 + 14 * sin(n / 40.0 + m.tokens) + 5 * sin(n * 1.7))::int8 AS tickets) t
+    CROSS JOIN LATERAL generate_series(1, tickets) CROSS JOIN LATERAL (SELECT now() - n * interval '5 minutes') a(at)
+)
 INSERT INTO minute_counts (owner_id, minute, model, error_code, tickets, prompt_tokens, completion_tokens)
 SELECT 0, date_trunc('minute', completed_at), model, coalesce(error_code, ''), count(*), sum(prompt_tokens),
        sum(completion_tokens)

@@ -8,14 +8,14 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Browser, expect
 
 from app.config import Settings
 from app.console.entrance import COOKIE
 from app.dispatch import batch_files
 from app.openai.ids import uuid_of
 from app.services.sessions import form_token
-from tests.console.conftest import Visit
+from tests.console.conftest import Visit, visiting
 from tests.console.test_entrance import form_of, logged_in
 from tests.keys.conftest import MakeKey
 from tests.openai.batch_kit import CHATS, line
@@ -144,6 +144,15 @@ async def test_failures_are_told_by_their_reason_and_one_kind_of_them_is_run_aga
     form = {"form": form_of((await service.client.get(first)).text), "error": "nothing_such"}
     refused = await service.client.post(f"{first}/retry", data=form)
     assert (refused.status_code, "no line of it failed with nothing_such" in refused.text) == (409, True)
+
+
+async def test_on_a_phone_nothing_of_the_form_stands_out(service: Service, browser: Browser) -> None:
+    async with visiting(browser, service, viewport={"width": 390, "height": 800}) as visit:
+        page = await visit.go(NEW)
+        edges = """() => [...document.querySelectorAll("form.drop *")].filter(each => each.checkVisibility())
+            .map(each => each.getBoundingClientRect().right)"""
+        zone = await page.eval_on_selector(".zone", "zone => zone.getBoundingClientRect().right")
+        assert max(await page.evaluate(edges)) <= zone
 
 
 async def test_what_is_answered_so_far_can_be_downloaded(

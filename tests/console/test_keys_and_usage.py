@@ -13,7 +13,7 @@ from app.services.callers import Scope
 from app.services.sessions import form_token
 from tests.console.conftest import Visit, visiting
 from tests.console.test_entrance import logged_in
-from tests.keys.conftest import MakeKey
+from tests.keys.conftest import MakeKey, bearer
 from tests.keys.test_usage import use
 from tests.service import Service, eventually
 
@@ -113,6 +113,25 @@ async def test_owners_see_their_own_keys_and_usage_and_admins_all(
         assert "<b>10</b> tickets" in (await client.get("/console/usage?owner=bob")).text
         data = {"form": form_token(client.cookies[COOKIE]), "name": "x", "scopes": "read"}
         assert (await client.post("/console/keys", data=data)).status_code == 422
+
+
+async def test_what_keys_have_used_of_their_limits_stands_beside_them(
+    guarded: Service, make_key: MakeKey, rows: Any
+) -> None:
+    root = await make_key("root", scopes=tuple(Scope))
+    nightly = await make_key("nightly", owner="alice", tokens_per_day=100, dollars_per_month=1.0, pending_limit=7)
+    await make_key("idle", owner="alice", requests_per_minute=60)
+    await use(rows, "alice", key="nightly", cost=0.25)
+    refused = await guarded.client.post(
+        "/v1/completions", json={"model": "chat", "prompt": "x"}, headers=bearer(nightly)
+    )
+    assert refused.status_code == 429
+    async with logged_in(guarded, root) as client:
+        page = " ".join((await client.get("/console/keys")).text.split())
+    # Spent is what a reader looks for who is refused.
+    assert 'Tokens a day: 100 <span class="bad">(150 used)</span>' in page
+    for unspent in ("a month: 1.00 {}$0.2500", "tickets: 7 {}0", "minute: 60 {}0"):
+        assert unspent.format('<span class="note">(') in page, unspent
 
 
 async def test_the_csv_is_the_table_and_no_cell_of_it_is_a_formula(

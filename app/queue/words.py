@@ -151,6 +151,8 @@ WITH unread AS MATERIALIZED (
     SELECT id FROM newest WHERE NOT EXISTS (SELECT FROM ticket_words w WHERE w.result_id = newest.id)
     UNION SELECT id FROM ended WHERE NOT EXISTS (SELECT FROM ticket_words w WHERE w.result_id = ended.id)
     UNION SELECT id FROM pending
+    -- So that no text is taken apart once there are enough.
+    ORDER BY id DESC
 )
 SELECT ARRAY(SELECT r.id FROM looked JOIN results r ON r.id = looked.id JOIN contexts c ON c.id = r.context_id,
 LATERAL (
@@ -167,7 +169,7 @@ WHERE ($4::text IS NULL OR is_in.state = $4) AND ($5::text IS NULL OR r.model = 
         AND to_tsvector('simple', {spaced("said.text")}) @@ plainto_tsquery('simple', {spaced("$12::text")})
   ))
   AND ($15::text IS NULL OR r.error_code IS DISTINCT FROM $15)
-ORDER BY r.id DESC) AS ids,
+ORDER BY looked.id DESC LIMIT $16) AS ids,
 (SELECT count(*) FROM unread) < {UNREAD} AND (SELECT count(*) FROM ended) < {LOOKED_AT} AS all_ended,
 (SELECT count(*) FROM pending) < 2 * {LOOKED_AT} AS all_pending
 """  # noqa: S608
@@ -256,8 +258,8 @@ class WordStore:
             found: UUID | None = await connection.fetchval(OLDEST, owner_id)
         return found
 
-    async def rest(self, wanted: Wanted, patterns: Sequence[str]) -> Rest:
-        """Those that have no row yet, newest first; each of the `patterns`, as LIKE has them, is in the text."""
+    async def rest(self, wanted: Wanted, patterns: Sequence[str], limit: int | None = None) -> Rest:
+        """Those that have no row yet, the newest `limit`; each of the `patterns`, as LIKE has them, is in the text."""
         path, value = (None, None) if wanted.metadata is None else (list(wanted.metadata[0]), wanted.metadata[1])
         async with self._database.hot() as connection:
             row = await connection.fetchrow(
@@ -277,6 +279,7 @@ class WordStore:
                 list(patterns),
                 wanted.of_chats,
                 wanted.but_error_code,
+                limit,
             )
         return Rest(row["ids"], row["all_ended"], row["all_pending"])
 

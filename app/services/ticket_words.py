@@ -45,7 +45,7 @@ class TicketWords:
             return len(ids) >= limit
 
         until = await looked_back(await self._bounded(wanted), look) if final else None
-        rest = (await self._store.rest(wanted, patterns(wanted.text))).ids
+        rest = (await self._store.rest(wanted, patterns(wanted.text), limit)).ids
         if until is not None:
             rest = [id_ for id_ in rest if id_ >= lowest_at(until)]
         ids = sorted({*ids, *rest}, reverse=True)[:limit]

@@ -137,6 +137,14 @@ async def test_words_and_properties_find_what_has_them(database: Database, ticke
     assert await found(database, Search(text="heron"), OTHER) == [others]
 
 
+async def test_of_what_waits_no_more_is_read_than_is_wanted(database: Database, tickets: Tickets) -> None:
+    waiting = [await tickets.make(Prompt("A heron waits"), ago=ago) for ago in (50, 10, 40, 30)]
+    wanted = Wanted(0, lowest=FIRST_ID, below=ticket_words.upper_bound(None, None), text="heron")
+    newest = sorted(waiting, reverse=True)
+    assert (await WordStore(database).rest(wanted, ["%heron%"], 2)).ids == newest[:2]
+    assert (await WordStore(database).rest(wanted, ["%heron%"])).ids == newest
+
+
 async def test_what_is_not_kept_has_no_words_and_what_is_removed_no_row(
     database: Database, rows: Any, tickets: Tickets
 ) -> None:

@@ -15,7 +15,7 @@ from app.capacity.record import Means
 from app.queue.hosts import Row
 from app.queue.ledger import Limit
 from nvidia_triton.providers.base import Address, Provider, Query, Refused, Tunnel
-from nvidia_triton.providers.deploy import check_models, deploy
+from nvidia_triton.providers.deploy import check_models, deploy, weights_of
 from nvidia_triton.providers.registry import open_definition, open_provider, open_settings
 from nvidia_triton.providers.tunnel import Tunnel as HeldTunnel
 
@@ -55,6 +55,10 @@ class Kind:
     async def check_models(self) -> None:
         """Raises Refused where the pool's models could not be deployed to any host."""
         await check_models(self.definition, self.pool.models, settings=self.settings)
+
+    def weights(self) -> str:
+        """Where those of its models are from."""
+        return weights_of(self.pool.models, settings=self.settings)
 
     async def _deploy(self, address: Address, models: Sequence[str], progress: Callable[[Any], None]) -> None:
         await deploy(address, self.definition, models, progress, settings=self.settings)

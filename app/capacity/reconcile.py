@@ -241,7 +241,7 @@ class Reconciler:
             storage_price=offer.storage_price,
             spot=offer.interruptible,
             models=kind.pool.models,
-            revision=None,
+            revision=await asyncio.to_thread(kind.weights) or None,
             reason=rent.reason,
             limits=[limit for limit in self._kinds.limits if limit.pool in ("", rent.pool)],
             keep_seconds=ENDING,

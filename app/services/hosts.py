@@ -37,6 +37,10 @@ class HostView(BaseModel):
     storage_price: float = Field(description="dollars an hour while it is stopped")
     cost: float = Field(description="dollars so far, by the ledger")
     models: list[str]
+    revision: str | None = Field(
+        description="where the models' weights are from: `owner/name` of a hub, with its revision where a source.json "
+        "names one"
+    )
     state: Literal[
         "wanted",
         "creating",

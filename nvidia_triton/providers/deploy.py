@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import cast
 
 from nvidia_triton.engine_arguments import vllm_of_image
+from nvidia_triton.hub import source
 from nvidia_triton.providers.base import Address, DeployFailed, Progress, Refused, Step
 from nvidia_triton.providers.hosts import context_of, ssh_host
 from nvidia_triton.vast import deploy as models_of
@@ -75,6 +78,23 @@ async def check_models(definition: InstanceDefinition, models: Sequence[str], *,
         await asyncio.to_thread(_validate, settings, models, definition.query.num_gpus, definition.image.name)
     except TargetError as error:
         raise Refused(str(error)) from None
+
+
+def weights_of(models: Sequence[str], *, settings: VastSettings) -> str:
+    """Where the models' weights are from: `owner/name`, with the revision where that is known; none where it is not."""
+    found = (_weights(settings.root / "models" / model) for model in models)
+    return ", ".join(each for each in found if each)
+
+
+def _weights(folder: Path) -> str:
+    try:
+        if (files := source.read(folder)) is not None:
+            return f"{files.repository}@{files.revision}"
+        for file in folder.glob("[0-9]*/model.json"):
+            return str(json.loads(file.read_text(encoding="utf-8"))["model"])
+    except (source.SourceProblem, OSError, ValueError, KeyError, TypeError):
+        return ""
+    return ""
 
 
 class _ModelsUnusable(TargetError):

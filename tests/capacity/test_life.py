@@ -40,6 +40,7 @@ async def test_a_ticket_has_a_host_made_and_the_host_goes_when_there_is_no_more_
     ]
     (host,) = await stage.hosts()
     assert (host["generations"], host["failure"], host["hourly_price"]) == (1, None, 5.0)
+    assert host["revision"] == "Qwen/Qwen2.5-7B-Instruct"
     # By the ledger, and by the provider's own count.
     assert 0 < vast.spent() <= host["cost"]
     assert (await stage.service.client.get("/servers/")).json() == []

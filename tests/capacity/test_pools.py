@@ -102,6 +102,14 @@ async def test_hosts_of_a_pool_that_has_another_provider_now_are_not_looked_for_
     assert kinds.of_row({"pool": "a", "provider": "command"}) is kinds.named("a")
 
 
+async def test_where_the_weights_of_a_pool_are_from_is_known(tmp_path: Path, ssh_key: Path) -> None:
+    environ = {"XDG_CONFIG_HOME": str(tmp_path), "SSH_KEY": str(ssh_key), "VAST_API_KEY": "k"}
+    path = define(tmp_path / "pools.yaml", "{name: a, models: [minilm, absent, qwen2.5-7b-instruct, ner-rules]}")
+    named, other = opened(path, environ).named("a").weights().split(", ")
+    assert re.fullmatch(r"sentence-transformers/all-MiniLM-L6-v2@[0-9a-f]{40}", named)
+    assert other == "Qwen/Qwen2.5-7B-Instruct"
+
+
 async def test_models_that_no_host_could_load_are_named_before_one_is_paid_for(tmp_path: Path, ssh_key: Path) -> None:
     environ = {"XDG_CONFIG_HOME": str(tmp_path), "SSH_KEY": str(ssh_key), "VAST_API_KEY": "k"}
     path = define(tmp_path / "pools.yaml", "{name: a, models: [qwen2.5-7b-instrukt]}")

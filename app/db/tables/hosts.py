@@ -73,7 +73,7 @@ hosts = Table(
     # The provider may take it back at any moment.
     Column("spot", Boolean, nullable=False, server_default="false"),
     Column("models", ARRAY(Text), nullable=False),
-    # Digest of what was deployed.
+    # Where the models' weights are from.
     Column("revision", Text),
     Column("state", Text, nullable=False),
     Column("reason", Text, nullable=False, server_default=""),

@@ -1,43 +1,19 @@
-"""Every route of the OpenAPI document, with what its schema allows and with what it does not."""
+"""What the routes are tried on: a service with one of everything in it."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import asyncpg
 import httpx
-import pytest
-import pytest_asyncio
 import requests
 import schemathesis
-from hypothesis import HealthCheck, settings
-from openai import types
-from openai.types.conversations import Conversation
-from pydantic import BaseModel
-from schemathesis import checks
-from schemathesis.generation.feedback import FeedbackSources
-from schemathesis.pytest._test_builder import build_operation_test
-from schemathesis.python._constants.orchestrator import make_constants_value_source
 
-from app.config import Settings
-from app.main import create_app
-from nvidia_triton.local.settings import ROOT, free_ports
-from tests.conftest import with_database
-from tests.postgres_server import RunningPostgres
-from tests.servers import TEST_MODELS, RunningTriton, start_triton
-from tests.service import Process, eventually
-from tests.tokenizer import trained
+from nvidia_triton.local.settings import free_ports
 
-EXAMPLES = settings(
-    max_examples=10, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-)
 # The default, and the most that is asked for with success: what is tried here is the API, not how long engines write.
 TOKENS = 16
 TOKEN_COUNTS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "min_tokens")
@@ -52,28 +28,6 @@ HOST = """
 INSERT INTO hosts (pool, provider, label, offer, hourly_price, models, state)
 VALUES ('p', 'vast', $1, '1', 0.5, '{chat}', 'ready') RETURNING id
 """
-CHECKS = [
-    checks.not_a_server_error,
-    checks.status_code_conformance,
-    checks.content_type_conformance,
-    checks.response_headers_conformance,
-    checks.response_schema_conformance,
-]
-# By their `object`: what the official client takes the answers for.
-OBJECTS: dict[str, type[BaseModel]] = {
-    "chat.completion": types.chat.ChatCompletion,
-    "text_completion": types.Completion,
-    "response": types.responses.Response,
-    "model": types.Model,
-    "file": types.FileObject,
-    "batch": types.Batch,
-    "conversation": Conversation,
-}
-
-schema = schemathesis.openapi.from_dict(create_app(Settings()).openapi())
-# A method that a path does not take is a 405, which no document lists: tests/api/test_bad_input.py tries those.
-schema.config.phases.coverage.unexpected_methods = set()
-ROUTES = {operation.label: operation for operation in (result.ok() for result in schema.get_all_operations())}
 
 
 class Stack:
@@ -234,97 +188,3 @@ async def _one_of_each(client: httpx.AsyncClient) -> dict[str, Any]:
         "input_file_id": file["id"],
         "batch_id": (await made("POST", "/v1/batches", json=batch))["id"],
     }
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    models = tmp_path_factory.mktemp("models") / "models"
-    shutil.copytree(TEST_MODELS, models)
-    shutil.copytree(ROOT / "models" / "image-rules", models / "image-rules")
-    return models
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[RunningTriton]:
-    server = start_triton(tmp_path_factory.mktemp("triton"), ("chat", "embed", "image-rules", "tiny"), repository)
-    yield server
-    server.stop()
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def stack(
-    postgres: RunningPostgres,
-    template: str,
-    engine: RunningTriton,
-    repository: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> AsyncIterator[Stack]:
-    """In processes of their own: the tests here hold up this one's event loop."""
-    trained("Once upon a time.").save(str(repository / "chat" / "1" / "tokenizer.json"))
-    name = f"test_{uuid4().hex}"
-    connection = await asyncpg.connect(postgres.url)
-    await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
-    await connection.close()
-    settings = Settings(
-        database_url=with_database(postgres.url, name),
-        triton_urls=(engine.grpc_url,),
-        api_port=free_ports(1)[0],
-        model_repository=str(repository),
-        default_max_tokens=TOKENS,
-        default_model="none",
-        webhook_allow_private=True,
-        probe_seconds=0.3,
-    )
-    running = Stack(f"http://127.0.0.1:{settings.api_port}")
-    logs = tmp_path_factory.mktemp("logs")
-    async with AsyncExitStack() as opened:
-        for module in ("app.main", "app.worker"):
-            await opened.enter_async_context(Process(module, settings, logs / f"{module}.log"))
-
-        async def serving() -> bool:
-            try:
-                answer = await client.get("/health/ready")
-            except httpx.TransportError:
-                return False
-            return answer.status_code == 200 and len(answer.json()["triton"][0]["ready_models"]) == 4
-
-        async with httpx.AsyncClient(base_url=running.url, trust_env=False) as client:
-            await eventually(serving, "the API serves and sees the models", pause=0.2)
-        database = await asyncpg.connect(settings.database_url)
-        await running.fill(database)
-        await database.close()
-        yield running
-
-
-def judge(case: schemathesis.Case, stack: Stack) -> None:
-    answer = case.call_and_validate(base_url=stack.url, session=stack.session, checks=CHECKS, timeout=30)
-    stack.seen[case.operation.label, answer.status_code] += 1
-    if case.path.startswith("/v1/") and answer.headers.get("content-type") == ["application/json"]:
-        document = answer.json()
-        if (kind := OBJECTS.get(document.get("object"))) and "deleted" not in document:
-            kind.model_validate(document)
-
-
-@pytest.mark.parametrize("route", ROUTES)
-def test_every_answer_is_one_that_the_document_has(route: str, stack: Stack) -> None:
-    def judge_twice(case: schemathesis.Case) -> None:
-        judge(case, stack)
-        if stack.aim(case):
-            judge(case, stack)
-
-    # What `schema.parametrize` does when tests are collected, which each process of a run does with all of them.
-    test = build_operation_test(
-        config=schema.config,
-        operation=ROUTES[route],
-        test_func=judge_twice,
-        given_kwargs={},
-        feedback=FeedbackSources(constants_value_source=make_constants_value_source(schema)),
-        explicit_settings=EXAMPLES,
-    )
-    test()
-
-
-def test_each_route_was_answered_with_success_too(stack: Stack) -> None:
-    tried = {route for route, _ in stack.seen}
-    # The only batch there is has ended.
-    assert tried - {route for route, status in stack.seen if status < 300} <= {"POST /v1/batches/{batch_id}/cancel"}

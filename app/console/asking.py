@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import Form, Request
 
 from app.api.dependencies import caller_of, services_of
-from app.errors import invalid
+from app.errors import AppError, invalid
 from app.services.catalog import CatalogEntry
 
 LONGEST = 1_000_000
@@ -30,3 +31,13 @@ def number_of(name: str, text: str, kind: type[int] | type[float]) -> float:
         return kind(text.strip())
     except ValueError:
         raise invalid(name, f"{text[:20]!r} is no {'whole number' if kind is int else 'number'}") from None
+
+
+def faults_of(error: AppError, fields: Mapping[str, str], rest: str = "") -> dict[str, str]:
+    """What is wrong, by fields of the form: `fields` has the one of each part of the request; others are in `rest`."""
+    faults: dict[str, str] = {}
+    for each in error.errors or ():
+        name = each["field"].split(".")[0].split("[")[0]
+        field = fields.get(name, rest)
+        faults.setdefault(field, each["message"] if name in fields else f"{each['field']}: {each['message']}")
+    return faults

@@ -2,6 +2,7 @@
 
 from app.console import (
     batches,
+    changed_ticket,
     chat_pages,
     compare,
     host_pages,
@@ -22,7 +23,7 @@ from app.console import (
 )
 
 PAGES = (
-    *(overview, tickets, ticket_sets, ticket, similar_pages, chat_pages, instruction_pages, compare),
+    *(overview, tickets, ticket_sets, ticket, changed_ticket, similar_pages, chat_pages, instruction_pages, compare),
     *(new_batch, batches, model_pages, server_pages, host_pages),
     *(key_pages, usage_pages, webhook_pages, running_pages),
     # Last, for it has what no other page of the console is.

@@ -12,6 +12,8 @@ from pydantic_core import to_json
 from app.api.dependencies import caller_of, root_of, services_of
 from app.api.schemas import Result
 from app.api.security import READ, SUBMIT, WORK
+from app.console.changed_ticket import CHANGED_FROM, changeable
+from app.console.chat_asked import uuid_or_none
 from app.console.entrance import PREFIX, PageRoute
 from app.console.following import ticket_followed
 from app.console.pages import event_stream, page, wants_events
@@ -47,11 +49,18 @@ async def _shown(request: Request, id_: UUID) -> dict[str, Any]:
         "waiting": waiting,
         "position_limit": POSITION_LIMIT,
         "prompt": context,
+        "changeable": changeable(row, context),
+        "changed_from": _id((context["metadata"] or {}).get(CHANGED_FROM)),
         "chat_id": chat_of(row["client_reference"]),
         "attempts": await services.results.attempts(caller, id_),
         "document": to_json(Result.of(row, waiting), indent=2).decode(),
         "address": str(request.base_url).rstrip("/"),
     }
+
+
+def _id(text: object) -> UUID | None:
+    """What anybody may have written there."""
+    return uuid_or_none(text) if isinstance(text, str) else None
 
 
 @router.post("/{result_id}/cancel", dependencies=[SUBMIT])

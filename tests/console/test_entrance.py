@@ -36,6 +36,8 @@ PAGES: dict[tuple[str, str], Scope | None] = {
     ("GET", "/console/tickets/{result_id}"): READS,
     ("POST", "/console/tickets/{result_id}/cancel"): SUBMITS,
     ("POST", "/console/tickets/{result_id}/retry"): SUBMITS,
+    ("GET", "/console/tickets/{result_id}/change"): SUBMITS,
+    ("POST", "/console/tickets/{result_id}/change"): SUBMITS,
     ("GET", "/console/chat"): READS,
     ("POST", "/console/chat"): SUBMITS,
     ("GET", "/console/chat/similar/{result_id}"): READS,

@@ -22,7 +22,13 @@ FAULTS = """async (rules) => {
 }"""
 REFUSED = re.compile(r"status of 4(04|10|22) ")
 # Addresses that are no pages.
-OTHERS = ("/console", "/console/static/{name}", "/console/usage.csv", "/console/chat/similar/{result_id}")
+OTHERS = (
+    "/console",
+    "/console/batches/{batch_id}/table.csv",
+    "/console/static/{name}",
+    "/console/usage.csv",
+    "/console/chat/similar/{result_id}",
+)
 
 
 async def things(service: Service) -> dict[str, str]:

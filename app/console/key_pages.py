@@ -15,6 +15,7 @@ from app.api.dependencies import caller_of, root_of, services_of
 from app.api.keys import KeyCreate, new_key
 from app.api.problems import invalid_fields
 from app.api.security import ADMIN, READ
+from app.console.asking import faults_of
 from app.console.entrance import PREFIX, PageRoute, form_token_of, with_cookie
 from app.console.render import HEADERS, html
 from app.db.ids import uuid7
@@ -91,6 +92,7 @@ async def _page(
         "scopes": list(Scope),
         "given": given,
         "refused": refused,
+        "faults": {} if refused is None else faults_of(refused, {name: name for name in EMPTY}),
         "new": new,
         "key": key,
         "id": uuid7(),

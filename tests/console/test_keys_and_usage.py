@@ -43,7 +43,9 @@ async def test_a_key_is_shown_once_and_ends_with_its_sessions(local: Visit, brow
     await page.fill("input[name=requests_per_minute]", "60")
     await page.fill("input[name=dollars_per_month]", "many")
     await page.click("button:has-text('Make the key')")
-    await expect(page.locator("[role=alert]")).to_contain_text("dollars_per_month")
+    await expect(page.locator("#fault-dollars_per_month")).to_contain_text("valid number")
+    assert await page.get_attribute("input[name=dollars_per_month]", "aria-invalid") == "true"
+    assert "dollars_per_month" not in await page.inner_text("main")
     assert await page.input_value("input[name=name]") == HOSTILE
     assert await rows.fetchval("SELECT count(*) FROM api_keys") == 0
     await page.fill("input[name=dollars_per_month]", "12.5")

@@ -15,7 +15,7 @@ from huggingface_hub.errors import GenerationError, ValidationError
 from app.config import Settings
 from tests.faces.conftest import url_of
 from tests.servers import TEST_MODELS
-from tests.service import Service, running_api
+from tests.service import Service, eventually, running_api
 from tests.tokenizer import trained
 
 
@@ -118,13 +118,25 @@ async def test_a_stream_says_what_the_answer_says(client: AsyncInferenceClient) 
     assert last.details.input_length > 0
 
 
+async def serving(service: Service) -> None:
+    """An API that has just started may not have heard of all models yet."""
+
+    async def known() -> bool:
+        states = {model["name"]: model["state"] for model in (await service.client.get("/models/")).json()}
+        return [states.get(name) for name in ("chat", "embed", "tiny")] == ["ready"] * 3
+
+    await eventually(known, "the models are known")
+
+
 async def test_which_model_answers(make_settings: Callable[..., Settings], service: Service, tmp_path: Path) -> None:
     body = {"inputs": "[[sim:emit=Yes]]"}
     # With no default: the only one with a chat template; where none is known by its folder, it must be named.
     async with running_api(make_settings(default_model=None)) as other:
+        await serving(other)
         assert (await other.client.get("/tgi/info")).json()["model_id"] == "chat"
         assert (await other.client.post("/tgi/generate", json=body)).json() == {"generated_text": "Yes"}
     async with running_api(make_settings(default_model=None, model_repository=str(tmp_path))) as other:
+        await serving(other)
         for answer in (await other.client.post("/tgi/generate", json=body), await other.client.get("/tgi/info")):
             assert answer.status_code == 422
             assert "chat, embed, tiny" in answer.json()["error"]

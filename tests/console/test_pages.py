@@ -170,6 +170,19 @@ async def test_times_are_those_of_the_readers_zone(service: Service, browser: Br
         assert "UTC" not in await shown.inner_text()
 
 
+async def test_times_that_are_filled_in_are_those_of_the_readers_zone(service: Service, browser: Browser) -> None:
+    async with visiting(browser, service, timezone_id="Asia/Kolkata", locale="en-GB") as visit:
+        page = await visit.go("/console/tickets?after=2026-01-31T20:00&before=2026-02-01T02:00%2B02:00")
+        since, until = page.get_by_label("Since"), page.get_by_label("Until")
+        await expect(since).to_have_value("2026-02-01T01:30")
+        await expect(until).to_have_value("2026-02-01T05:30")
+        await since.fill("2026-02-01T02:45")
+        await page.get_by_role("button", name="Search").click()
+        await page.wait_for_url("**after=2026-01-31T21%3A15&**")
+        assert "before=2026-02-01T00%3A00" in page.url
+        await expect(since).to_have_value("2026-02-01T02:45")
+
+
 def test_answers_that_would_take_long_to_make_are_shown_without_markdown() -> None:
     table = "|a|b|\n|-|-|\n" + "|x|y|\n" * 1000
     assert markdown(table).count("<td>") == 2000

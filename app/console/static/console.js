@@ -13,6 +13,24 @@ function localise(part) {
   }
 }
 
+// Times that are filled in are the reader's too; in addresses they are UTC, so that they say the same to everybody.
+function localiseFields() {
+  const fields = [...document.querySelectorAll("input[type=datetime-local]")];
+  for (const field of fields) {
+    const given = field.getAttribute("value");
+    const moment = new Date(/(Z|[+-]\d\d:?\d\d)$/i.test(given) ? given : `${given}Z`);
+    if (isNaN(moment)) continue;
+    moment.setMinutes(moment.getMinutes() - moment.getTimezoneOffset());
+    field.value = moment.toISOString().slice(0, -1);
+  }
+  for (const note of document.querySelectorAll("[data-zone]")) note.textContent = note.dataset.zone;
+  document.addEventListener("formdata", ({ target, formData }) => {
+    for (const { name, value } of fields.filter((field) => field.form === target && field.value)) {
+      formData.set(name, new Date(value).toISOString().replace(/(:00)?\.000Z$/, ""));
+    }
+  });
+}
+
 // A stream that was refused is asked for again after so long.
 const REFUSED_SECONDS = 3;
 let stream = null;
@@ -237,5 +255,6 @@ if (said) history.replaceState(null, "", said.dataset.once);
 // On a phone the pages' names stand in one line, which scrolls.
 document.querySelector("nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 localise(document);
+localiseFields();
 document.querySelectorAll("[data-fill]").forEach((place) => fill(place));
 follow();

@@ -33,6 +33,7 @@ async def _given(
     reference: Word = "",
     batch: str = "",
     server: Word = "",
+    key: str = "",
     error: Word = "",
     text: Word = "",
     meta: Word = "",
@@ -46,6 +47,7 @@ async def _given(
         "reference": reference,
         "batch": batch,
         "server": server,
+        "key": key,
         "error": error,
         "text": text,
         "meta": meta,
@@ -73,6 +75,7 @@ def _search_of(given: dict[str, str]) -> Search:
         reference=read("reference"),
         batch_id=read("batch", _batch_id),
         server=read("server"),
+        key_id=read("key", UUID),
         error_code=read("error", _not_cancelled if given["state"] == State.CANCELLED else str),
         text=read("text", _with_words),
         metadata=read("meta", _path_and_value),
@@ -117,6 +120,7 @@ def _one_of(name: str, text: str, kind: Any) -> Any:
         expected = {
             "state": f"is one of {', '.join(State)}",
             "batch": "is the id of a batch, like batch_01a228f9e52e73e8908499a021d8a3fa",
+            "key": "is the id of a key: choose one of the list",
             "text": "has no word: a letter or a digit at least is needed to look for",
             "error": "is another code than that of cancelled tickets: leave it or the state empty",
             "meta": "is a path and a value, like source.name = tests",
@@ -161,8 +165,9 @@ async def _fields(request: Request, given: dict[str, str]) -> dict[str, Any]:
     """The form of the filters; what its fields offer to choose from is not live."""
     services, caller = services_of(request), caller_of(request)
     models: list[str] = []
-    seen = Seen((), (), ())
+    seen, keys = Seen((), (), ()), []
     if not wants_events(request):
         models = sorted(name for name in await services.catalog.names() if caller.sees(name))
         seen = await services.ticket_list.seen(caller)
-    return {"given": given, "states": list(State), "models": models, "seen": seen}
+        keys = [key for key in await services.keys.seen_by(caller) if key["owner_id"] == caller.owner_id]
+    return {"given": given, "states": list(State), "models": models, "seen": seen, "keys": keys}

@@ -69,6 +69,7 @@ _NAMED = {
     "state": "r.status",
     "model": "r.model",
     "server": "r.server",
+    "key": "r.key_id::text",
     "error": "r.error_code",
     "reference": "r.client_reference",
     # Of a chat of the console, whichever.
@@ -168,7 +169,7 @@ WHERE ($4::text IS NULL OR is_in.state = $4) AND ($5::text IS NULL OR r.model = 
       WHERE said.text ILIKE ALL ($13::text[])
         AND to_tsvector('simple', {spaced("said.text")}) @@ plainto_tsquery('simple', {spaced("$12::text")})
   ))
-  AND ($15::text IS NULL OR r.error_code IS DISTINCT FROM $15)
+  AND ($15::text IS NULL OR r.error_code IS DISTINCT FROM $15) AND ($17::uuid IS NULL OR r.key_id = $17)
 ORDER BY looked.id DESC LIMIT $16) AS ids,
 (SELECT count(*) FROM unread) < {UNREAD} AND (SELECT count(*) FROM ended) < {LOOKED_AT} AS all_ended,
 (SELECT count(*) FROM pending) < 2 * {LOOKED_AT} AS all_pending
@@ -194,6 +195,7 @@ class Wanted:
     state: str | None = None
     model: str | None = None
     server: str | None = None
+    key_id: UUID | None = None
     error_code: str | None = None
     # Those with this one are left out.
     but_error_code: str | None = None
@@ -210,6 +212,7 @@ class Wanted:
             "state": self.state,
             "model": self.model,
             "server": self.server,
+            "key": None if self.key_id is None else str(self.key_id),
             "error": self.error_code,
             "reference": self.reference,
             "batch": None if self.batch_id is None else str(self.batch_id),
@@ -280,6 +283,7 @@ class WordStore:
                 wanted.of_chats,
                 wanted.but_error_code,
                 limit,
+                wanted.key_id,
             )
         return Rest(row["ids"], row["all_ended"], row["all_pending"])
 

@@ -47,6 +47,8 @@ class Search:
     reference: str | None = None
     batch_id: UUID | None = None
     server: str | None = None
+    # That they were sent with.
+    key_id: UUID | None = None
     error_code: str | None = None
     text: str | None = None
     # A path into the metadata of the prompt, and what stands there as text.
@@ -63,6 +65,7 @@ class Search:
         ordered = (self.state, self.model, self.reference, self.batch_id)
         return bool(
             self.server
+            or self.key_id
             or self.error_code
             or self.text
             or self.metadata
@@ -280,6 +283,7 @@ def _wanted(caller: Caller, search: Search, before: UUID | None = None) -> Wante
         state=State.FAILED if cancelled else search.state,
         model=search.model,
         server=search.server,
+        key_id=search.key_id,
         error_code=CANCELLED if cancelled else search.error_code,
         but_error_code=CANCELLED if search.state is State.FAILED else None,
         reference=search.reference,

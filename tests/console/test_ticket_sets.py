@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
@@ -129,3 +130,21 @@ async def test_a_form_sent_twice_runs_them_once_and_strangers_get_nothing(guarde
     async with logged_in(guarded, bob) as client:
         for kind in ("jsonl", "csv"):
             assert "secret" not in (await client.get(f"/console/tickets/export?kind={kind}")).text
+
+
+async def test_tickets_are_found_by_the_key_they_were_sent_with(guarded: Service, make_key: MakeKey) -> None:
+    nightly, product = await make_key("nightly", owner="team"), await make_key("product", owner="team")
+    await make_key("of a stranger")
+    for key, answer in ((nightly, "by night"), (product, "by day")):
+        guarded.client.headers.update(bearer(key))
+        await guarded.run(emit(answer), "chat")
+    async with logged_in(guarded, product) as client:
+        page = (await client.get("/console/tickets")).text
+        offered = {name: id_ for id_, name in re.findall(r'<option value="([\w-]+)">(\w+) …', page)}
+        assert set(offered) == {"nightly", "product"}
+        for name, text, other in (("nightly", "by night", "by day"), ("product", "by day", "by night")):
+            found = (await client.get("/console/tickets", params={"key": offered[name]})).text
+            assert (text in found, other in found) == (True, False)
+            assert f'<option value="{offered[name]}" selected>{name} …' in found
+        refused = await client.get("/console/tickets", params={"key": "nightly"})
+        assert (refused.status_code, "is the id of a key" in refused.text) == (422, True)

@@ -95,8 +95,9 @@ async def found(database: Database, search: Search, caller: Caller = ME) -> list
 
 @pytest.mark.parametrize("made", [True, False])
 async def test_words_and_properties_find_what_has_them(database: Database, tickets: Tickets, made: bool) -> None:
+    key, another = uuid7(), uuid7()
     path = await tickets.make(
-        Prompt("See /etc/hosts, and/or foo_bar (gpt-4.1)"), "It's <b>done</b>.", ago=10, server="gpu1"
+        Prompt("See /etc/hosts, and/or foo_bar (gpt-4.1)"), "It's <b>done</b>.", ago=10, server="gpu1", key_id=key
     )
     chat = await tickets.make(
         Prompt(messages=CHAT), "Yes", ago=7200, metadata={"source": {"name": "tests"}, "tags": ["a", 7]}
@@ -105,7 +106,7 @@ async def test_words_and_properties_find_what_has_them(database: Database, ticke
         Prompt("Überall 東京都"), ago=86_400, error_code="engine_error", client_reference="r'1\\"
     )
     others = await tickets.make(Prompt("heron"), "heron", owner_id=1, server="gpu1")
-    waits = await tickets.make(Prompt("A heron waits"), ago=30, metadata={"source": {"name": "tests"}})
+    waits = await tickets.make(Prompt("A heron waits"), ago=30, metadata={"source": {"name": "tests"}}, key_id=key)
     if made:
         await add_words(WordStore(database))
     for search, expected in (
@@ -121,6 +122,9 @@ async def test_words_and_properties_find_what_has_them(database: Database, ticke
         (Search(text="東京"), [failed]),
         (Search(text="broke"), [failed]),
         (Search(server="gpu1"), [path]),
+        (Search(key_id=key), [path, waits]),
+        (Search(key_id=key, state=State.QUEUED), [waits]),
+        (Search(key_id=another), []),
         (Search(error_code="engine_error"), [failed]),
         (Search(error_code="engine"), []),
         (Search(reference="r'1\\", state=State.FAILED), [failed]),

@@ -228,9 +228,10 @@ async def test_a_flood_ends_and_fills_no_memory(name: str) -> None:
             beats += 1
 
     beating = asyncio.create_task(heart())
-    started = time.monotonic()
+    # Of this thread's own work: a machine that is busy with other things stops the heart as well.
+    started = time.thread_time()
     error = await fault(behaviour, timeouts=Timeouts(**timeouts))
-    seconds = time.monotonic() - started
+    seconds = time.thread_time() - started
     beating.cancel()
     assert error.code == code
     assert len(error.message) < 600

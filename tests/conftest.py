@@ -14,6 +14,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 import pytest_asyncio
+from hypothesis import HealthCheck, settings
 
 from app.config import Settings
 from app.db.engine import Database, open_database
@@ -44,6 +45,10 @@ FIRST = (
     "test_several_hosts.py",
     "local/test_interpreters.py",
 )
+
+# What is tried is right or wrong, however long a busy machine takes for it.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 # Nothing of the environment a test runs in may reach the code under test.
 for name in Settings.model_fields:

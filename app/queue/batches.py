@@ -19,6 +19,8 @@ from app.queue.ticket import CANCELLED, Idempotency
 FAILURES_READ, MESSAGE_CHARS = 10_000, 500
 # In the metadata of a batch that tries the failed lines of another one again, whose id it is as clients know it.
 RETRY_OF = "retry_of"
+# The id {} of a batch as clients know it, in SQL: `openai.ids.object_id`.
+KNOWN_AS = "'batch_' || replace({}::text, '-', '')"
 # Of the owner's batches that came after one, so many are looked at for those that tried its lines again.
 LATER_READ = 1000
 
@@ -86,7 +88,7 @@ ORDER BY attempt_token IS NULL, id LIMIT 1
 WITH_FAILURES = f"""
 SELECT {COLUMNS}, (SELECT filename FROM files f WHERE f.id = input_file_id) AS filename FROM batches
 WHERE owner_id = $1 AND id >= $2 AND (failed > 0 AND status NOT IN ('cancelling', 'cancelled') OR status = 'failed')
-  AND 'batch_' || replace(id::text, '-', '') NOT IN (
+  AND {KNOWN_AS.format("id")} NOT IN (
       SELECT metadata ->> '{RETRY_OF}' FROM batches
       WHERE owner_id = $1 AND id >= $2 AND metadata ->> '{RETRY_OF}' IS NOT NULL
   )
@@ -95,7 +97,7 @@ ORDER BY id DESC LIMIT $3
 RETRIES = f"""
 SELECT {COLUMNS} FROM (
     SELECT * FROM batches WHERE owner_id = $1 AND id > $2 ORDER BY id LIMIT {LATER_READ}
-) later WHERE metadata ->> '{RETRY_OF}' = 'batch_' || replace($2::uuid::text, '-', '') ORDER BY id LIMIT $3
+) later WHERE metadata ->> '{RETRY_OF}' = {KNOWN_AS.format("$2::uuid")} ORDER BY id LIMIT $3
 """
 FAILED_LINES = """
 SELECT batch_line FROM results
